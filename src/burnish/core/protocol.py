@@ -1,0 +1,161 @@
+"""The component protocol, version 1: the models that a component and the platform exchange over HTTP.
+
+===========================  ==========================================================
+``GET /health``              :class:`Health`
+``GET /describe``            :class:`Description`
+``POST /jobs/validate``      :class:`JobRequest` -> :class:`Validation`
+``POST /jobs``               :class:`JobRequest` -> :class:`JobView` (the same id twice is the same job)
+``GET /jobs/{id}``           :class:`JobView`
+``GET /jobs/{id}/events``    Server-sent events; each ``data`` is an :class:`Event`
+``POST /jobs/{id}/cancel``   :class:`JobView`; an unknown id leaves a tombstone, so that it can never start
+``POST /jobs/{id}/pause``    :class:`JobView`
+``POST /jobs/{id}/resume``   :class:`JobView`
+===========================  ==========================================================
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from burnish.core.errors import ErrorBody, FieldProblem
+from burnish.core.specs.base import ArtifactRef, Resources
+from burnish.core.states import JobState
+
+PROTOCOL_VERSION = "1"
+
+ComponentType = Literal[
+    "data_management", "fine_tuning", "hyperparameter_optimization", "compression", "evaluation", "model_serving"
+]
+COMPONENT_TYPES: tuple[ComponentType, ...] = (
+    "data_management", "fine_tuning", "hyperparameter_optimization", "compression", "evaluation", "model_serving",
+)  # fmt: skip
+
+CALLER_HEADER = "burnish-caller"
+"""Carries the caller as a short-lived signed token; never trusted from outside."""
+DEADLINE_HEADER = "burnish-deadline"
+"""Unix time in seconds, with a fraction, after which nobody waits for the answer."""
+TRACE_HEADER = "traceparent"
+"""W3C trace context."""
+
+
+class Message(BaseModel):
+    """Base of protocol messages. Unknown fields are kept out but do not fail, so that versions can differ."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Health(Message):
+    """Liveness and load."""
+
+    status: Literal["ok", "degraded"] = "ok"
+    load: float = Field(default=0.0, ge=0, description="Admitted work by capacity; 1 is full")
+    running_jobs: int = 0
+    queued_jobs: int = 0
+    waiting_for: str | None = Field(default=None, description="What it waits for, in words")
+
+
+class KindOffer(Message):
+    """One job kind as `/describe` offers it."""
+
+    name: str
+    summary: str = ""
+    spec_schema: dict[str, Any] = Field(description="JSON Schema of the spec")
+    result_schema: dict[str, Any] = Field(description="JSON Schema of the result")
+    heavy: bool = Field(default=True, description="Runs in a host process of its own")
+    pausable: bool = False
+
+
+class Description(Message):
+    """What a component is and offers."""
+
+    component_type: str
+    version: str
+    protocol_version: str = PROTOCOL_VERSION
+    kinds: tuple[KindOffer, ...] = ()
+    routes: tuple[str, ...] = Field(default=(), description="Path prefixes that the gateway passes to this component")
+
+
+class JobRequest(Message):
+    """A job to validate or to accept."""
+
+    job_id: str = Field(default="", description="Given by the caller; empty only for validation")
+    kind: str
+    spec: dict[str, JsonValue]
+    project_id: str = "default"
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher first")
+    resources: Resources | None = Field(default=None, description="Instead of what the kind would ask for")
+    partial: bool = Field(
+        default=False,
+        description="For validation of a step whose inputs are other steps' results: fields named in `unresolved` are not there yet",
+    )
+    unresolved: tuple[str, ...] = Field(default=(), description="Dotted paths in `spec` that are filled in later")
+    origin: str | None = Field(default=None, description="The execution that this job belongs to")
+
+
+class Validation(Message):
+    """The answer to `POST /jobs/validate`."""
+
+    problems: tuple[FieldProblem, ...] = ()
+    spec: dict[str, JsonValue] | None = Field(default=None, description="The spec with its defaults filled in")
+    resources: Resources | None = None
+    seconds: float | None = Field(default=None, description="Estimated run time")
+
+
+class Progress(Message):
+    """How far a job is."""
+
+    done: float = 0
+    total: float = 0
+    unit: str = "steps"
+    phase: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict, description="The latest value of each metric")
+    seconds_left: float | None = None
+
+
+class JobView(Message):
+    """A job as its component answers it."""
+
+    job_id: str
+    kind: str
+    state: JobState
+    project_id: str = "default"
+    pending_reason: str | None = Field(default=None, description="Why a queued job has not started")
+    progress: Progress | None = None
+    result: dict[str, JsonValue] | None = None
+    error: ErrorBody | None = None
+    artifacts: tuple[ArtifactRef, ...] = ()
+    cancel_requested: bool = False
+    restarts: int = Field(default=0, description="Times its host was lost and started again")
+    pid: int | None = None
+    resources: Resources | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+EventType = Literal["state", "progress", "metric", "log", "artifact", "checkpoint", "action"]
+
+
+class Event(Message):
+    """One line of the event log."""
+
+    id: str = Field(description="Cursor; send it back as `Last-Event-ID`")
+    subject: str = Field(description="Id of the object that it is about")
+    type: EventType
+    at: datetime
+    data: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Registration(Message):
+    """Body of `POST /platform/components/register`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    component_id: str = Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")
+    component_type: str = Field(min_length=1, max_length=100, pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(min_length=1, max_length=255)
+    version: str = Field(min_length=1, max_length=50)
+    health_endpoint: str = Field(min_length=1, max_length=500)
+    api_endpoint: str = Field(min_length=1, max_length=500)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
