@@ -44,6 +44,9 @@ def to_example(row: Mapping[str, Any], form: DatasetFormat, instruction: str | N
     if form == "chat":
         messages: list[ChatMessage] = list(row["messages"])
         if not messages or messages[-1]["role"] != "assistant":
-            raise BadData(f"{where}: the last message is not the assistant's", hint="end each conversation with the answer to learn")
+            raise BadData(
+                f"{where}: the last message is not the assistant's",
+                hint="end each conversation with the answer to learn",
+            )
         return {"prompt": messages[:-1], "completion": messages[-1]["content"]}
     raise BadData(f"{where}: plain text has no completion", hint="use the task `perplexity`, or train on it as text")

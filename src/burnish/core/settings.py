@@ -19,7 +19,9 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=lambda: Path.home() / ".burnish", description="Where everything lives")
     host: str = Field(default="127.0.0.1", description="Address to bind to")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to bind to; 0 picks a free one")
-    database_url: SecretStr | None = Field(default=None, description="`postgresql://...`; SQLite in the home by default")
+    database_url: SecretStr | None = Field(
+        default=None, description="`postgresql://...`; SQLite in the home by default"
+    )
     redis_url: SecretStr | None = Field(default=None, description="`redis://...`; none by default")
     artifact_url: str | None = Field(default=None, description="`file:///...`; a folder in the home by default")
     components: str = Field(default="all", description="Comma-separated component types and `platform`, or `all`")

@@ -131,9 +131,7 @@ JOB: Mapping[JobState, frozenset[JobState]] = {
 }
 """``running -> queued``: its host was lost and the job is started again from its last checkpoint."""
 
-INSTANCE: Mapping[InstanceState, frozenset[InstanceState]] = {
-    state: frozenset(set(_I) - {state}) for state in _I
-}
+INSTANCE: Mapping[InstanceState, frozenset[InstanceState]] = {state: frozenset(set(_I) - {state}) for state in _I}
 
 DEPLOYMENT: Mapping[DeploymentState, frozenset[DeploymentState]] = {
     _D.PENDING: frozenset({_D.UPDATING, _D.READY, _D.FAILED, _D.STOPPED}),
@@ -161,9 +159,7 @@ REPLICA: Mapping[ReplicaState, frozenset[ReplicaState]] = {
 }
 
 
-def check(
-    machine: Mapping[State, frozenset[State]], old: State, new: State, what: str
-) -> None:
+def check(machine: Mapping[State, frozenset[State]], old: State, new: State, what: str) -> None:
     """Raise :class:`Conflict` unless ``machine`` allows ``old -> new`` for the object named ``what``."""
     if new not in machine[old]:
         allowed = ", ".join(sorted(machine[old])) or "nothing: it has ended"

@@ -4,7 +4,7 @@ from burnish.core.specs.base import ArtifactKind, ArtifactRef, Estimate, Resourc
 from burnish.core.specs.compression import CompressionResult, CompressionSpec
 from burnish.core.specs.data import DatasetCard, DatasetFormat, SplitResult, SplitSpec
 from burnish.core.specs.evaluation import EvaluationResult, EvaluationSpec, PairedDifference, ServedAs
-from burnish.core.specs.fine_tuning import FineTuningResult, FineTuningSpec, ImportModelSpec, ImportModelResult
+from burnish.core.specs.fine_tuning import FineTuningResult, FineTuningSpec, ImportModelResult, ImportModelSpec
 from burnish.core.specs.model import ModelCard
 from burnish.core.specs.serving import DeployResult, DeploySpec, EngineName
 

@@ -1,4 +1,4 @@
-"""Datasets: the card inside a dataset artifact, and the ``split`` kind.
+r"""Datasets: the card inside a dataset artifact, and the ``split`` kind.
 
 A dataset artifact holds ``data.jsonl`` (UTF-8, one canonical row a line, ``\\n``) and ``dataset.json`` (the card).
 Canonical rows: classification ``{"text", "label"}``; prompt_completion ``{"prompt", "completion"}``;

@@ -53,7 +53,9 @@ class FineTuningSpec(Spec):
     on_truncation: Literal["fail", "drop"] = Field(
         default="drop", description="An example longer than `max_length`: an error, or dropped and counted"
     )
-    instruction: str | None = Field(default=None, description="For classification rows; made from the labels by default")
+    instruction: str | None = Field(
+        default=None, description="For classification rows; made from the labels by default"
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     seed: int = 0
     checkpoint_steps: int = Field(default=50, ge=1, description="Steps between checkpoints")
