@@ -1,0 +1,330 @@
+"""The database: SQLite (WAL, one server) or PostgreSQL (several servers), behind one small interface.
+
+``write()`` is the unit of work: it commits as it is left normally and rolls back on any exception. On SQLite there is
+one writer at a time (the write pool holds one connection and begins with ``BEGIN IMMEDIATE``, so that a transaction
+never fails half-way for want of the lock). On PostgreSQL a frozen server holds nobody up: ``lock_timeout`` and
+``idle_in_transaction_session_timeout`` are short.
+"""
+
+import asyncio
+import errno
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+import asyncpg
+from sqlalchemy import JSON, DateTime, MetaData, event
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Connection, Dialect, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import Float, TypeDecorator
+
+from burnish.core.errors import OutOfDisk, Unavailable
+
+_CHANNEL = "burnish"
+_CALLBACKS = "burnish_after_commit"
+_LOCK_TIMEOUT_MS = 5_000
+
+JsonB = JSON().with_variant(JSONB(), "postgresql")
+"""Column type for JSON documents."""
+
+
+class Base(DeclarativeBase):
+    """Every table derives from this, so that one metadata holds them all."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime: ``timestamptz`` on PostgreSQL, UTC without zone on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive datetimes; store UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone cannot be stored")
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def utcnow() -> datetime:
+    """This process's clock, for what people read. Leases use :class:`epoch_now`."""
+    return datetime.now(UTC)
+
+
+class epoch_now(FunctionElement[float]):  # noqa: N801 - it reads as a SQL function
+    """The database's own clock, in seconds since 1970."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(epoch_now, "postgresql")
+def _epoch_now_postgresql(element: epoch_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(extract(epoch from clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+@compiles(epoch_now, "sqlite")
+def _epoch_now_sqlite(element: epoch_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+class Topic:
+    """Something that loops wait for. ``version`` rises with each notice, so that none is missed between waits."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def notify(self) -> None:
+        """Wake everybody who waits. Call it in the event loop's thread."""
+        self.version += 1
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self, since: int, timeout: float) -> bool:
+        """Wait until ``version`` differs from ``since``; return False after ``timeout`` seconds without."""
+        if self.version != since:
+            return True
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters.discard(waiter)
+        return True
+
+
+class Database:
+    """One database, opened by URL (``sqlite+aiosqlite:///...`` or ``postgresql+asyncpg://...``)."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = url
+        self._topics: dict[str, Topic] = {}
+        self._outgoing: set[str] = set()
+        self._notifier: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._send = asyncio.Event()
+        if url.startswith("sqlite"):
+            self.dialect: Literal["sqlite", "postgresql"] = "sqlite"
+            self._readers = _sqlite_engine(url, pool_size, "BEGIN")
+            self._writers = _sqlite_engine(url, 1, "BEGIN IMMEDIATE")
+        else:
+            self.dialect = "postgresql"
+            self._readers = self._writers = _postgresql_engine(url, pool_size)
+        self._read_sessions = async_sessionmaker(self._readers, expire_on_commit=False, autoflush=False)
+        self._write_sessions = async_sessionmaker(self._writers, expire_on_commit=False)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine that writes (for migrations)."""
+        return self._writers
+
+    def read(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """A session for reading: one consistent view, rolled back at its end.
+
+        Raises:
+            Unavailable: the database cannot be reached.
+        """
+        return self._session(self._read_sessions, commit=False)
+
+    def write(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """The unit of work: commits at its end, rolls back on any exception.
+
+        Raises:
+            Unavailable: the database cannot be reached, or a lock was not had in time.
+            OutOfDisk: the database's disk is full.
+        """
+        return self._session(self._write_sessions, commit=True)
+
+    @asynccontextmanager
+    async def _session(
+        self, sessions: async_sessionmaker[AsyncSession], *, commit: bool
+    ) -> AsyncIterator[AsyncSession]:
+        try:
+            async with sessions() as session:
+                session.info["burnish_database"] = self
+                yield session
+                if commit:
+                    await session.commit()
+                else:
+                    await session.rollback()
+        except (DBAPIError, OSError, PoolTimeoutError) as error:
+            if (typed := _typed(error)) is not None:
+                raise typed from error
+            raise
+        for callback in session.info.get(_CALLBACKS, ()):
+            callback()
+
+    def topic(self, name: str) -> Topic:
+        """Return the topic of this name, made on first use."""
+        return self._topics.setdefault(name, Topic())
+
+    def publish(self, name: str) -> None:
+        """Wake waiters on a topic here and, as a hint that may be lost, in other processes."""
+        self.topic(name).notify()
+        if self._notifier is not None:
+            self._outgoing.add(name)
+            self._send.set()
+
+    async def start(self) -> None:
+        """Start passing notices between processes (PostgreSQL); waiting works without, by polling."""
+        if self.dialect == "postgresql" and self._notifier is None:
+            self._notifier = asyncio.create_task(self._notify_others(), name="database-notify")
+            self._listener = asyncio.create_task(self._listen(), name="database-listen")
+
+    async def dispose(self) -> None:
+        """Close every connection."""
+        for task in (self._notifier, self._listener):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._notifier = self._listener = None
+        await self._readers.dispose()
+        if self._writers is not self._readers:
+            await self._writers.dispose()
+
+    def _dsn(self) -> str:
+        return make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    async def _notify_others(self) -> None:
+        """Send collected topics on a connection of its own: a NOTIFY inside a transaction would serialize commits."""
+        connection: asyncpg.Connection | None = None
+        while True:
+            await self._send.wait()
+            self._send.clear()
+            topics, self._outgoing = self._outgoing, set()
+            try:
+                if connection is None or connection.is_closed():
+                    connection = await asyncpg.connect(self._dsn(), timeout=5)
+                await connection.executemany("SELECT pg_notify($1, $2)", [(_CHANNEL, topic) for topic in topics])
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                connection = None
+                await asyncio.sleep(0.5)
+            except asyncio.CancelledError:
+                if connection is not None:
+                    connection.terminate()
+                raise
+
+    async def _listen(self) -> None:
+        def heard(_connection: Any, _pid: int, _channel: str, topic: str) -> None:
+            self.topic(topic).notify()
+
+        while True:
+            connection: asyncpg.Connection | None = None
+            try:
+                connection = await asyncpg.connect(self._dsn(), timeout=5)
+                await connection.add_listener(_CHANNEL, heard)
+                while not connection.is_closed():
+                    await asyncio.sleep(5)
+                    await connection.fetchval("SELECT 1", timeout=5)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                await asyncio.sleep(0.5)
+            finally:
+                if connection is not None:
+                    connection.terminate()
+
+
+def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
+    """Call ``callback`` once the session's unit of work has committed; never if it rolls back."""
+    session.info.setdefault(_CALLBACKS, []).append(callback)
+
+
+async def notify(session: AsyncSession, topic: str) -> None:
+    """Wake waiters on ``topic`` after the commit: at once in this process, soon in others."""
+    database = cast(Database, session.info["burnish_database"])
+    sent: set[str] = session.info.setdefault("burnish_topics", set())
+    if topic not in sent:
+        sent.add(topic)
+        after_commit(session, lambda: database.publish(topic))
+
+
+def _sqlite_engine(url: str, size: int, begin: str) -> AsyncEngine:
+    engine = create_async_engine(
+        url, pool_size=size, max_overflow=0, pool_timeout=30, connect_args={"timeout": 10, "isolation_level": None}
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _postgresql_engine(url: str, size: int) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=size,
+        max_overflow=size,
+        pool_timeout=10,
+        connect_args={
+            "timeout": 5,
+            "command_timeout": 30,
+            "server_settings": {
+                "application_name": "burnish",
+                "lock_timeout": str(_LOCK_TIMEOUT_MS),
+                "idle_in_transaction_session_timeout": str(_LOCK_TIMEOUT_MS),
+                "jit": "off",
+            },
+        },
+    )
+
+
+def _typed(error: Exception) -> Unavailable | OutOfDisk | None:
+    """Return the typed error for trouble with the database itself; None for a fault of ours."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    text = str(original)
+    full = isinstance(original, OSError) and original.errno == errno.ENOSPC
+    if full or "disk is full" in text or "No space left" in text:
+        return OutOfDisk("the database's disk is full", hint="free space on the database's disk; nothing was written")
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    if lost or isinstance(error, OSError | PoolTimeoutError | OperationalError | InterfaceError):
+        transient = ("locked", "unable to open", "disk I/O")
+        if isinstance(original, sqlite3.OperationalError) and not any(word in text for word in transient):
+            return None  # a missing table, a syntax error: ours
+        return Unavailable(f"the database does not answer: {text or type(original).__name__}",
+                           hint="check that it runs and can be reached; the request can be sent again", retry_after=2)  # fmt: skip
+    name = type(getattr(original, "__cause__", None) or original).__name__
+    if name in {"LockNotAvailableError", "DeadlockDetectedError", "IdleInTransactionSessionTimeoutError", "SerializationError",
+                "AdminShutdownError", "CrashShutdownError", "CannotConnectNowError", "TooManyConnectionsError",
+                "ConnectionDoesNotExistError", "InterfaceError"}:  # fmt: skip
+        return Unavailable(f"the database is busy: {text}", hint="send the request again", retry_after=1)
+    return None

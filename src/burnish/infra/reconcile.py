@@ -1,0 +1,375 @@
+"""The one pattern for everything that takes time: rows that a reconciler advances, again and again.
+
+A row of a :class:`Reconciled` table is *due* when ``due_at`` has passed and nobody holds its lease. A
+:class:`Reconciler` claims due rows (one transaction gives back the leases of turns that ended and takes new ones),
+runs a *turn* on each and parks the row until its next time, or until :func:`wake`.
+
+What holds at any moment, in any process: a turn's writes commit only if its lease is still held, checked **in the same
+transaction** (:meth:`Turn.write`); the lease's token is unique to the claim, so that a process which was frozen
+and thawed cannot write; leases are timed by the database's clock and renewed by a thread and connection of its own, so
+that a busy event loop loses nothing; a wake during a turn is never lost (``wakes`` is compared when the lease is given back).
+On SQLite there is one server, so its leases do not expire: :meth:`Reconciler.start` takes over all that a dead
+incarnation left.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from sqlalchemy import ColumnElement, Float, Integer, String, and_, bindparam, case, func, inspect, or_, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from burnish.core.errors import Unavailable
+from burnish.infra.database import Database, epoch_now, notify
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_NEVER = 1e12
+_BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Reconciled:
+    """Columns of a table whose rows a reconciler advances. The table must have a one-column string primary key."""
+
+    due_at: Mapped[float | None] = mapped_column(Float, default=0.0, index=True)
+    """When the next turn is due, in epoch seconds of the database's clock; NULL is parked until woken."""
+    lease_owner: Mapped[str | None] = mapped_column(String(80), default=None)
+    lease_until: Mapped[float | None] = mapped_column(Float, default=None)
+    wakes: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+
+
+class LeaseLost(Exception):
+    """Another process holds the row now; what this turn wanted to write is dropped."""
+
+
+async def wake(session: AsyncSession, table: type[Any], key: str) -> None:
+    """Make a row due now, within the caller's unit of work."""
+    column = _key(table)
+    await session.execute(
+        update(table)
+        .where(column == key)
+        .values(wakes=table.wakes + 1, due_at=case((func.coalesce(table.due_at, _NEVER) > epoch_now(), epoch_now()), else_=table.due_at))
+        .execution_options(synchronize_session=False)
+    )  # fmt: skip
+    await announce(session, table)
+
+
+async def announce(session: AsyncSession, table: type[Any]) -> None:
+    """Tell the table's reconcilers, after the commit, that rows became due (a row just inserted, say)."""
+    await notify(session, _topic(table))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One go at one row, under a lease."""
+
+    key: str
+    _reconciler: "Reconciler"
+    _token: str
+
+    def read(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """A session for reading."""
+        return self._reconciler.database.read()
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A fenced unit of work: commits only while the lease is held.
+
+        Raises:
+            LeaseLost: another process has the row; let it pass through the turn function.
+        """
+        async with self._reconciler.database.write() as session:
+            await self._reconciler.fence(session, self.key, self._token)
+            yield session
+
+
+@dataclass(frozen=True)
+class _Ended:
+    key: str
+    token: str
+    wakes: int
+    delay: float | None
+
+
+class Reconciler:
+    """Claims due rows of one table and gives each a turn, ``concurrency`` at a time.
+
+    ``turn`` returns the seconds until the row's next turn, or None to park it until it is woken. A turn that
+    raises is logged and tried again with backoff; it must be safe to run again from what the rows say.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        table: type[Any],
+        turn: Callable[[Turn], Awaitable[float | None]],
+        *,
+        name: str,
+        owner: str | None = None,
+        lease_seconds: float = 10.0,
+        concurrency: int = 16,
+        where: ColumnElement[bool] | None = None,
+    ) -> None:
+        self.database = database
+        self.name = name
+        self.beats = 0
+        """Rises with every look at the table; readiness watches it."""
+        self._table = table
+        self._turn = turn
+        self._owner = f"{owner or 'server'}.{secrets.token_hex(4)}"
+        self._lease = lease_seconds
+        self._concurrency = concurrency
+        self._where = where
+        self._claims = itertools.count(1)
+        self._topic = database.topic(_topic(table))
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._ended: list[_Ended] = []
+        self._failures: dict[str, int] = {}
+        self._loop: asyncio.Task[None] | None = None
+        self._renewer = _Renewer(database, table, lease_seconds) if database.dialect == "postgresql" else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its loop runs."""
+        return self._loop is not None and not self._loop.done()
+
+    async def start(self) -> None:
+        """Start the loop. On SQLite, first take over what a dead incarnation of this server had leased."""
+        if self.database.dialect == "sqlite":
+            statement = (
+                update(self._table)
+                .where(self._table.lease_owner.is_not(None))
+                .values(lease_owner=None, lease_until=None, due_at=0.0)
+            )
+            if self._where is not None:
+                statement = statement.where(self._where)
+            async with self.database.write() as session:
+                await session.execute(statement.execution_options(synchronize_session=False))
+        if self._renewer is not None:
+            self._renewer.start()
+        self._loop = asyncio.create_task(self._run(), name=f"reconcile-{self.name}")
+
+    async def stop(self) -> None:
+        """Let running turns end (briefly), give their leases back and stop."""
+        if self._loop is None:
+            return
+        self._loop.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._loop
+        self._loop = None
+        if self._running:
+            _, late = await asyncio.wait(self._running.values(), timeout=5)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+        with suppress(Unavailable):
+            await self._exchange(0)
+        if self._renewer is not None:
+            await asyncio.to_thread(self._renewer.stop)
+
+    async def fence(self, session: AsyncSession, key: str, token: str) -> None:
+        """Lock the row and check, in this transaction, that ``token`` still holds it."""
+        column = _key(self._table)
+        statement = select(column).where(
+            column == key, self._table.lease_owner == token, self._table.lease_until > epoch_now()
+        )
+        if self.database.dialect == "postgresql":
+            statement = statement.with_for_update()
+        if (await session.execute(statement)).first() is None:
+            raise LeaseLost(f"{self.name}: {key} is held by another process")
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            seen = self._topic.version
+            free = self._concurrency - len(self._running)
+            try:
+                claimed = await self._exchange(free) if free > 0 or self._ended else []
+                failures = 0
+            except Unavailable as error:
+                log.warning("%s: %s", self.name, error.message)
+                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, 4)])
+                failures += 1
+                continue
+            except Exception:
+                log.exception("%s: the claim failed", self.name)
+                await asyncio.sleep(1)
+                continue
+            self.beats += 1
+            for key, wakes, token in claimed:
+                self._start_turn(key, wakes, token)
+            if claimed and len(claimed) == free:
+                seen = self._topic.version if len(self._running) >= self._concurrency else -1
+            await self._topic.wait(seen, _POLL_SECONDS)
+
+    async def _exchange(self, free: int) -> list[tuple[str, int, str]]:
+        """Give back ended leases and claim due rows, in one transaction; cheap when there is nothing to do."""
+        due = self._due_keys(free)
+        ended, self._ended = self._ended, []
+        if not ended:
+            if free <= 0:
+                return []
+            async with self.database.read() as session:
+                if (await session.execute(due.limit(1))).first() is None:
+                    return []
+        try:
+            async with self.database.write() as session:
+                await self._give_back(session, ended)
+                claimed = await self._claim(session, free) if free > 0 else []
+        except BaseException:
+            self._ended = ended + self._ended
+            raise
+        for one in ended:
+            if one.delay is not None and one.delay < _POLL_SECONDS:
+                asyncio.get_running_loop().call_later(one.delay, self._topic.notify)
+        return claimed
+
+    def _due_keys(self, limit: int) -> Any:
+        table = self._table
+        due = and_(table.due_at <= epoch_now(), or_(table.lease_until.is_(None), table.lease_until < epoch_now()))
+        statement = select(_key(table)).where(due).order_by(table.due_at).limit(limit)
+        return statement if self._where is None else statement.where(self._where)
+
+    async def _claim(self, session: AsyncSession, free: int) -> list[tuple[str, int, str]]:
+        table, column = self._table, _key(self._table)
+        token = f"{self._owner}#{next(self._claims)}"
+        due = self._due_keys(free)
+        if self.database.dialect == "postgresql":
+            due = due.with_for_update(skip_locked=True)
+            until: Any = epoch_now() + self._lease
+        else:
+            until = _NEVER
+        statement = (
+            update(table)
+            .where(column.in_(due.scalar_subquery()))
+            .values(lease_owner=token, lease_until=until)
+            .returning(column, table.wakes)
+            .execution_options(synchronize_session=False)
+        )
+        return [(key, wakes, token) for key, wakes in (await session.execute(statement)).all()]
+
+    async def _give_back(self, session: AsyncSession, ended: list[_Ended]) -> None:
+        if not ended:
+            return
+        table, column = self._table, _key(self._table)
+        next_due = case(
+            (table.wakes != bindparam("seen"), epoch_now()),
+            (bindparam("delay", type_=Float) < 0, None),
+            else_=epoch_now() + bindparam("delay", type_=Float),
+        )
+        statement = (
+            update(table.__table__)
+            .where(column == bindparam("one"), table.lease_owner == bindparam("token"))
+            .values(lease_owner=None, lease_until=None, due_at=next_due)
+        )
+        connection = await session.connection()
+        rows = [
+            {"one": e.key, "token": e.token, "seen": e.wakes, "delay": -1.0 if e.delay is None else e.delay}
+            for e in ended
+        ]
+        await connection.execute(statement, rows)
+
+    def _start_turn(self, key: str, wakes: int, token: str) -> None:
+        if self._renewer is not None:
+            self._renewer.hold(key, token)
+        task = asyncio.create_task(self._take_turn(key, wakes, token), name=f"{self.name}-{key}")
+        self._running[token + key] = task
+
+    async def _take_turn(self, key: str, wakes: int, token: str) -> None:
+        delay: float | None = 0.0
+        lost = False
+        try:
+            delay = await self._turn(Turn(key, self, token))
+            self._failures.pop(key, None)
+        except LeaseLost as error:
+            log.info("%s", error)
+            lost = True
+        except Exception as error:
+            count = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = _BACKOFF_SECONDS[min(count, len(_BACKOFF_SECONDS)) - 1]
+            if isinstance(error, Unavailable):
+                log.warning("%s: %s: %s; again in %.1f s", self.name, key, error.message, delay)
+            else:
+                log.exception("%s: %s: the turn failed; again in %.1f s", self.name, key, delay)
+        finally:
+            self._running.pop(token + key, None)
+            if self._renewer is not None:
+                self._renewer.release(key)
+            if not lost:
+                self._ended.append(_Ended(key, token, wakes, delay))
+            self._topic.notify()
+
+
+class _Renewer:
+    """Renews held leases from a thread and connection of its own (PostgreSQL)."""
+
+    def __init__(self, database: Database, table: type[Any], lease_seconds: float) -> None:
+        self._dsn = make_url(database.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        name, key = table.__table__.name, _key(table).name
+        self._sql = (
+            f'UPDATE "{name}" SET lease_until = extract(epoch from clock_timestamp()) + $3 '  # noqa: S608 - names are ours
+            f'WHERE "{key}" = $1 AND lease_owner = $2 AND lease_until > extract(epoch from clock_timestamp())'
+        )
+        self._lease = lease_seconds
+        self._held: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def hold(self, key: str, token: str) -> None:
+        with self._lock:
+            self._held[key] = token
+
+    def release(self, key: str) -> None:
+        with self._lock:
+            self._held.pop(key, None)
+
+    def start(self) -> None:
+        self._stopping.clear()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="lease-renewer", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    async def _run(self) -> None:
+        connection: asyncpg.Connection | None = None
+        while not await asyncio.to_thread(self._stopping.wait, self._lease / 3):
+            with self._lock:
+                held = list(self._held.items())
+            if not held:
+                continue
+            try:
+                if connection is None or connection.is_closed():
+                    connection = await asyncpg.connect(self._dsn, timeout=2)
+                await connection.executemany(
+                    self._sql, [(key, token, self._lease) for key, token in held], timeout=self._lease
+                )
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                log.warning("leases were not renewed: %s", error)
+                if connection is not None:
+                    connection.terminate()
+                connection = None
+        if connection is not None:
+            connection.terminate()
+
+
+def _key(table: type[Any]) -> Any:
+    column = inspect(table).primary_key[0]
+    return getattr(table, column.key)
+
+
+def _topic(table: type[Any]) -> str:
+    return f"due:{table.__tablename__}"
