@@ -1,0 +1,189 @@
+"""The reconciler on both databases: claims, fences, wakes, takes over."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from sqlalchemy import String, select, update
+from sqlalchemy.orm import Mapped, mapped_column
+
+from burnish.infra.database import Base, Database, epoch_now
+from burnish.infra.reconcile import LeaseLost, Reconciled, Reconciler, Turn, announce, wake
+
+
+class Thing(Reconciled, Base):
+    __tablename__ = "test_things"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    count: Mapped[int] = mapped_column(default=0)
+
+
+@pytest.fixture
+async def things(database_url: str):  # type: ignore[no-untyped-def]
+    database = Database(database_url)
+    async with database.engine.begin() as connection:
+        await connection.run_sync(lambda sync: Thing.__table__.create(sync))  # type: ignore[attr-defined]
+    await database.start()
+    yield database
+    await database.dispose()
+
+
+async def add(database: Database, *keys: str) -> None:
+    async with database.write() as session:
+        session.add_all(Thing(id=key) for key in keys)
+        await announce(session, Thing)
+
+
+async def until(condition, timeout: float = 15) -> None:  # type: ignore[no-untyped-def]
+    async with asyncio.timeout(timeout):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def counts(database: Database) -> dict[str, int]:
+    async with database.read() as session:
+        return {thing.id: thing.count for thing in (await session.scalars(select(Thing))).all()}
+
+
+async def test_each_row_is_advanced_until_it_parks(things: Database) -> None:
+    async def turn(one: Turn) -> float | None:
+        async with one.write() as session:
+            thing = await session.get_one(Thing, one.key)
+            thing.count += 1
+            return None if thing.count >= 3 else 0
+
+    reconciler = Reconciler(things, Thing, turn, name="count", concurrency=4)
+    await reconciler.start()
+    await add(things, *(f"t{i}" for i in range(20)))
+    await until(lambda: _all_equal(things, 3))
+    await reconciler.stop()
+    async with things.read() as session:
+        left = (await session.scalars(select(Thing).where(Thing.lease_owner.is_not(None)))).all()
+    assert not left
+
+
+async def _all_equal(database: Database, value: int) -> bool:
+    return set((await counts(database)).values()) == {value}
+
+
+async def test_a_wake_during_a_turn_is_not_lost(things: Database) -> None:
+    seen = Counter[str]()
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def turn(one: Turn) -> float | None:
+        seen[one.key] += 1
+        inside.set()
+        if seen[one.key] == 1:
+            await go_on.wait()
+        return None
+
+    reconciler = Reconciler(things, Thing, turn, name="wakes")
+    await reconciler.start()
+    await add(things, "a")
+    await inside.wait()
+    async with things.write() as session:
+        await wake(session, Thing, "a")
+    go_on.set()
+
+    async def twice() -> bool:
+        return seen["a"] == 2
+
+    await until(twice)
+    async with things.write() as session:
+        await wake(session, Thing, "a")
+
+    async def thrice() -> bool:
+        return seen["a"] == 3
+
+    await until(thrice)
+    await reconciler.stop()
+
+
+async def test_a_write_whose_lease_was_taken_is_dropped(things: Database) -> None:
+    outcome: list[str] = []
+
+    async def turn(one: Turn) -> float | None:
+        if outcome:
+            return None
+        async with things.write() as session:  # another server took the row over
+            await session.execute(update(Thing).where(Thing.id == one.key).values(lease_owner="other", lease_until=epoch_now() + 60))
+        try:
+            async with one.write() as session:
+                (await session.get_one(Thing, one.key)).count = 99
+        except LeaseLost:
+            outcome.append("lost")
+            raise
+        return None
+
+    reconciler = Reconciler(things, Thing, turn, name="fence")
+    await reconciler.start()
+    await add(things, "a")
+
+    async def lost() -> bool:
+        return bool(outcome)
+
+    await until(lost)
+    await reconciler.stop()
+    assert await counts(things) == {"a": 0}
+
+
+async def test_a_turn_that_raises_is_tried_again(things: Database) -> None:
+    tries = Counter[str]()
+
+    async def turn(one: Turn) -> float | None:
+        tries[one.key] += 1
+        if tries[one.key] < 3:
+            raise RuntimeError("a fault in a turn")
+        async with one.write() as session:
+            (await session.get_one(Thing, one.key)).count = tries[one.key]
+        return None
+
+    reconciler = Reconciler(things, Thing, turn, name="raises")
+    await reconciler.start()
+    await add(things, "a")
+    await until(lambda: _all_equal(things, 3))
+    await reconciler.stop()
+
+
+async def test_another_server_takes_over_an_expired_lease(things: Database, database_url: str) -> None:
+    async with things.write() as session:
+        session.add(Thing(id="a", lease_owner="dead#1", lease_until=0.0 if things.dialect == "postgresql" else 1e12))
+
+    async def turn(one: Turn) -> float | None:
+        async with one.write() as session:
+            (await session.get_one(Thing, one.key)).count = 1
+        return None
+
+    reconciler = Reconciler(things, Thing, turn, name="heir", lease_seconds=1)
+    await reconciler.start()
+    await until(lambda: _all_equal(things, 1))
+    await reconciler.stop()
+
+
+async def test_two_reconcilers_never_hold_one_row_together(things: Database, database_url: str) -> None:
+    if things.dialect == "sqlite":
+        pytest.skip("SQLite has one server")
+    holding: set[str] = set()
+    clashes: list[str] = []
+
+    async def turn(one: Turn) -> float | None:
+        if one.key in holding:
+            clashes.append(one.key)
+        holding.add(one.key)
+        async with one.write() as session:
+            (await session.get_one(Thing, one.key)).count += 1
+        await asyncio.sleep(0.005)
+        holding.discard(one.key)
+        async with one.read() as session:
+            return None if (await session.get_one(Thing, one.key)).count >= 5 else 0
+
+    other = Database(database_url)
+    both = [Reconciler(d, Thing, turn, name="pair", lease_seconds=2) for d in (things, other)]
+    await add(things, *(f"t{i}" for i in range(30)))
+    for one in both:
+        await one.start()
+    await until(lambda: _all_equal(things, 5), 30)
+    for one in both:
+        await one.stop()
+    await other.dispose()
+    assert not clashes
