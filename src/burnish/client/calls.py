@@ -1,0 +1,168 @@
+"""Every operation of the API as a value, without input or output; the two clients send them.
+
+One function per operation: it says the method, the path and how the answer is read. Sync and async differ only in who
+sends the :class:`Call`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from pydantic import TypeAdapter
+
+from burnish.client import views
+from burnish.core.protocol import JobView
+
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Call(Generic[Answer]):
+    """One request and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Any], Answer]
+    query: Mapping[str, str | int | bool] = field(default_factory=dict)
+    json: Any = None
+    upload: Path | None = None
+    """A file whose bytes are streamed as the body."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = 30.0
+
+    @property
+    def where(self) -> str:
+        """What is asked, for error messages."""
+        return f"{self.method} {self.path}"
+
+
+def reader(model: type[Answer]) -> Callable[[Any], Answer]:
+    """Return a function that validates an answer as ``model``."""
+    return TypeAdapter(model).validate_python
+
+
+def raw(answer: Any) -> Any:
+    """Take the answer as it is: JSON values."""
+    return answer
+
+
+def listing(path: str, model: type[Item], after: str | None, limit: int, **filters: Any) -> Call[views.Page[Item]]:
+    """List objects, newest first; ``after`` is the ``next`` of the page before."""
+    query = _given(after=after, limit=limit, **filters)
+    return Call("GET", path, reader(views.Page[model]), query)  # type: ignore[valid-type]
+
+
+# Workflows
+
+
+def submit(
+    workflow: str | Mapping[str, Any], parameters: Mapping[str, Any], idempotency_key: str | None
+) -> Call[views.Accepted]:
+    """Submit an execution of a definition, by its name or given whole."""
+    chosen = {"workflow_type": workflow} if isinstance(workflow, str) else {"definition": dict(workflow)}
+    body = {**chosen, "parameters": dict(parameters)}
+    return Call(
+        "POST", "/platform/workflows/run", reader(views.Accepted), json=body, headers=_key(idempotency_key), timeout=120
+    )  # fmt: skip
+
+
+def validate(workflow: str | Mapping[str, Any], parameters: Mapping[str, Any]) -> Call[Any]:
+    """Check a submission without accepting it."""
+    chosen = {"workflow_type": workflow} if isinstance(workflow, str) else {"definition": dict(workflow)}
+    body = {**chosen, "parameters": dict(parameters)}
+    return Call("POST", "/platform/workflows/validate", raw, json=body, timeout=120)
+
+
+def execution(workflow_id: str) -> Call[views.ExecutionView]:
+    """Read an execution with its steps."""
+    return Call("GET", f"/platform/workflows/{quoted(workflow_id)}/status", reader(views.ExecutionView))
+
+
+def steer(workflow_id: str, action: str) -> Call[views.Accepted]:
+    """Cancel, pause, resume or retry an execution."""
+    return Call("POST", f"/platform/workflows/{quoted(workflow_id)}/{action}", reader(views.Accepted))
+
+
+def fork(workflow_id: str, step: str, parameters: Mapping[str, Any], key: str | None) -> Call[views.Accepted]:
+    """Start a new execution that takes over what stands before ``step``."""
+    body = {"step": step, "parameters": dict(parameters)}
+    path = f"/platform/workflows/{quoted(workflow_id)}/fork"
+    return Call("POST", path, reader(views.Accepted), json=body, headers=_key(key), timeout=120)
+
+
+# Datasets
+
+
+def add_dataset(path: Path, name: str, options: Mapping[str, Any]) -> Call[views.DatasetView]:
+    """Upload a file as a new version of dataset ``name``; the same content again is the same version."""
+    query = _given(filename=path.name, name=name, **options)
+    return Call(
+        "POST", "/platform/datasets", reader(views.DatasetView), query, upload=path,
+        headers={"content-type": "application/octet-stream"}, timeout=None,
+    )  # fmt: skip
+
+
+def dataset(name: str) -> Call[Any]:
+    """Read a dataset with its versions."""
+    return Call("GET", f"/platform/datasets/{quoted(name)}", raw)
+
+
+def preview(reference: str, limit: int) -> Call[Any]:
+    """Read the first rows of ``name@version``, or of the latest version of ``name``."""
+    name, _, version = reference.partition("@")
+    path = f"/platform/datasets/{quoted(name)}/versions/{quoted(version or 'latest')}/preview"
+    return Call("GET", path, raw, {"limit": limit})
+
+
+# Models, deployments, jobs, components
+
+
+def model(name: str) -> Call[Any]:
+    """Read a model with versions and aliases."""
+    return Call("GET", f"/platform/models/{quoted(name)}", raw)
+
+
+def set_alias(name: str, alias: str, version: int) -> Call[Any]:
+    """Move an alias to a version."""
+    return Call("PUT", f"/platform/models/{quoted(name)}/aliases/{quoted(alias)}", raw, json={"version": version})
+
+
+def deployment(name: str) -> Call[Any]:
+    """Read a deployment with revisions and replicas."""
+    return Call("GET", f"/platform/deployments/{quoted(name)}", raw)
+
+
+def steer_deployment(name: str, action: str, body: Mapping[str, Any] | None = None) -> Call[Any]:
+    """Roll back or stop a deployment."""
+    return Call("POST", f"/platform/deployments/{quoted(name)}/{action}", raw, json=dict(body or {}))
+
+
+def job(job_id: str) -> Call[JobView]:
+    """Read a job."""
+    return Call("GET", f"/platform/jobs/{quoted(job_id)}", reader(JobView))
+
+
+def logs(job_id: str, limit: int) -> Call[Any]:
+    """Read the last lines of a job's log."""
+    return Call("GET", f"/platform/jobs/{quoted(job_id)}/logs", raw, {"limit": limit})
+
+
+def get(path: str) -> Call[Any]:
+    """Read anything."""
+    return Call("GET", path, raw)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _key(idempotency_key: str | None) -> dict[str, str]:
+    return {"idempotency-key": idempotency_key} if idempotency_key else {}
+
+
+def quoted(value: str) -> str:
+    """Return ``value`` as one path segment."""
+    return quote(value, safe="")
