@@ -32,6 +32,7 @@ from burnish.core.errors import OutOfDisk, Unavailable
 _CHANNEL = "burnish"
 _CALLBACKS = "burnish_after_commit"
 _LOCK_TIMEOUT_MS = 5_000
+_CONNECTION_TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 JsonB = JSON().with_variant(JSONB(), "postgresql")
 """Column type for JSON documents."""
@@ -135,6 +136,7 @@ class Database:
         self._notifier: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
         self._send = asyncio.Event()
+        self._closing = asyncio.Event()
         if url.startswith("sqlite"):
             self.dialect: Literal["sqlite", "postgresql"] = "sqlite"
             self._readers = _sqlite_engine(url, pool_size, "BEGIN")
@@ -205,11 +207,11 @@ class Database:
 
     async def dispose(self) -> None:
         """Close every connection."""
+        self._closing.set()  # never cancelled: that would leave a connection half-open
+        self._send.set()
         for task in (self._notifier, self._listener):
             if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+                await task
         self._notifier = self._listener = None
         await self._readers.dispose()
         if self._writers is not self._readers:
@@ -221,7 +223,7 @@ class Database:
     async def _notify_others(self) -> None:
         """Send collected topics on a connection of its own: a NOTIFY inside a transaction would serialize commits."""
         connection: asyncpg.Connection | None = None
-        while True:
+        while not self._closing.is_set():
             await self._send.wait()
             self._send.clear()
             topics, self._outgoing = self._outgoing, set()
@@ -229,31 +231,40 @@ class Database:
                 if connection is None or connection.is_closed():
                     connection = await asyncpg.connect(self._dsn(), timeout=5)
                 await connection.executemany("SELECT pg_notify($1, $2)", [(_CHANNEL, topic) for topic in topics])
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            except _CONNECTION_TROUBLE:
+                await _close(connection)
                 connection = None
-                await asyncio.sleep(0.5)
-            except asyncio.CancelledError:
-                if connection is not None:
-                    connection.terminate()
-                raise
+                await self._pause(0.5)
+        await _close(connection)
 
     async def _listen(self) -> None:
         def heard(_connection: Any, _pid: int, _channel: str, topic: str) -> None:
             self.topic(topic).notify()
 
-        while True:
+        while not self._closing.is_set():
             connection: asyncpg.Connection | None = None
             try:
                 connection = await asyncpg.connect(self._dsn(), timeout=5)
                 await connection.add_listener(_CHANNEL, heard)
-                while not connection.is_closed():
-                    await asyncio.sleep(5)
+                while not connection.is_closed() and not await self._pause(5):
                     await connection.fetchval("SELECT 1", timeout=5)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-                await asyncio.sleep(0.5)
+                await connection.remove_listener(_CHANNEL, heard)
+            except _CONNECTION_TROUBLE:
+                await self._pause(0.5)
             finally:
-                if connection is not None:
-                    connection.terminate()
+                await _close(connection)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; return True as soon as the database is being closed."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        return self._closing.is_set()
+
+
+async def _close(connection: asyncpg.Connection | None) -> None:
+    if connection is not None:
+        with suppress(*_CONNECTION_TROUBLE):
+            await connection.close(timeout=1)
 
 
 def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:

@@ -136,6 +136,7 @@ class Reconciler:
         self._ended: list[_Ended] = []
         self._failures: dict[str, int] = {}
         self._loop: asyncio.Task[None] | None = None
+        self._stopping = False
         self._renewer = _Renewer(database, table, lease_seconds) if database.dialect == "postgresql" else None
 
     @property
@@ -145,6 +146,7 @@ class Reconciler:
 
     async def start(self) -> None:
         """Start the loop. On SQLite, first take over what a dead incarnation of this server had leased."""
+        self._stopping = False
         if self.database.dialect == "sqlite":
             statement = (
                 update(self._table)
@@ -163,7 +165,8 @@ class Reconciler:
         """Let running turns end (briefly), give their leases back and stop."""
         if self._loop is None:
             return
-        self._loop.cancel()
+        self._stopping = True
+        self._topic.notify()  # a database call is never cut: a cancelled one would leave its connection half-closed
         with suppress(asyncio.CancelledError):
             await self._loop
         self._loop = None
@@ -190,7 +193,7 @@ class Reconciler:
 
     async def _run(self) -> None:
         failures = 0
-        while True:
+        while not self._stopping:
             seen = self._topic.version
             free = self._concurrency - len(self._running)
             try:
@@ -363,7 +366,7 @@ class _Renewer:
                     connection.terminate()
                 connection = None
         if connection is not None:
-            connection.terminate()
+            await connection.close(timeout=1)
 
 
 def _key(table: type[Any]) -> Any:

@@ -106,7 +106,9 @@ async def test_a_write_whose_lease_was_taken_is_dropped(things: Database) -> Non
         if outcome:
             return None
         async with things.write() as session:  # another server took the row over
-            await session.execute(update(Thing).where(Thing.id == one.key).values(lease_owner="other", lease_until=epoch_now() + 60))
+            await session.execute(
+                update(Thing).where(Thing.id == one.key).values(lease_owner="other", lease_until=epoch_now() + 60)
+            )
         try:
             async with one.write() as session:
                 (await session.get_one(Thing, one.key)).count = 99
