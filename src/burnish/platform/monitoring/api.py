@@ -1,0 +1,42 @@
+"""``/platform/health``, ``/platform/ready`` and ``/platform/metrics``."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from fastapi import APIRouter, Response
+
+from burnish import __version__
+from burnish.platform.monitoring.readiness import Check, problems
+from burnish.platform.monitoring.schemas import HealthView, ReadyView
+
+
+def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes]]) -> APIRouter:
+    """Return the routes; ``checks`` are what readiness means for this process."""
+    routes = APIRouter(prefix="/platform", tags=["platform"])
+    started = time.monotonic()
+
+    @routes.get("/health", summary="Is the process alive", operation_id="health")
+    async def health() -> HealthView:
+        """Answers while the event loop lives; looks at nothing else. For liveness probes."""
+        return HealthView(version=__version__, uptime_seconds=time.monotonic() - started)
+
+    @routes.get(
+        "/ready", summary="Is it ready for requests", operation_id="ready",
+        responses={503: {"model": ReadyView, "description": "Something is not ready; `checks` names it"}},
+    )  # fmt: skip
+    async def ready(response: Response) -> ReadyView:
+        """Checks database, schema, artifact store and reconcilers, and names each failure. For readiness probes."""
+        found = await problems(checks)
+        fine = not any(found.values())
+        response.status_code = 200 if fine else 503
+        return ReadyView(status="ready" if fine else "not_ready", checks=found)
+
+    @routes.get(
+        "/metrics", summary="Metrics for Prometheus", operation_id="metrics", response_class=Response,
+        responses={200: {"content": {"text/plain": {"example": 'platform_active_training_jobs 1.0\n'}}, "description": "Prometheus text format"}},
+    )  # fmt: skip
+    async def metrics() -> Response:
+        """Every metric of the catalogue in the Prometheus text format."""
+        return Response(await render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes
