@@ -1,0 +1,96 @@
+"""Queries over artifacts and what refers to them. Nothing here commits; nothing here touches files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.specs.base import ArtifactKind, ArtifactRef, Digest
+from burnish.infra.artifact_store.tables import ArtifactReferenceRow, ArtifactRow
+from burnish.infra.database import utcnow
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact as its project knows it."""
+
+    project_id: str
+    ref: ArtifactRef
+    created_at: datetime
+    produced_by: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+async def record(
+    session: AsyncSession,
+    project_id: str,
+    ref: ArtifactRef,
+    *,
+    produced_by: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Make a published artifact known to the project. The first record of a digest stays as it is."""
+    await _insert_once(
+        session, ArtifactRow,
+        project_id=project_id, digest=ref.digest, kind=ref.kind, size_bytes=ref.size_bytes,
+        metadata=dict(metadata or {}), produced_by=produced_by, created_at=utcnow(),
+    )  # fmt: skip
+
+
+async def refer(session: AsyncSession, project_id: str, digest: Digest, owner_kind: str, owner_id: str) -> None:
+    """Keep the artifact for as long as the owner refers to it. Again is harmless."""
+    await _insert_once(
+        session, ArtifactReferenceRow,
+        project_id=project_id, digest=digest, owner_kind=owner_kind, owner_id=owner_id, created_at=utcnow(),
+    )  # fmt: skip
+
+
+async def release(session: AsyncSession, owner_kind: str, owner_id: str) -> None:
+    """Drop every reference of this owner."""
+    await session.execute(
+        delete(ArtifactReferenceRow).where(
+            ArtifactReferenceRow.owner_kind == owner_kind, ArtifactReferenceRow.owner_id == owner_id
+        )
+    )
+
+
+async def find(session: AsyncSession, project_id: str, digest: Digest) -> Artifact | None:
+    """Return the project's artifact, or None: another project's is not found."""
+    row = await session.scalar(
+        select(ArtifactRow).where(ArtifactRow.project_id == project_id, ArtifactRow.digest == digest)
+    )
+    return None if row is None else _artifact(row)
+
+
+async def live_digests(session: AsyncSession) -> set[Digest]:
+    """Return every digest that something refers to: what a sweep must leave."""
+    return set(await session.scalars(select(ArtifactReferenceRow.digest).distinct()))
+
+
+async def forget(session: AsyncSession, digests: list[Digest]) -> None:
+    """Delete the rows of artifacts whose objects a sweep removed (and that nothing refers to)."""
+    for start in range(0, len(digests), 500):
+        await session.execute(
+            delete(ArtifactRow)
+            .where(ArtifactRow.digest.in_(digests[start : start + 500]))
+            .where(~select(ArtifactReferenceRow).where(ArtifactReferenceRow.digest == ArtifactRow.digest).exists())
+            .execution_options(synchronize_session=False)
+        )
+
+
+async def _insert_once(session: AsyncSession, table: type[ArtifactRow | ArtifactReferenceRow], **values: Any) -> None:
+    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    await session.execute(insert(table.__table__).values(values).on_conflict_do_nothing())  # type: ignore[arg-type]
+
+
+def _artifact(row: ArtifactRow) -> Artifact:
+    kind: ArtifactKind = row.kind  # type: ignore[assignment] # only `record` writes it, from an ArtifactRef
+    return Artifact(
+        row.project_id, ArtifactRef(digest=row.digest, kind=kind, size_bytes=row.size_bytes),
+        row.created_at, row.produced_by, row.metadata_,
+    )  # fmt: skip

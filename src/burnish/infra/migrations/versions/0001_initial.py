@@ -1,0 +1,229 @@
+"""The first schema."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Expand the schema."""
+    op.create_table(
+        "artifact_references",
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("digest", sa.String(length=71), nullable=False),
+        sa.Column("owner_kind", sa.String(length=32), nullable=False),
+        sa.Column("owner_id", sa.String(length=255), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("project_id", "digest", "owner_kind", "owner_id", name=op.f("pk_artifact_references")),
+    )
+    op.create_index(op.f("ix_artifact_references_digest"), "artifact_references", ["digest"], unique=False)
+    op.create_index(
+        op.f("ix_artifact_references_owner_kind_owner_id"),
+        "artifact_references",
+        ["owner_kind", "owner_id"],
+        unique=False,
+    )
+    op.create_table(
+        "artifacts",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("digest", sa.String(length=71), nullable=False),
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("metadata", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("produced_by", sa.String(length=64), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_artifacts")),
+        sa.UniqueConstraint("project_id", "digest", name=op.f("uq_artifacts_project_id_digest")),
+    )
+    op.create_index(op.f("ix_artifacts_digest"), "artifacts", ["digest"], unique=False)
+    op.create_table(
+        "deployments",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("node", sa.String(length=255), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("wanted", sa.Integer(), nullable=True),
+        sa.Column("serving", sa.Integer(), nullable=True),
+        sa.Column("last_number", sa.Integer(), nullable=False),
+        sa.Column("deleted", sa.Boolean(), nullable=False),
+        sa.Column("error", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("due_at", sa.Float(), nullable=True),
+        sa.Column("lease_owner", sa.String(length=80), nullable=True),
+        sa.Column("lease_until", sa.Float(), nullable=True),
+        sa.Column("wakes", sa.Integer(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_deployments")),
+        sa.UniqueConstraint("project_id", "name", name=op.f("uq_deployments_project_id_name")),
+    )
+    op.create_index(op.f("ix_deployments_due_at"), "deployments", ["due_at"], unique=False)
+    op.create_table(
+        "events",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("xid", sa.BigInteger(), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("subject", sa.String(length=255), nullable=False),
+        sa.Column("origin", sa.String(length=255), nullable=True),
+        sa.Column("type", sa.String(length=32), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("data", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+    )
+    op.create_index(op.f("ix_events_at"), "events", ["at"], unique=False)
+    op.create_index(op.f("ix_events_origin_xid_id"), "events", ["origin", "xid", "id"], unique=False)
+    op.create_index(op.f("ix_events_subject_xid_id"), "events", ["subject", "xid", "id"], unique=False)
+    op.create_index(op.f("ix_events_xid_id"), "events", ["xid", "id"], unique=False)
+    op.create_table(
+        "idempotency_keys",
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("route", sa.String(length=255), nullable=False),
+        sa.Column("body_digest", sa.String(length=71), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("body", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("project_id", "key", "route", name=op.f("pk_idempotency_keys")),
+    )
+    op.create_index(op.f("ix_idempotency_keys_created_at"), "idempotency_keys", ["created_at"], unique=False)
+    op.create_table(
+        "job_claims",
+        sa.Column("owner_kind", sa.String(length=50), nullable=False),
+        sa.Column("owner_id", sa.String(length=100), nullable=False),
+        sa.Column("node", sa.String(length=255), nullable=False),
+        sa.Column("resources", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.PrimaryKeyConstraint("owner_kind", "owner_id", name=op.f("pk_job_claims")),
+    )
+    op.create_index(op.f("ix_job_claims_node"), "job_claims", ["node"], unique=False)
+    op.create_table(
+        "job_nodes",
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("cpus", sa.Integer(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("gpus", sa.Integer(), nullable=False),
+        sa.Column("disk_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("seen_at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_job_nodes")),
+    )
+    op.create_table(
+        "jobs",
+        sa.Column("id", sa.String(length=100), nullable=False),
+        sa.Column("project_id", sa.String(length=100), nullable=False),
+        sa.Column("component_type", sa.String(length=100), nullable=False),
+        sa.Column("kind", sa.String(length=100), nullable=False),
+        sa.Column("run", sa.String(length=255), nullable=True),
+        sa.Column("spec_type", sa.String(length=255), nullable=False),
+        sa.Column("spec", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("spec_digest", sa.String(length=80), nullable=False),
+        sa.Column("inputs", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("resources", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("pausable", sa.Boolean(), nullable=False),
+        sa.Column("max_restarts", sa.Integer(), nullable=False),
+        sa.Column("origin", sa.String(length=255), nullable=True),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("pending_reason", sa.Text(), nullable=True),
+        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("pause_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("paused_by_shutdown", sa.Boolean(), nullable=False),
+        sa.Column("queued_at", sa.Float(), nullable=True),
+        sa.Column("node", sa.String(length=255), nullable=True),
+        sa.Column("directory", sa.Text(), nullable=True),
+        sa.Column("gpu_indices", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("incarnation", sa.Integer(), nullable=False),
+        sa.Column("restarts", sa.Integer(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=True),
+        sa.Column("process_started", sa.BigInteger(), nullable=True),
+        sa.Column("boot_id", sa.String(length=64), nullable=True),
+        sa.Column("checkpoint", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("checkpoint_step", sa.Integer(), nullable=True),
+        sa.Column("events_offset", sa.BigInteger(), nullable=False),
+        sa.Column("ran_seconds", sa.Float(), nullable=False),
+        sa.Column("host_started_at", sa.Float(), nullable=True),
+        sa.Column("progress", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("result", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("error", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("artifacts", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("due_at", sa.Float(), nullable=True),
+        sa.Column("lease_owner", sa.String(length=80), nullable=True),
+        sa.Column("lease_until", sa.Float(), nullable=True),
+        sa.Column("wakes", sa.Integer(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
+    )
+    op.create_index(op.f("ix_jobs_due_at"), "jobs", ["due_at"], unique=False)
+    op.create_index(op.f("ix_jobs_origin"), "jobs", ["origin"], unique=False)
+    op.create_index("ix_jobs_project_id_created_at", "jobs", ["project_id", "created_at"], unique=False)
+    op.create_index("ix_jobs_state_node", "jobs", ["state", "node"], unique=False)
+    op.create_table(
+        "revisions",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("deployment_id", sa.String(length=40), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("spec", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("job_id", sa.String(length=64), nullable=True),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("replaced", sa.Integer(), nullable=True),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("failed_at", sa.Float(), nullable=True),
+        sa.Column("error", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["deployment_id"],
+            ["deployments.id"],
+            name=op.f("fk_revisions_deployment_id_deployments"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_revisions")),
+        sa.UniqueConstraint("deployment_id", "number", name=op.f("uq_revisions_deployment_id_number")),
+    )
+    op.create_index(op.f("ix_revisions_job_id"), "revisions", ["job_id"], unique=False)
+    op.create_table(
+        "replicas",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("deployment_id", sa.String(length=40), nullable=False),
+        sa.Column("revision_id", sa.String(length=40), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("node", sa.String(length=255), nullable=False),
+        sa.Column("socket", sa.String(length=108), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=True),
+        sa.Column("process_started", sa.BigInteger(), nullable=True),
+        sa.Column("boot_id", sa.String(length=40), nullable=True),
+        sa.Column("cpus", sa.Integer(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("draining_since", sa.Float(), nullable=True),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["deployment_id"],
+            ["deployments.id"],
+            name=op.f("fk_replicas_deployment_id_deployments"),
+            ondelete="CASCADE",
+        ),
+        sa.ForeignKeyConstraint(
+            ["revision_id"], ["revisions.id"], name=op.f("fk_replicas_revision_id_revisions"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_replicas")),
+    )
+    op.create_index(op.f("ix_replicas_deployment_id"), "replicas", ["deployment_id"], unique=False)
+    op.create_index(op.f("ix_replicas_state"), "replicas", ["state"], unique=False)
+
+
+def downgrade() -> None:
+    """Not offered: a schema only grows; go back by restoring a backup."""
+    raise NotImplementedError("restore a backup")
