@@ -27,6 +27,8 @@ class DatasetCard(Spec):
     columns: tuple[str, ...] = ()
     exact_duplicates: int = Field(default=0, description="Rows equal to an earlier row")
     near_duplicates: int = Field(default=0, description="Rows whose word shingles nearly equal an earlier row's")
+    near_checked: int = Field(default=0, description="Rows that were compared with the others for near duplicates")
+    conflicting_labels: int = Field(default=0, description="Rows whose text stands earlier with another label")
     dropped: int = Field(default=0, description="Rows left out when the version was made")
     source: str = Field(default="", description="The name of the file that was uploaded")
     licence: str | None = None
