@@ -8,7 +8,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from burnish.core.errors import ErrorBody
 from burnish.core.protocol import Progress
 from burnish.core.specs.base import ArtifactRef
-from burnish.core.states import ExecutionState, StepState
+from burnish.core.specs.data import DatasetCard
+from burnish.core.states import DeploymentState, ExecutionState, RevisionState, StepState
 
 Item = TypeVar("Item")
 
@@ -94,9 +95,9 @@ class DatasetView(View):
     """A dataset version."""
 
     name: str
-    version: int | str | None = None
-    artifact: ArtifactRef | None = None
-    card: dict[str, Any] = Field(default_factory=dict)
+    version: int
+    artifact: ArtifactRef
+    card: DatasetCard
     created_at: datetime | None = None
 
 
@@ -104,7 +105,9 @@ class ModelView(View):
     """A registered model."""
 
     name: str
-    aliases: dict[str, Any] | tuple[Any, ...] = Field(default_factory=dict)
+    latest_version: int | None = None
+    aliases: dict[str, int] = Field(default_factory=dict)
+    created_at: datetime | None = None
 
 
 class ModelVersionView(View):
@@ -114,11 +117,25 @@ class ModelVersionView(View):
     version: int
 
 
+class RevisionView(View):
+    """An immutable snapshot of a deployment."""
+
+    number: int
+    state: RevisionState
+    spec: dict[str, Any] = Field(default_factory=dict)
+
+
 class DeploymentView(View):
     """What is wanted and what is so of a deployment."""
 
-    name: str = Field(validation_alias=AliasChoices("name", "deployment"))
-    state: str = ""
+    name: str
+    state: DeploymentState
+    wanted: int | None = None
+    serving: int | None = None
+    model_version: str | None = None
+    error: ErrorBody | None = None
+    revisions: tuple[RevisionView, ...] = ()
+    replicas: tuple[dict[str, Any], ...] = ()
 
 
 class ComponentView(View):

@@ -1,0 +1,133 @@
+"""The processes of a home as the command line sees them: is a server there, end it, end what it left."""
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from burnish.client.address import RunFile, read_run_file
+from burnish.core.errors import DeadlineExceeded
+
+
+class Stopped(BaseModel):
+    """What ``burnish stop`` ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    home: Path
+    server: int | None
+    """The pid of the server that was ended; None when none ran."""
+    left: tuple[int, ...] = ()
+    """Jobs' hosts and replicas that run on, to be found by the next start."""
+    ended: tuple[int, ...] = ()
+    """Processes without a server that were ended."""
+
+    def lines(self) -> list[str]:
+        """Return what a person is told."""
+        said = [f"stopped the server (pid {self.server})" if self.server else f"no server runs on {self.home}"]
+        if self.ended:
+            said.append(f"ended {len(self.ended)} process(es) that it had left running: {_pids(self.ended)}")
+        if self.left:
+            said.append(f"still running, to be picked up by the next start: {_pids(self.left)}; --all ends them too")
+        return said
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that is alive."""
+
+    pid: int
+    url: str
+
+
+def running_server(home: Path) -> RunningServer | None:
+    """Return the server that holds ``home``; a run file left by one that was killed does not count."""
+    found: RunFile | None = read_run_file(home)
+    if found is None or not psutil.pid_exists(found.pid):
+        return None
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(found.pid)
+        # The pid may meanwhile be another program's; ours was started before it wrote the file.
+        if process.create_time() <= (home / "run" / "server.json").stat().st_mtime + 1 and _is_python(process):
+            return RunningServer(pid=found.pid, url=found.url)
+    return None
+
+
+def children_of_home(home: Path) -> list[psutil.Process]:
+    """Return hosts and replicas that work in ``home``: our modules, given a path inside it."""
+    inside = str(home.resolve()) + os.sep
+    found = []
+    for process in psutil.process_iter(["pid", "uids"]):
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real != os.getuid() or process.pid == os.getpid():
+                continue
+            words = process.cmdline()
+            ours = any(word.startswith("burnish.") or "/burnish/" in word for word in words)
+            if ours and any(inside in word for word in words) and "serve" not in words:
+                found.append(process)
+    return found
+
+
+def stop_server(home: Path, *, everything: bool, timeout: float) -> Stopped:
+    """End the server of ``home`` and wait until it has gone.
+
+    Raises:
+        DeadlineExceeded: it has not ended within ``timeout`` seconds.
+    """
+    server = running_server(home)
+    if server is not None:
+        # SIGINT is the server's "drain: checkpoint and pause the jobs, end the replicas"; SIGTERM leaves them.
+        os.kill(server.pid, signal.SIGINT if everything else signal.SIGTERM)
+        _wait_gone(server.pid, timeout)
+    rest = children_of_home(home)
+    ended = _end(rest) if everything else ()
+    left = tuple(sorted(process.pid for process in rest)) if not everything else ()
+    return Stopped(home=home, server=server.pid if server else None, left=left, ended=ended)
+
+
+def _wait_gone(pid: int, timeout: float) -> None:
+    try:
+        psutil.Process(pid).wait(timeout)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.TimeoutExpired as error:
+        raise DeadlineExceeded(
+            f"the server (pid {pid}) has not ended within {timeout:g} s", where=f"pid {pid}",
+            hint="it may still be draining; wait with a longer --timeout, or end it with `kill -9` (nothing accepted is lost)",
+        ) from error  # fmt: skip
+
+
+def _end(processes: list[psutil.Process]) -> tuple[int, ...]:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    return tuple(sorted(process.pid for process in processes))
+
+
+def wait_ready(home: Path, pid: int, timeout: float) -> RunningServer | None:
+    """Return the server once it has written its run file; None when its process ended before, or time is up."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and psutil.pid_exists(pid):
+        server = running_server(home)
+        if server is not None and server.pid == pid:
+            return server
+        time.sleep(0.05)
+    return None
+
+
+def _is_python(process: psutil.Process) -> bool:
+    return any("python" in word or "burnish" in word for word in process.cmdline()[:2])
+
+
+def _pids(pids: tuple[int, ...]) -> str:
+    return ", ".join(f"pid {pid}" for pid in pids)

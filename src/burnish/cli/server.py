@@ -1,0 +1,218 @@
+"""Running ``burnish.app`` under uvicorn, and how it ends."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+
+from burnish.cli.processes import running_server
+from burnish.client.address import RUN_FILE, RunFile
+from burnish.core.errors import BurnishError, FieldProblem, HomeLocked, InvalidRequest, Unavailable
+from burnish.core.settings import Settings
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
+
+STREAMS_GRACE = 3
+"""Seconds that open answers get to end after a request to stop; event streams never would."""
+
+
+class PortBusy(Unavailable):
+    """Another program listens on the address that was asked for."""
+
+    code = "port_busy"
+
+
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """Return the settings from flags, then ``BURNISH_*`` variables, then defaults.
+
+    Raises:
+        InvalidRequest: a value cannot be used; ``problems`` names each.
+    """
+    values = dict(given)
+    if "log_format" not in values and "BURNISH_LOG_FORMAT" not in os.environ and sys.stderr.isatty():
+        values["log_format"] = "text"
+    try:
+        settings = Settings(**values)
+        settings.component_set()
+    except ValidationError as error:
+        problems = [
+            FieldProblem(
+                where="--" + ".".join(str(part) for part in found["loc"]).replace("_", "-"), message=found["msg"]
+            )
+            for found in error.errors()
+        ]
+        raise InvalidRequest(
+            "the settings cannot be used", problems=problems, hint="see `burnish serve --help`"
+        ) from error
+    except ValueError as error:
+        raise InvalidRequest(str(error), where="--components") from error
+    return settings
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        HomeLocked: another server holds this home.
+        PortBusy: the port is taken.
+        BurnishError: the start failed for a reason that the error names.
+    """
+    refuse_second(settings.home)
+    listener = bind(settings.host, settings.port)
+    from burnish.app import create_app  # only now: a refusal needs no server code
+
+    app = create_app(settings)
+    edge = _Lifespan(app)
+    config = uvicorn.Config(
+        edge, loop="uvloop", http="httptools", lifespan="on", log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=STREAMS_GRACE, timeout_keep_alive=75, backlog=2048,
+    )  # fmt: skip
+    server = _Server(config, settings, listener, drain=lambda: _platform(app).drain())
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:
+        if edge.failure is None:
+            raise
+    finally:
+        server.remove_run_file()
+        listener.close()
+    if edge.failure is not None:
+        raise edge.failure
+    if server.failure is not None:
+        raise server.failure
+
+
+def refuse_second(home: Path) -> None:
+    """Raise :class:`HomeLocked` when a server of this home is alive.
+
+    Only for a good message: the lock that the server itself takes decides.
+    """
+    if (other := running_server(home)) is not None:
+        raise HomeLocked(
+            f"a server already runs on {home}: {other.url} (pid {other.pid})",
+            where=str(home),
+            hint="use that one, end it with `burnish stop`, or choose another home with --home",
+        )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket.
+
+    Raises:
+        PortBusy: something listens there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)  # so that a second program sees at once that the port is taken
+    except OSError as error:
+        listener.close()
+        raise PortBusy(
+            f"cannot listen on {host}:{port}: {error.strerror}", where=f"{host}:{port}",
+            hint="choose another with --port (0 takes a free one)",
+        ) from error  # fmt: skip
+    listener.set_inheritable(False)
+    return listener
+
+
+def _platform(app: Any) -> Any:
+    return app.state.platform
+
+
+class _Lifespan:
+    """Keeps the typed error of a start that failed, so that it is printed as one and not as a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.failure: BurnishError | None = None
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        failed = False
+
+        async def quiet(message: Message) -> None:
+            nonlocal failed
+            if message["type"] == "lifespan.startup.failed":
+                failed = True  # sent below, without the traceback when the error is an expected one
+                return
+            await send(message)
+
+        try:
+            await self._app(scope, receive, quiet)
+        except BurnishError as error:
+            self.failure = error
+            failed = True
+        if failed:
+            await send({"type": "lifespan.startup.failed", "message": ""})
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it is ready, and tells Ctrl-C (drain) from SIGTERM (leave running)."""
+
+    def __init__(
+        self, config: uvicorn.Config, settings: Settings, listener: socket.socket, drain: Callable[[], Any]
+    ) -> None:
+        super().__init__(config)
+        self._home = settings.home
+        self._drain = drain
+        self._interrupted = False
+        self.failure: BurnishError | None = None
+        host, port = listener.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._write_run_file()
+            print(f"Burnish is ready at {self.url} (home {self._home}, pid {os.getpid()})", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT and not self._interrupted:
+            self._interrupted = True
+            self.should_exit = True
+            return
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._interrupted:
+            print(
+                "Draining: jobs are checkpointed and paused, replicas finish their requests. Ctrl-C again ends it at once.",
+                flush=True,
+            )
+            try:
+                for line in await self._drain() or ():
+                    print(f"  {line}", flush=True)
+            except BurnishError as error:
+                self.failure = error
+            print("Drained. The next `burnish serve` on this home goes on from here.", flush=True)
+        await super().shutdown(sockets)
+
+    def _write_run_file(self) -> None:
+        folder = self._home / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".{RUN_FILE}.{os.getpid()}"
+        draft.write_text(json.dumps(RunFile(pid=os.getpid(), url=self.url).model_dump()))
+        draft.rename(folder / RUN_FILE)
+
+    def remove_run_file(self) -> None:
+        """Remove the run file if it is this process's."""
+        path = self._home / "run" / RUN_FILE
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text()).get("pid") == os.getpid():
+                path.unlink()

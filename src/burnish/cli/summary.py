@@ -1,0 +1,109 @@
+"""One line on what a step is doing or has found, from its progress or its typed result."""
+
+from typing import Any
+
+from burnish.cli.output import seconds, size
+from burnish.client import StepView
+from burnish.core.protocol import Progress
+
+METRICS = {"loss": "loss {:.3f}", "examples_per_second": "{:.1f} examples/s", "tokens_per_second": "{:.0f} tokens/s"}
+"""The metrics that people look for while it runs, in this order."""
+
+
+def step_line(step: StepView) -> str:
+    """Return what there is to say about a step besides its state."""
+    if step.error is not None and step.state in {"failed", "retrying"}:
+        return step.error.message
+    if step.reused_from:
+        return f"unchanged, re-used from {step.reused_from}" + _joined(result_line(step.result or {}))
+    if step.result is not None:
+        return result_line(step.result)
+    if step.state == "running" and step.progress is not None:
+        return progress_line(step.progress)
+    return step.reason or ""
+
+
+def progress_line(progress: Progress) -> str:
+    """Return phase, position, metrics and time left."""
+    parts = [progress.phase] if progress.phase else []
+    if progress.total > 0:
+        parts.append(f"{progress.done:g}/{progress.total:g} {progress.unit}")
+    parts += [form.format(progress.metrics[name]) for name, form in METRICS.items() if name in progress.metrics]
+    if progress.seconds_left is not None:
+        parts.append(f"{seconds(progress.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """Return the main finding of a result; empty for kinds that this version does not know."""
+    for mark, line in _LINES.items():
+        if mark in result:
+            return str(line(result))
+    return ""
+
+
+def share(metric: dict[str, Any]) -> str:
+    """Return an estimate with its interval: ``0.870 [0.83, 0.90]``."""
+    text = f"{metric['value']:.3f}"
+    if metric.get("low") is None or metric.get("high") is None:
+        return text
+    return f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def _split(result: dict[str, Any]) -> str:
+    leaks = result["exact_leaks"] + result["near_leaks"]
+    found = f", {leaks} leaks into the test set dropped" if leaks else ""
+    return (
+        f"{result['train_rows']} train, {result['validation_rows']} validation, {result['test_rows']} test rows{found}"
+    )
+
+
+def _imported(result: dict[str, Any]) -> str:
+    shipped = f", shipped as {result['shipped_as']}" if result.get("shipped_as") else ""
+    return f"{result['name']}, {result['parameters'] / 1e6:.0f} M weights{shipped}"
+
+
+def _trained(result: dict[str, Any]) -> str:
+    losses = (
+        f"loss {result['first_loss']:.3f} -> {result['final_loss']:.3f}, "
+        if result.get("final_loss") is not None
+        else ""
+    )
+    memory = f", peak {size(result['peak_memory_bytes'])}" if result.get("peak_memory_bytes") else ""
+    return f"{losses}{result['examples']} examples at {result['examples_per_second']:.1f}/s{memory}"
+
+
+def _compressed(result: dict[str, Any]) -> str:
+    return (
+        f"{result['dtype']}: {size(result['reference_bytes'])} -> {size(result['size_bytes'])} "
+        f"({result['bits_per_weight']:.2f} bits a weight)"
+    )
+
+
+def _evaluated(result: dict[str, Any]) -> str:
+    speed = result["served"]["tokens_per_second"]
+    return f"{result['headline']} {share(result['metrics'][result['headline']])}, {speed:.0f} tokens/s"
+
+
+def _judged(result: dict[str, Any]) -> str:
+    return f"verdict: {result['verdict']}"
+
+
+def _deployed(result: dict[str, Any]) -> str:
+    served = "serves" if result["switched"] else "served it already"
+    return f"{result['deployment']} revision {result['revision']} {served}, ready in {seconds(result['ready_seconds'])}"
+
+
+def _registered(result: dict[str, Any]) -> str:
+    name = result.get("model") if isinstance(result.get("model"), str) else result.get("name")
+    return f"{name}@{result['version']}"
+
+
+_LINES = {
+    "train_rows": _split, "architecture": _imported, "data_order_hash": _trained, "bits_per_weight": _compressed,
+    "headline": _evaluated, "verdict": _judged, "switched": _deployed, "version": _registered,
+}  # fmt: skip
+
+
+def _joined(text: str) -> str:
+    return f": {text}" if text else ""
