@@ -180,6 +180,7 @@ class Database:
                 if commit:
                     await session.commit()
                 else:
+                    session.expunge_all()  # a rollback expires what was loaded; the caller may keep it
                     await session.rollback()
         except (DBAPIError, OSError, PoolTimeoutError) as error:
             if (typed := _typed(error)) is not None:
