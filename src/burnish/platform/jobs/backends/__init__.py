@@ -1,0 +1,1 @@
+"""Where hosts run. ``protocol`` says what a backend promises; ``local`` runs subprocesses of this machine."""

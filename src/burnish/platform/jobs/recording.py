@@ -1,0 +1,140 @@
+"""How what a host did becomes rows: each function is applied within one unit of work, to a locked row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.errors import ErrorBody, HostLost
+from burnish.core.specs.base import ArtifactRef
+from burnish.core.states import JobState
+from burnish.infra import event_log
+from burnish.infra.artifact_store import store as artifacts
+from burnish.infra.event_log import NewEvent
+from burnish.infra.processes import ProcessId
+from burnish.platform.jobs import store
+from burnish.platform.jobs.files import HostEvent, HostResult
+from burnish.platform.jobs.service import CHECKPOINT_OWNER, OUTPUT_OWNER, release_unfinished, requeue_paused
+from burnish.platform.jobs.tables import JobTable
+
+
+async def attached(session: AsyncSession, job: JobTable, process: ProcessId) -> None:
+    """The job's host is this process."""
+    job.pid, job.process_started, job.boot_id = process.pid, process.started_ticks, process.boot_id
+    job.host_started_at = await store.database_now(session)
+    await store.change_state(
+        session, job, JobState.RUNNING, data={"pid": process.pid, "node": job.node, "restarts": job.restarts}
+    )
+
+
+async def events(session: AsyncSession, job: JobTable, found: Sequence[HostEvent], offset: int) -> None:
+    """Append a host's events and move the offset, so that each enters the log once. Artifacts are kept from here on."""
+    for event in found:
+        if event.type == "progress":
+            job.progress = {**event.data, "metrics": (job.progress or {}).get("metrics", {})}
+        elif event.type == "metric":
+            _latest_metrics(job, event.data)
+        elif event.type == "artifact":
+            await _artifact(session, job, event.data)
+        elif event.type == "checkpoint":
+            await _checkpoint(session, job, event.data)
+    await event_log.append_all(
+        session, [NewEvent(job.project_id, job.id, event.type, event.data, job.origin) for event in found]
+    )
+    job.events_offset = offset
+
+
+def _latest_metrics(job: JobTable, data: dict[str, Any]) -> None:
+    progress = dict(job.progress or {})
+    numbers = {name: value for name, value in data.get("values", {}).items() if isinstance(value, int | float)}
+    progress["metrics"] = {**progress.get("metrics", {}), **numbers}
+    job.progress = progress
+
+
+async def _artifact(session: AsyncSession, job: JobTable, data: dict[str, Any]) -> None:
+    reference = ArtifactRef.model_validate(data["artifact"])
+    await artifacts.record(session, job.project_id, reference, produced_by=job.id, metadata=data.get("metadata") or {})
+    await artifacts.refer(session, job.project_id, reference.digest, OUTPUT_OWNER, job.id)
+    plain = reference.model_dump(mode="json")
+    if plain not in job.artifacts:
+        job.artifacts = [*job.artifacts, plain]
+
+
+async def _checkpoint(session: AsyncSession, job: JobTable, data: dict[str, Any]) -> None:
+    reference = ArtifactRef.model_validate(data["artifact"])
+    await artifacts.record(session, job.project_id, reference, produced_by=job.id, metadata={"step": data["step"]})
+    await artifacts.release(session, CHECKPOINT_OWNER, job.id)
+    await artifacts.refer(session, job.project_id, reference.digest, CHECKPOINT_OWNER, job.id)
+    job.checkpoint, job.checkpoint_step = reference.model_dump(mode="json"), data["step"]
+
+
+async def finished(session: AsyncSession, job: JobTable, result: HostResult) -> None:
+    """The host said how it ended."""
+    if result.status == "paused":
+        await _paused(session, job, result.seconds)
+    elif result.status == "cancelled" and job.cancel_requested_at is None:
+        await lost(session, job, "it was told to end (TERM) by somebody else")
+    elif result.status == "cancelled":
+        await cancelled(session, job, "by request")
+    elif result.status == "succeeded":
+        job.result = result.result
+        await artifacts.release(session, CHECKPOINT_OWNER, job.id)
+        await store.change_state(session, job, JobState.SUCCEEDED, data=_figures(result))
+    else:
+        error = result.error or HostLost("the host ended without saying why").body()
+        await failed(session, job, error, _figures(result))
+
+
+def _figures(result: HostResult) -> dict[str, Any]:
+    return {"seconds": round(result.seconds, 3), "peak_memory_bytes": result.peak_memory_bytes}
+
+
+async def _paused(session: AsyncSession, job: JobTable, seconds: float) -> None:
+    _forget_host(job, job.ran_seconds + seconds)
+    if job.cancel_requested_at is not None:
+        await cancelled(session, job, "while it paused")
+        return
+    step = "" if job.checkpoint_step is None else f" at step {job.checkpoint_step}"
+    await store.change_state(session, job, JobState.PAUSED, reason=f"checkpointed{step} and stopped")
+    if job.pause_requested_at is None:  # taken back meanwhile
+        await requeue_paused(session, job)
+
+
+async def cancelled(session: AsyncSession, job: JobTable, reason: str) -> None:
+    """The job ended because it was asked to."""
+    await release_unfinished(session, job)
+    await store.change_state(session, job, JobState.CANCELLED, reason=reason)
+
+
+async def failed(session: AsyncSession, job: JobTable, error: ErrorBody, figures: dict[str, Any] | None = None) -> None:
+    """The job failed for good."""
+    job.error = error.model_dump(mode="json")
+    await release_unfinished(session, job)
+    reason = f"{error.code}: {error.message}"
+    await store.change_state(session, job, JobState.FAILED, reason=reason, data=figures)
+
+
+async def lost(session: AsyncSession, job: JobTable, why: str) -> None:
+    """The host is gone without a result: start the same job again from its last checkpoint, or give up."""
+    now = await store.database_now(session)
+    ran = max(0.0, now - job.host_started_at) if job.host_started_at is not None else 0.0
+    _forget_host(job, job.ran_seconds + ran)
+    if job.restarts >= job.max_restarts:
+        error = HostLost(
+            f"the host of {job.id} was lost {job.restarts + 1} times; the last time {why}",
+            hint="look at the job's log; if the kernel killed it for memory, raise resources.memory_bytes",
+        ).body()
+        await failed(session, job, error)
+        return
+    job.restarts += 1
+    start = "the beginning" if job.checkpoint is None else f"its checkpoint at step {job.checkpoint_step}"
+    if job.pause_requested_at is not None:  # it dies as it was to pause: it goes on when it is resumed
+        await store.change_state(session, job, JobState.PAUSED, reason=f"its host was lost: {why}")
+        return
+    await store.change_state(session, job, JobState.QUEUED, reason=f"its host was lost ({why}); again from {start}")
+
+
+def _forget_host(job: JobTable, ran_seconds: float) -> None:
+    job.pid = job.process_started = job.boot_id = job.host_started_at = None
+    job.ran_seconds = ran_seconds
+    job.gpu_indices = []

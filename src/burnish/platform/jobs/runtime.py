@@ -1,0 +1,165 @@
+"""Everything that runs jobs in one process: shared by all components that are embedded in it."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from burnish.core.settings import Settings
+from burnish.core.states import JobState
+from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.infra.database import Database, utcnow
+from burnish.infra.reconcile import Reconciler
+from burnish.platform.identity import CallerTokens
+from burnish.platform.jobs import service, store
+from burnish.platform.jobs.backends.local import LocalBackend
+from burnish.platform.jobs.backends.protocol import Backend
+from burnish.platform.jobs.light import LightTurns
+from burnish.platform.jobs.reconciler import JobTurns
+from burnish.platform.jobs.scheduler import Scheduler
+from burnish.platform.jobs.schemas import Kind
+from burnish.platform.jobs.tables import JobTable
+
+log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 60.0
+_YOUNG_SECONDS = 60.0
+
+
+class JobRuntime:
+    """Accepts kinds from components, then runs their jobs: admission, hosts, light work.
+
+    Offer all kinds before :meth:`start`. ``owner`` names the process in leases.
+    """
+
+    def __init__(
+        self, database: Database, artifact_store: ArtifactStore, settings: Settings, tokens: CallerTokens,
+        owner: str | None = None, backend: Backend | None = None,
+    ) -> None:  # fmt: skip
+        self.database = database
+        self.store = artifact_store
+        self.settings = settings
+        self.tokens = tokens
+        self.owner = owner or f"{settings.node}.{secrets.token_hex(3)}"
+        self.backend = backend or LocalBackend(settings.jobs_dir, hub_offline=settings.hub_offline)
+        self._kinds: dict[str, Mapping[str, Kind]] = {}
+        self._scheduler = Scheduler(database, settings, self.backend)
+        self._turns: JobTurns | None = None
+        self._loops: list[Reconciler] = []
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def offer(self, component_type: str, kinds: Mapping[str, Kind]) -> None:
+        """Make a component's kinds known. ``component_app`` calls it."""
+        self._kinds[component_type] = kinds
+
+    def kinds_of(self, component_type: str) -> Mapping[str, Kind]:
+        """Return the kinds that a component offers here."""
+        return self._kinds.get(component_type, {})
+
+    async def start(self) -> None:
+        """Start the loops: hosts that live are found again, jobs that a shutdown paused go on."""
+        await self._resume_paused()
+        await asyncio.to_thread(self.settings.jobs_dir.mkdir, parents=True, exist_ok=True)
+        self._turns = JobTurns(
+            self.database, self.backend, artifact_url=self.settings.resolved_artifact_url,
+            grace_seconds=self.settings.cancel_grace_seconds,
+        )  # fmt: skip
+        light = LightTurns(self.database, self.kinds_of)
+        heavy_rows, light_rows = store.heavy_on(self.settings.node), store.light_of(self._kinds)
+        lease = self.settings.lease_seconds
+        self._loops = [
+            Reconciler(self.database, JobTable, self._turns.turn, name="jobs", owner=self.owner,
+                       lease_seconds=lease, concurrency=1024, where=heavy_rows),
+            Reconciler(self.database, JobTable, light.turn, name="light-jobs", owner=self.owner,
+                       lease_seconds=lease, concurrency=32, where=light_rows),
+        ]  # fmt: skip
+        for loop in self._loops:
+            await loop.start()
+        await self._scheduler.start()
+        self._sweeper = asyncio.create_task(self._sweep_often(), name="job-sweep")
+
+    async def stop(self) -> None:
+        """Stop the loops. Hosts live on, and are found again by the next start."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._scheduler.stop()
+        if self._turns is not None:
+            self._turns.stop()
+        for loop in self._loops:
+            await loop.stop()
+        self._loops = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether every loop runs (readiness)."""
+        return bool(self._loops) and self._scheduler.alive and all(loop.alive for loop in self._loops)
+
+    async def pause_running(self, patience_seconds: float = 60.0) -> list[str]:
+        """Checkpoint and pause this node's jobs that can (Ctrl-C); the next :meth:`start` resumes them.
+
+        Returns the ids of jobs that still run when the patience is over, or that cannot pause.
+        """
+        async with self.database.write() as session:
+            for job in await store.pausable_on_node(session, self.settings.node):
+                job.paused_by_shutdown = True
+                job.pause_requested_at = job.pause_requested_at or utcnow()
+                await store.wake_job(session, job.id)
+        return await self._wait_until_quiet(patience_seconds)
+
+    async def end_running(self, patience_seconds: float = 60.0) -> list[str]:
+        """Cancel this node's running jobs (``stop --all``); returns the ids of those that did not end in time."""
+        async with self.database.write() as session:
+            for job in await store.on_node(session, self.settings.node):
+                await service.cancel(session, job.id, job.project_id, job.component_type)
+        return await self._wait_until_quiet(patience_seconds)
+
+    async def _wait_until_quiet(self, patience_seconds: float) -> list[str]:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            async with self.database.read() as session:
+                running = await store.on_node(session, self.settings.node)
+            waiting = [job.id for job in running if job.pause_requested_at or job.cancel_requested_at]
+            if not waiting or time.monotonic() > deadline:
+                return [job.id for job in running]
+            await asyncio.sleep(0.1)
+
+    async def _resume_paused(self) -> None:
+        async with self.database.write() as session:
+            for job in await store.paused_by_shutdown(session, self.settings.node):
+                if job.finished_at is None:
+                    await service.requeue_paused(session, job)
+                job.paused_by_shutdown = False
+
+    async def _sweep_often(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except Exception:
+                log.exception("the sweep of jobs' folders failed")
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+    async def sweep(self) -> list[str]:
+        """End hosts without a live row and remove folders of jobs that have ended; return their ids."""
+        folders = await asyncio.to_thread(self.backend.folders)
+        async with self.database.read() as session:
+            states = await store.states_of(session, folders)
+        removed = []
+        for job_id, folder in folders.items():
+            state = states.get(job_id)
+            ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+            if not ended and (state is not None or await asyncio.to_thread(_is_young, folder)):
+                continue
+            await asyncio.to_thread(self.backend.remove, folder)
+            removed.append(job_id)
+        return removed
+
+
+def _is_young(folder: Path) -> bool:
+    """A folder that just appeared may belong to a row that another connection sees later."""
+    try:
+        return time.time() - folder.stat().st_mtime < _YOUNG_SECONDS
+    except FileNotFoundError:
+        return True

@@ -1,0 +1,153 @@
+"""The loop that admits queued jobs to this node. Decisions are made in one transaction under one lock, so that two
+servers of one node, or of one database, never give the same core away twice.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.errors import Unavailable
+from burnish.core.settings import Settings
+from burnish.core.specs.base import Resources
+from burnish.core.states import JobState
+from burnish.infra.database import Database
+from burnish.platform.jobs import store
+from burnish.platform.jobs.admission import Capacity, Holding, Waiting, admit
+from burnish.platform.jobs.backends.protocol import Backend
+from burnish.platform.jobs.tables import JobTable, NodeTable
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_NODE_SECONDS = 10.0
+_MEMORY_SHARE = 0.85
+
+
+def node_capacity(settings: Settings) -> Capacity:
+    """Return what this machine gives to jobs."""
+    memory = settings.memory_bytes or int(_total_memory() * _MEMORY_SHARE)
+    gpus = Path("/proc/driver/nvidia/gpus")
+    count = len(list(gpus.iterdir())) if gpus.is_dir() else 0
+    settings.home.mkdir(parents=True, exist_ok=True)
+    disk = os.statvfs(settings.home)
+    free = max(0, disk.f_bavail * disk.f_frsize - settings.disk_reserve_bytes)
+    return Capacity(settings.capacity_cpus, memory, count, free)
+
+
+def _total_memory() -> int:
+    """Return the machine's memory, or the control group's limit if that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            total = min(total, int(Path(path).read_text()))
+    return total
+
+
+class Scheduler:
+    """Admits jobs to one node."""
+
+    def __init__(self, database: Database, settings: Settings, backend: Backend) -> None:
+        self._database = database
+        self._settings = settings
+        self._backend = backend
+        self._task: asyncio.Task[None] | None = None
+        self._node_at = 0.0
+        self.beats = 0
+        """Rises with each look at the queue; readiness watches it."""
+
+    async def start(self) -> None:
+        """Say what this node has, then start the loop."""
+        await self._describe_node()
+        self._task = asyncio.create_task(self._run(), name="job-scheduler")
+
+    async def stop(self) -> None:
+        """Stop the loop."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._task is not None and not self._task.done()
+
+    async def _run(self) -> None:
+        topic = self._database.topic(store.QUEUE_TOPIC)
+        while True:
+            seen = topic.version
+            try:
+                if time.monotonic() - self._node_at > _NODE_SECONDS:
+                    await self._describe_node()
+                await self.look()
+            except Unavailable as error:
+                log.warning("scheduler: %s", error.message)
+            except Exception:
+                log.exception("scheduler: a look at the queue failed")
+            self.beats += 1
+            await topic.wait(seen, _LOOK_SECONDS)
+
+    async def _describe_node(self) -> None:
+        capacity = await asyncio.to_thread(node_capacity, self._settings)
+        node = NodeTable(
+            name=self._settings.node, cpus=capacity.cpus, memory_bytes=capacity.memory_bytes,
+            gpus=capacity.gpus, disk_bytes=capacity.disk_bytes,
+        )  # fmt: skip
+        async with self._database.write() as session:
+            await store.put_node(session, node)
+        self._node_at = time.monotonic()
+
+    async def look(self) -> int:
+        """Look at the queue once; return how many jobs were admitted."""
+        async with self._database.read() as session:
+            if not await store.any_queued(session):
+                return 0
+        capacity = await asyncio.to_thread(node_capacity, self._settings)
+        async with self._database.write() as session:
+            return await self._admit(session, capacity)
+
+    async def _admit(self, session: AsyncSession, capacity: Capacity) -> int:
+        await store.lock_admission(session)
+        node = self._settings.node
+        queue = await store.queued(session, node)
+        running = await store.on_node(session, node)
+        claims = await store.claims(session, node)
+        now = await store.database_now(session)
+        holding = [Holding(job.id, Resources.model_validate(job.resources)) for job in running]
+        holding += [
+            Holding(f"{claim.owner_kind} {claim.owner_id}", Resources.model_validate(claim.resources))
+            for claim in claims
+        ]
+        waiting = [
+            Waiting(job.id, Resources.model_validate(job.resources), max(0.0, now - (job.queued_at or now)))
+            for job in queue
+        ]
+        decision = admit(waiting, holding, capacity)
+        rows = {job.id: job for job in queue}
+        gpus = _free_gpus(capacity.gpus, running)
+        for job_id in decision.start:
+            await self._start(session, rows[job_id], gpus)
+        changed = {one: why for one, why in decision.reasons.items() if rows[one].pending_reason != why}
+        await store.set_pending_reasons(session, changed)
+        return len(decision.start)
+
+    async def _start(self, session: AsyncSession, job: JobTable, gpus: list[int]) -> None:
+        """Commit the intent: from here on, a host of this incarnation may be started, by this node."""
+        job.node = self._settings.node
+        job.incarnation += 1
+        if job.directory is None:
+            job.directory = str(self._backend.folder(job.id))
+        job.gpu_indices = [gpus.pop(0) for _ in range(int(job.resources.get("gpus", 0)))]
+        await store.change_state(session, job, JobState.STARTING)
+        await store.wake_job(session, job.id)
+
+
+def _free_gpus(count: int, running: list[JobTable]) -> list[int]:
+    held = {index for job in running for index in job.gpu_indices}
+    return [index for index in range(count) if index not in held]

@@ -1,0 +1,244 @@
+"""Queries of jobs, and the one function through which a job's state changes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, or_, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.errors import Conflict
+from burnish.core.states import JOB, JobState, check
+from burnish.infra import event_log
+from burnish.infra.database import epoch_now, notify, utcnow
+from burnish.infra.reconcile import wake
+from burnish.platform.jobs.tables import ClaimTable, JobTable, NodeTable
+
+FINISHED_TOPIC = "job:finished"
+QUEUE_TOPIC = "jobs:queue"
+_FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+_ON_NODE = (JobState.STARTING, JobState.RUNNING)
+
+
+def job_topic(job_id: str) -> str:
+    """The topic that is noticed when something was asked of a job."""
+    return f"job:{job_id}"
+
+
+async def find(session: AsyncSession, job_id: str, *, lock: bool = False) -> JobTable | None:
+    """Return the job's row, locked against other writers if ``lock``."""
+    statement = select(JobTable).where(JobTable.id == job_id)
+    if lock:
+        statement = statement.with_for_update()
+    return (await session.execute(statement.execution_options(populate_existing=True))).scalar_one_or_none()
+
+
+async def change_state(
+    session: AsyncSession,
+    job: JobTable,
+    new: JobState,
+    *,
+    reason: str | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Change a job's state: checks the transition, sets its times, appends the event, wakes who waits for it.
+
+    Raises:
+        Conflict: the transition is not allowed.
+    """
+    check(JOB, JobState(job.state), new, f"job {job.id}")
+    previous, job.state = job.state, new
+    if new == JobState.RUNNING and job.started_at is None:
+        job.started_at = utcnow()
+    if new == JobState.QUEUED:
+        job.queued_at = await database_now(session)
+        await notify(session, QUEUE_TOPIC)
+    if new != JobState.QUEUED:
+        job.pending_reason = None
+    if new in _FINAL:
+        job.finished_at = utcnow()
+        await notify(session, FINISHED_TOPIC)
+    if new in _FINAL or new == JobState.PAUSED:
+        await notify(session, QUEUE_TOPIC)  # resources became free
+    await append_event(session, job, "state", {"state": new, "previous": previous, "reason": reason, **(data or {})})
+
+
+async def append_event(session: AsyncSession, job: JobTable, kind: Any, data: Mapping[str, Any]) -> None:
+    """Append an event about the job."""
+    await event_log.append(session, project_id=job.project_id, subject=job.id, type=kind, data=data, origin=job.origin)
+
+
+async def insert(session: AsyncSession, job: JobTable) -> None:
+    """Insert a new job and its first event."""
+    job.queued_at = await database_now(session)
+    session.add(job)
+    await session.flush()
+    await append_event(session, job, "state", {"state": job.state, "previous": None, "reason": job.pending_reason})
+    await notify(session, QUEUE_TOPIC)
+
+
+async def wake_job(session: AsyncSession, job_id: str) -> None:
+    """Give the job a turn now; a turn that is in progress looks again."""
+    await wake(session, JobTable, job_id)
+    await notify(session, job_topic(job_id))
+
+
+async def database_now(session: AsyncSession) -> float:
+    """The database's clock."""
+    return float((await session.execute(select(epoch_now()))).scalar_one())
+
+
+async def page(
+    session: AsyncSession, project_id: str, *, states: Sequence[str], kind: str | None, origin: str | None,
+    component_type: str | None, after: str | None, limit: int,
+) -> list[JobTable]:  # fmt: skip
+    """Return up to ``limit + 1`` jobs of a project, newest first, after the job ``after``."""
+    statement = select(JobTable).where(JobTable.project_id == project_id)
+    conditions: list[ColumnElement[bool]] = []
+    if states:
+        conditions.append(JobTable.state.in_(states))
+    if kind is not None:
+        conditions.append(JobTable.kind == kind)
+    if origin is not None:
+        conditions.append(JobTable.origin == origin)
+    if component_type is not None:
+        conditions.append(JobTable.component_type == component_type)
+    if after is not None and (last := await find(session, after)) is not None:
+        conditions.append(tuple_(JobTable.created_at, JobTable.id) < tuple_(last.created_at, last.id))
+    statement = statement.where(*conditions).order_by(JobTable.created_at.desc(), JobTable.id.desc()).limit(limit + 1)
+    return list((await session.execute(statement)).scalars())
+
+
+async def queued(session: AsyncSession, node: str) -> list[JobTable]:
+    """Return heavy jobs that wait for a node, locked, those that this node may take: priority, then first come."""
+    statement = (
+        select(JobTable)
+        .where(JobTable.state == JobState.QUEUED, JobTable.run.is_not(None), or_(JobTable.node.is_(None), JobTable.node == node))
+        .order_by(JobTable.priority.desc(), JobTable.queued_at, JobTable.id)
+        .limit(500)
+        .with_for_update()
+    )  # fmt: skip
+    return list((await session.execute(statement.execution_options(populate_existing=True))).scalars())
+
+
+async def on_node(session: AsyncSession, node: str) -> list[JobTable]:
+    """Return heavy jobs that hold resources of the node."""
+    statement = select(JobTable).where(JobTable.state.in_(_ON_NODE), JobTable.node == node, JobTable.run.is_not(None))
+    return list((await session.execute(statement.order_by(JobTable.id))).scalars())
+
+
+async def any_queued(session: AsyncSession) -> bool:
+    """Tell whether any heavy job waits."""
+    statement = select(JobTable.id).where(JobTable.state == JobState.QUEUED, JobTable.run.is_not(None)).limit(1)
+    return (await session.execute(statement)).first() is not None
+
+
+async def claims(session: AsyncSession, node: str) -> list[ClaimTable]:
+    """Return what else holds resources of the node."""
+    return list((await session.execute(select(ClaimTable).where(ClaimTable.node == node))).scalars())
+
+
+async def put_claim(session: AsyncSession, claim: ClaimTable) -> None:
+    """Insert or replace a claim."""
+    await session.merge(claim)
+    await notify(session, QUEUE_TOPIC)
+
+
+async def drop_claim(session: AsyncSession, owner_kind: str, owner_id: str) -> None:
+    """Remove a claim, if there is one."""
+    found = await session.get(ClaimTable, (owner_kind, owner_id))
+    if found is not None:
+        await session.delete(found)
+        await notify(session, QUEUE_TOPIC)
+
+
+async def put_node(session: AsyncSession, node: NodeTable) -> None:
+    """Insert or replace what is known of a node."""
+    node.seen_at = await database_now(session)
+    await session.merge(node)
+
+
+async def lock_admission(session: AsyncSession) -> list[NodeTable]:
+    """Take the lock of admission until the transaction ends: one server decides at a time. Returns all nodes."""
+    statement = select(NodeTable).order_by(NodeTable.name).with_for_update()
+    return list((await session.execute(statement.execution_options(populate_existing=True))).scalars())
+
+
+async def nodes(session: AsyncSession) -> list[NodeTable]:
+    """Return all nodes."""
+    return list((await session.execute(select(NodeTable).order_by(NodeTable.name))).scalars())
+
+
+async def counts(session: AsyncSession, component_type: str | None = None) -> dict[tuple[str, str, str], int]:
+    """Return numbers of unfinished jobs by (component type, kind, state)."""
+    columns = (JobTable.component_type, JobTable.kind, JobTable.state)
+    statement = select(*columns, func.count()).where(JobTable.state.not_in(_FINAL)).group_by(*columns)
+    if component_type is not None:
+        statement = statement.where(JobTable.component_type == component_type)
+    return {(row[0], row[1], row[2]): int(row[3]) for row in await session.execute(statement)}
+
+
+async def states_of(session: AsyncSession, job_ids: Iterable[str]) -> dict[str, JobState]:
+    """Return the states of those of the jobs that exist."""
+    ids = list(job_ids)
+    if not ids:
+        return {}
+    rows = await session.execute(select(JobTable.id, JobTable.state).where(JobTable.id.in_(ids)))
+    return {row[0]: JobState(row[1]) for row in rows}
+
+
+async def rows_of(session: AsyncSession, job_ids: Iterable[str]) -> list[JobTable]:
+    """Return the rows of those of the jobs that exist."""
+    ids = list(job_ids)
+    if not ids:
+        return []
+    return list((await session.execute(select(JobTable).where(JobTable.id.in_(ids)))).scalars())
+
+
+async def pausable_on_node(session: AsyncSession, node: str) -> list[JobTable]:
+    """Return running jobs of the node that can pause, locked."""
+    statement = select(JobTable).where(
+        JobTable.node == node, JobTable.state.in_(_ON_NODE), JobTable.pausable.is_(True),
+        JobTable.cancel_requested_at.is_(None),
+    )  # fmt: skip
+    return list((await session.execute(statement.with_for_update())).scalars())
+
+
+async def paused_by_shutdown(session: AsyncSession, node: str) -> list[JobTable]:
+    """Return jobs of the node that a shutdown paused or asked to pause, locked."""
+    statement = select(JobTable).where(JobTable.node == node, JobTable.paused_by_shutdown.is_(True))
+    return list((await session.execute(statement.with_for_update())).scalars())
+
+
+async def set_pending_reasons(session: AsyncSession, reasons: Mapping[str, str]) -> None:
+    """Write why queued jobs wait."""
+    if not reasons:
+        return
+    statement = (
+        update(JobTable)
+        .where(JobTable.id.in_(list(reasons)), JobTable.state == JobState.QUEUED)
+        .values(pending_reason=case(dict(reasons), value=JobTable.id))
+    )
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+def heavy_on(node: str) -> ColumnElement[bool]:
+    """The rows that a node's reconciler advances."""
+    return JobTable.run.is_not(None) & (JobTable.node == node)
+
+
+def light_of(component_types: Iterable[str]) -> ColumnElement[bool]:
+    """The light jobs of these components."""
+    return JobTable.run.is_(None) & JobTable.component_type.in_(sorted(component_types))
+
+
+def refuse_other(job: JobTable, *, project_id: str, kind: str, spec_digest: str) -> None:
+    """Check that a job id that is used again is used for the same job.
+
+    Raises:
+        Conflict: it is another job's.
+    """
+    if job.kind and (job.project_id, job.kind, job.spec_digest) != (project_id, kind, spec_digest):
+        raise Conflict(
+            f"{job.id} is already the id of another job of kind {job.kind}",
+            hint="give the new job an id of its own", where="job_id",
+        )  # fmt: skip
