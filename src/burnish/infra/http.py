@@ -1,0 +1,301 @@
+"""Calling an HTTP service over two transports that behave alike: aiohttp (remote) and ASGI in this process (embedded).
+
+What both promise (``burnish.testing.transport_contract``): bodies are streamed both ways and never collected; the
+first bytes of an answer arrive before the answer ends; leaving the context, or cancelling the task in it, cancels the
+upstream; a deadline is honoured while waiting for headers and for each chunk; redirects are not followed and bodies not decoded.
+"""
+
+import asyncio
+import io
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import aiohttp
+from yarl import URL
+
+from burnish.core.errors import DeadlineExceeded, Unavailable, UpstreamFailed
+from burnish.core.protocol import DEADLINE_HEADER
+from burnish.infra.asgi import ASGIApp, AsgiCall, AsgiFailed
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+READ_LIMIT = 64 << 20
+
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
+)  # fmt: skip
+
+
+class Unreachable(Unavailable):
+    """The service could not be reached, or the connection broke."""
+
+    def __init__(self, message: str, *, sent: bool, hint: str | None = None, where: str | None = None) -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.sent = sent
+        """Whether any of the request may have reached the service; if not, sending it elsewhere is safe."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_unreachable, (self.message, self.sent, self.hint, self.where))
+
+
+def _unreachable(message: str, sent: bool, hint: str | None, where: str | None) -> Unreachable:
+    return Unreachable(message, sent=sent, hint=hint, where=where)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to a service."""
+
+    method: str
+    path: str
+    """Absolute path, percent-encoded, with its query."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | AsyncIterator[bytes] = b""
+    deadline: float | None = None
+    """Unix time after which nobody waits for the answer; sent along as a header."""
+
+    def sent_headers(self) -> dict[str, str]:
+        """Return the headers to send: lower-case, without those of one connection, with the deadline."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        for name in _HOP_BY_HOP | {"host"}:
+            headers.pop(name, None)
+        if not isinstance(self.body, AsyncIterator):
+            headers.pop("content-length", None)
+        if self.deadline is not None:
+            headers[DEADLINE_HEADER] = f"{self.deadline:.3f}"
+        return headers
+
+
+class Response:
+    """The answer, while its body may still be coming. Valid inside the context of :meth:`Transport.send`."""
+
+    def __init__(
+        self, status: int, headers: Mapping[str, str], body: AsyncIterator[bytes], deadline: float | None, where: str
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        """Names in lower case; headers of one connection left out."""
+        self._body = body
+        self._deadline = deadline
+        self._where = where
+        self._closed = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives.
+
+        Raises:
+            DeadlineExceeded: the deadline passed before the end.
+            Unreachable: the connection broke before the end.
+        """
+        while not self._closed:
+            async with _until(self._deadline, self._where):
+                chunk = await anext(self._body, None)
+            if chunk is None:
+                return
+            if chunk:
+                yield chunk
+
+    async def read(self, limit: int = READ_LIMIT) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            UpstreamFailed: it has more than ``limit`` bytes.
+        """
+        parts, size = [], 0
+        async for chunk in self.chunks():
+            size += len(chunk)
+            if size > limit:
+                raise UpstreamFailed(f"the answer of {self._where} is larger than {limit} bytes", where=self._where)
+            parts.append(chunk)
+        return b"".join(parts)
+
+    async def close(self) -> None:
+        """Stop reading; the upstream is cancelled when the context is left."""
+        self._closed = True
+
+
+class Transport(Protocol):
+    """A way to one service."""
+
+    def send(self, request: Request) -> AbstractAsyncContextManager[Response]:
+        """Send a request and give the answer as soon as its headers are there.
+
+        Raises:
+            DeadlineExceeded: the deadline passed.
+            Unreachable: no connection, or it broke; ``sent`` tells whether the service may have seen the request.
+        """
+
+    async def close(self) -> None:
+        """Close idle connections; the transport is not used afterwards."""
+
+
+class AiohttpTransport:
+    """To a service at a URL or on a unix socket."""
+
+    def __init__(self, base_url: str = "http://localhost", *, unix_socket: Path | None = None) -> None:
+        self._base = URL(base_url.rstrip("/"))
+        self._socket = unix_socket
+        self._where = str(unix_socket or self._base.with_user(None).with_password(None))
+        self._session: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def send(self, request: Request) -> AsyncIterator[Response]:
+        """Send a request over the network."""
+        url = URL(str(self._base) + request.path, encoded=True)
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with _until(request.deadline, self._where):
+                try:
+                    response = await self._open_session().request(
+                        request.method, url, data=_payload(request.body), headers=request.sent_headers(),
+                        allow_redirects=False,
+                    )  # fmt: skip
+                except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                    raise Unreachable(
+                        f"{self._where} cannot be reached: {error}", sent=False, where=self._where,
+                        hint="check that it runs and listens there",
+                    ) from error  # fmt: skip
+                except (aiohttp.ClientError, OSError) as error:
+                    raise self._broken(error) from error
+            headers = _joined((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers)
+            yield Response(response.status, headers, self._body(response), request.deadline, self._where)
+        finally:
+            if response is not None:
+                # At the end of the body the connection is kept; before it, closing is what the upstream notices.
+                response.close() if not response.content.is_eof() else response.release()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _body(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> Unreachable:
+        reason = str(error) or type(error).__name__
+        return Unreachable(f"the connection to {self._where} broke: {reason}", sent=True, where=self._where)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            connector: aiohttp.BaseConnector
+            if self._socket is not None:
+                connector = aiohttp.UnixConnector(path=str(self._socket), limit=0)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, connect=CONNECT_SECONDS),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+                trust_env=False,
+            )
+        return self._session
+
+
+class AsgiTransport:
+    """To an ASGI app in this process."""
+
+    def __init__(self, app: ASGIApp, *, name: str = "embedded") -> None:
+        self._app = app
+        self._name = name
+        self._calls: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def send(self, request: Request) -> AsyncIterator[Response]:
+        """Call the app in a task of its own."""
+        call = AsgiCall(_body_of(request))
+        task = asyncio.create_task(
+            call.run(self._app, self._scope(request)), name=f"asgi {request.method} {request.path}"
+        )
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        try:
+            async with _until(request.deadline, self._name):
+                status, raw = await call.started()
+            headers = _joined((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
+            yield Response(status, headers, self._body(call), request.deadline, self._name)
+        finally:
+            call.disconnect(task)
+
+    async def close(self) -> None:
+        """Cancel what still runs."""
+        for task in list(self._calls):
+            task.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def _body(self, call: AsgiCall) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                chunk = await call.next_chunk()
+            except AsgiFailed as error:
+                raise Unreachable(f"{self._name} broke off its answer", sent=True, where=self._name) from error
+            if chunk is None:
+                return
+            yield chunk
+
+    def _scope(self, request: Request) -> MutableMapping[str, Any]:
+        path, _, query = request.path.partition("?")
+        headers = request.sent_headers()
+        if isinstance(request.body, bytes) and (request.body or request.method in {"POST", "PUT", "PATCH"}):
+            headers["content-length"] = str(len(request.body))
+        elif not isinstance(request.body, bytes) and "content-length" not in headers:
+            headers["transfer-encoding"] = "chunked"
+        headers["host"] = "localhost"
+        return {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+            "method": request.method.upper(), "scheme": "http", "root_path": "", "state": {},
+            "path": unquote_to_bytes(path).decode("utf-8", "replace"), "raw_path": path.encode("ascii", "replace"),
+            "query_string": query.encode("ascii", "replace"),
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+            "client": None, "server": (self._name, None),
+        }  # fmt: skip
+
+
+def _payload(body: bytes | AsyncIterator[bytes]) -> io.BytesIO | bytes | AsyncIterator[bytes] | None:
+    if isinstance(body, bytes) and len(body) > 1 << 16:
+        return io.BytesIO(body)  # written in pieces; aiohttp warns of large bytes
+    return body or None
+
+
+async def _body_of(request: Request) -> AsyncIterator[bytes]:
+    if isinstance(request.body, bytes):
+        yield request.body
+        return
+    async for chunk in request.body:
+        yield chunk
+
+
+@asynccontextmanager
+async def _until(deadline: float | None, where: str) -> AsyncIterator[None]:
+    """Raise DeadlineExceeded at ``deadline`` (unix time)."""
+    if deadline is None:
+        yield
+        return
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.time())):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{where} did not answer before the deadline", where=where) from error
+
+
+def _joined(pairs: Any) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in pairs:
+        name = name.lower()
+        if name not in _HOP_BY_HOP:
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
