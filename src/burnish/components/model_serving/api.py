@@ -1,0 +1,96 @@
+"""The routes of deployments."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Path, Query
+
+from burnish.components.model_serving.kinds import missing_artifacts
+from burnish.components.model_serving.routing import Traffic
+from burnish.components.model_serving.schemas import DEPLOY_EXAMPLE, DeploymentPage, DeploymentView, Rollback
+from burnish.components.model_serving.service import Deployments
+from burnish.core.errors import InvalidRequest
+from burnish.core.specs.serving import DeploySpec
+from burnish.infra.artifact_store import ArtifactStore
+from burnish.infra.database import Database
+from burnish.infra.problems import problems
+from burnish.platform.identity import Principal, current_principal
+
+Caller = Annotated[Principal, Depends(current_principal)]
+Name = Annotated[
+    str,
+    Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The deployment's name", examples=["sentiment"]),
+]
+
+
+def router(database: Database, artifacts: ArtifactStore, deployments: Deployments, traffic: Traffic) -> APIRouter:
+    """Return the routes under ``/platform/deployments``."""
+    routes = APIRouter(prefix="/platform/deployments", tags=["deployments"])
+
+    async def shown(caller: Principal, name: str) -> DeploymentView:
+        async with database.read() as session:
+            return await deployments.view(session, caller.project_id, name, traffic.in_flight())
+
+    @routes.get("", summary="List deployments", responses=problems(422))
+    async def list_deployments(
+        caller: Caller,
+        after: Annotated[str | None, Query(max_length=63, description="Name after which the page starts")] = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> DeploymentPage:
+        """List the project's deployments by name, each with its revisions and living replicas."""
+        async with database.read() as session:
+            data, more = await deployments.page(session, caller.project_id, after, limit, traffic.in_flight())
+        return DeploymentPage(data=tuple(data), has_more=more, next=data[-1].name if more else None)
+
+    @routes.post("", summary="Deploy a model", responses=problems(409, 422))
+    async def deploy(
+        caller: Caller, spec: Annotated[DeploySpec, Body(openapi_examples={"gguf": {"value": DEPLOY_EXAMPLE}})]
+    ) -> DeploymentView:
+        """Want this model to be served under the name. Answers at once; the deployment is `ready` when it serves.
+
+        A new revision starts beside the one that serves, is verified by a generation of its own, and takes over
+        without dropping a request. The same spec as the one that serves changes nothing.
+        """
+        if missing := await asyncio.to_thread(missing_artifacts, spec, artifacts.exists):
+            raise InvalidRequest("the spec names artifacts that are not there", problems=missing)
+        async with database.write() as session:
+            await deployments.deploy(session, caller.project_id, spec)
+        return await shown(caller, spec.deployment)
+
+    @routes.get("/{name}", summary="Show a deployment", responses=problems(404, 422))
+    async def show(caller: Caller, name: Name) -> DeploymentView:
+        """Show what is wanted, what serves, the last 20 revisions and the living replicas."""
+        return await shown(caller, name)
+
+    @routes.post("/{name}/rollback", summary="Roll a deployment back", responses=problems(404, 409, 422))
+    async def rollback(
+        caller: Caller,
+        name: Name,
+        to: Annotated[Rollback | None, Body(openapi_examples={"previous": {"value": {}}})] = None,
+    ) -> DeploymentView:
+        """Serve an earlier revision again: the one before, or the one named. It starts beside the present one."""
+        async with database.write() as session:
+            await deployments.rollback(session, caller.project_id, name, None if to is None else to.revision)
+        return await shown(caller, name)
+
+    @routes.post("/{name}/stop", summary="Stop a deployment", responses=problems(404, 422))
+    async def stop(caller: Caller, name: Name) -> DeploymentView:
+        """Take no new requests, finish those in flight, end the replicas. Its revisions stay."""
+        async with database.write() as session:
+            await deployments.stop(session, caller.project_id, name)
+        return await shown(caller, name)
+
+    @routes.post("/{name}/start", summary="Start a stopped deployment", responses=problems(404, 409, 422))
+    async def start(caller: Caller, name: Name) -> DeploymentView:
+        """Serve again what served last."""
+        async with database.write() as session:
+            await deployments.start(session, caller.project_id, name)
+        return await shown(caller, name)
+
+    @routes.delete("/{name}", summary="Delete a deployment", status_code=204, responses=problems(404, 422))
+    async def delete(caller: Caller, name: Name) -> None:
+        """Stop it and forget it with its revisions. Requests in flight are finished."""
+        async with database.write() as session:
+            await deployments.delete(session, caller.project_id, name)
+
+    return routes

@@ -1,0 +1,358 @@
+"""``/v1`` of the serving component: raw ASGI between the client and a replica.
+
+Upstream is always streamed, as an engine notices only then that nobody listens any more; an answer that is not to be
+streamed is put together here. A client that hangs up cancels the generation. While nothing was sent to the client, a
+replica that goes away is replaced by another.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import ValidationError
+
+from burnish.components.model_serving import completion as c
+from burnish.components.model_serving.routing import Route, Routes, Traffic, ready_route
+from burnish.core.errors import BurnishError, NotFound, TooLarge, Unavailable, UpstreamFailed
+from burnish.core.inference import upstream_body
+from burnish.core.openai import ChatRequest, CompletionRequest, RequestRefused, envelope, refused
+from burnish.infra.http import Request, Response
+from burnish.platform.identity import LOCAL, Principal
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Body = TypeVar("Body", ChatRequest, CompletionRequest)
+
+_MAX_BODY_BYTES = 16 << 20
+_ATTEMPTS = 3
+_JSON = (b"content-type", b"application/json")
+_SSE = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One request: what was asked, of whom, and where the answer goes."""
+
+    request: ChatRequest | CompletionRequest
+    route: Route
+    send: Send
+
+    @property
+    def chat(self) -> bool:
+        return isinstance(self.request, ChatRequest)
+
+    @property
+    def choices(self) -> int:
+        return self.request.n or 1
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    def prompts(self) -> tuple[str | None, ...]:
+        """The prompts to ask for one after the other; a chat is one."""
+        return (None,) if isinstance(self.request, ChatRequest) else self.request.prompts()
+
+
+class _Started(Exception):
+    """The answer failed after its first byte went to the client."""
+
+    def __init__(self, error: BurnishError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class DataPath:
+    """The ASGI application."""
+
+    def __init__(self, routes: Routes, traffic: Traffic) -> None:
+        self._routes = routes
+        self._traffic = traffic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors go out in OpenAI's envelope."""
+        try:
+            await self._dispatch(scope, receive, send)
+        except BurnishError as error:
+            await _answer_error(send, error)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        principal = scope.get("burnish.principal", LOCAL)
+        path, method = scope["path"], scope["method"]
+        if path in ("/v1/chat/completions", "/v1/completions"):
+            if method != "POST":
+                raise _wrong_method(method, path, "POST")
+            await self._generate(path, principal, receive, send)
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            if method != "GET":
+                raise _wrong_method(method, path, "GET")
+            await self._models(path.removeprefix("/v1/models").strip("/"), principal, send)
+        else:
+            raise NotFound(f"Unknown request URL: {method} {path}", hint="/v1/models lists what is served")
+
+    async def _models(self, name: str, principal: Principal, send: Send) -> None:
+        if name:
+            route = await self._routes.find(principal.project_id, name)
+            if route is None:
+                raise _unknown_model(name)
+            await _answer(send, 200, _model(route))
+        else:
+            routes = await self._routes.of_project(principal.project_id)
+            await _answer(send, 200, {"object": "list", "data": [_model(route) for route in routes]})
+
+    async def _generate(self, path: str, principal: Principal, receive: Receive, send: Send) -> None:
+        raw = await _read_body(receive)
+        request: ChatRequest | CompletionRequest
+        request = _parse(ChatRequest, raw) if path == "/v1/chat/completions" else _parse(CompletionRequest, raw)
+        route = await self._routes.find(principal.project_id, request.model)
+        if route is None:
+            raise _unknown_model(request.model)
+        await _until_hang_up(self._respond(_Call(request, route, send)), receive)
+
+    async def _respond(self, call: _Call) -> None:
+        """Generate at a replica; at another one if it went away before the client got anything."""
+        avoid: list[str] = []
+        for attempt in range(1, _ATTEMPTS + 1):
+            route = await ready_route(self._routes, call.route, avoid)
+            if route is None:
+                raise Unavailable(f"no replica of deployment {call.route.deployment} is ready", retry_after=5,
+                                  hint="see GET /platform/deployments/" + call.route.deployment)  # fmt: skip
+            current = _Call(call.request, route, call.send)
+            async with self._traffic.admit(route, avoid) as (target, transport):
+                try:
+                    if call.request.stream:
+                        await _stream(current, transport.send)
+                    else:
+                        await _collect(current, transport.send)
+                    return
+                except _Started as failure:
+                    await _break_off(call.send, failure.error)
+                    return
+                except (Unavailable, UpstreamFailed):
+                    if attempt == _ATTEMPTS:
+                        raise
+            avoid.append(target.replica_id)
+            self._routes.distrust()
+
+
+async def _collect(call: _Call, ask: Callable[[Request], Any]) -> None:
+    """Put the whole answer together, then send it."""
+    answer = c.Answer(
+        _answer_id(call), call.route.deployment, call.chat, int(time.time()), _wants_logprobs(call.request)
+    )
+    for number, prompt in enumerate(call.prompts()):
+        usage = c.Usage()
+        async with ask(_upstream(call, prompt, include_usage=True)) as response:
+            await _require_ok(response)
+            async for event in c.events(response.chunks()):
+                answer.add(event, number * call.choices, usage)
+        answer.usage.merge(usage)
+    await _answer(call.send, 200, answer.body(), _provenance(call.route))
+
+
+async def _stream(call: _Call, ask: Callable[[Request], Any]) -> None:
+    """Send the answer as it comes."""
+    out = _Out(call)
+    try:
+        if call.chat and call.choices == 1:
+            async with ask(_upstream(call, None, include_usage=_wants_usage(call.request))) as response:
+                await _require_ok(response)
+                await _pass_through(response.chunks(), out)
+        else:
+            await _rewrite(call, ask, out)
+        await out.end()
+    except BurnishError as error:
+        if out.started:
+            raise _Started(error) from error
+        raise
+
+
+async def _pass_through(chunks: AsyncIterator[bytes], out: "_Out") -> None:
+    """Send bytes as they are: the engine's events are OpenAI's. What was not ``[DONE]`` ended early."""
+    tail = b""
+    async for chunk in chunks:
+        if b"error" in chunk and (b'data: {"error"' in chunk or chunk.startswith(b"error:")):
+            raise c.upstream_error(500, chunk.partition(b":")[2].partition(b"\n\n")[0].strip())
+        await out.write(chunk)
+        tail = (tail + chunk)[-16:]
+    if not tail.rstrip().endswith(b"[DONE]"):
+        raise UpstreamFailed("the engine's answer ended early", hint="send the request again")
+
+
+async def _rewrite(call: _Call, ask: Callable[[Request], Any], out: "_Out") -> None:
+    stream = c.CompletionStream(
+        _answer_id(call), call.route.deployment, call.chat, int(time.time()), _wants_logprobs(call.request),
+        include_usage=_wants_usage(call.request),
+    )  # fmt: skip
+    total = c.Usage()
+    for number, prompt in enumerate(call.prompts()):
+        usage = c.Usage()
+        async with ask(_upstream(call, prompt, include_usage=True)) as response:
+            await _require_ok(response)
+            async for event in c.events(response.chunks()):
+                for data in stream.rewrite(event, number * call.choices, usage):
+                    await out.write(data)
+        total.merge(usage)
+    for data in stream.end(total):
+        await out.write(data)
+
+
+class _Out:
+    """A streamed response that starts with its first byte."""
+
+    def __init__(self, call: _Call) -> None:
+        self._send = call.send
+        self._headers = [_SSE, (b"cache-control", b"no-store"), *_provenance(call.route)]
+        self.started = False
+
+    async def write(self, data: bytes) -> None:
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _upstream(call: _Call, prompt: str | None, *, include_usage: bool) -> Request:
+    body = upstream_body(call.request)
+    body["model"] = call.route.deployment
+    if prompt is not None:
+        body["prompt"] = prompt
+    body["stream"] = True
+    body.pop("stream_options", None)
+    if include_usage:
+        body["stream_options"] = {"include_usage": True}
+    return Request("POST", call.path, {"content-type": "application/json"}, orjson.dumps(body))
+
+
+async def _require_ok(response: Response) -> None:
+    if response.status != 200:
+        raise c.upstream_error(response.status, await response.read())
+
+
+async def _until_hang_up(work: Awaitable[None], receive: Receive) -> None:
+    """Do the work unless the client goes: servers do not cancel an application whose client hung up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        results = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_body(receive: Receive) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestRefused("the client went before it had sent its request")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > _MAX_BODY_BYTES:
+            raise TooLarge(f"the body is larger than {_MAX_BODY_BYTES >> 20} MiB", hint="send a shorter prompt")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _parse(model: type[Body], raw: bytes) -> Body:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise RequestRefused(
+                f"We could not parse the JSON body of your request: {error.errors()[0]['msg']}",
+                            ) from error  # fmt: skip
+        raise refused(error) from error
+
+
+def _wants_usage(request: ChatRequest | CompletionRequest) -> bool:
+    return request.stream_options is not None and request.stream_options.include_usage
+
+
+def _wants_logprobs(request: ChatRequest | CompletionRequest) -> bool:
+    return bool(request.logprobs) if isinstance(request, ChatRequest) else request.logprobs is not None
+
+
+def _answer_id(call: _Call) -> str:
+    return ("chatcmpl-" if call.chat else "cmpl-") + secrets.token_hex(12)
+
+
+def _provenance(route: Route) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-burnish-revision", str(route.revision).encode())]
+    if route.spec.model_version is not None:
+        headers.append((b"x-burnish-model-version", route.spec.model_version.encode()))
+    return headers
+
+
+def _model(route: Route) -> Mapping[str, object]:
+    return {
+        "id": route.deployment, "object": "model", "created": route.created, "owned_by": "burnish",
+        "model_version": route.spec.model_version, "revision": route.revision,
+        "context_length": route.spec.context_length,
+    }  # fmt: skip
+
+
+def _unknown_model(name: str) -> BurnishError:
+    return ModelNotFound(f"The model '{name}' does not exist", where="model",
+                          hint="GET /v1/models lists what is served")  # fmt: skip
+
+
+class ModelNotFound(RequestRefused):
+    """No deployment of the caller's project goes by this name."""
+
+    code = "model_not_found"
+    status = 404
+    openai_code = "model_not_found"
+
+
+class WrongMethod(RequestRefused):
+    """The path has no such method."""
+
+    code = "method_not_allowed"
+    status = 405
+    openai_code = "method_not_supported"
+
+
+def _wrong_method(method: str, path: str, allowed: str) -> BurnishError:
+    return WrongMethod(f"Not allowed to {method} on {path} (HINT: {allowed})")
+
+
+async def _answer(
+    send: Send, status: int, body: Mapping[str, object], headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    data = orjson.dumps(body)
+    length = (b"content-length", str(len(data)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *(headers or ())]})
+    await send({"type": "http.response.body", "body": data})
+
+
+async def _answer_error(send: Send, error: BurnishError) -> None:
+    headers = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+    await _answer(send, error.status, envelope(error), headers)
+
+
+async def _break_off(send: Send, error: BurnishError) -> None:
+    """End a stream that failed half-way: an error event, and no ``[DONE]``."""
+    data = b"data: " + orjson.dumps(envelope(error)) + b"\n\n"
+    await send({"type": "http.response.body", "body": data, "more_body": False})

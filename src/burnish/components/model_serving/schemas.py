@@ -1,0 +1,87 @@
+"""What the deployment routes take and answer."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from burnish.core.errors import ErrorBody
+from burnish.core.specs.base import Spec
+from burnish.core.specs.serving import DeploySpec
+from burnish.core.states import DeploymentState, ReplicaState, RevisionState
+
+
+class View(BaseModel):
+    """Base of answers."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ReplicaView(View):
+    """One serving process."""
+
+    id: str
+    revision: int
+    state: ReplicaState
+    pid: int | None
+    cpus: int = Field(description="Cores that it is declared to use")
+    memory_bytes: int = Field(description="Memory that it is declared to use")
+    in_flight: int = Field(default=0, description="Requests that it serves for this server now, waiting ones included")
+    error: ErrorBody | None = None
+    created_at: datetime
+    ready_at: datetime | None = None
+
+
+class RevisionView(View):
+    """An immutable snapshot of a deployment, and how far it is."""
+
+    number: int
+    state: RevisionState
+    spec: DeploySpec
+    replaced: int | None = Field(default=None, description="The revision that served when this one took over")
+    failures: int = Field(default=0, description="Replicas lost in a row")
+    error: ErrorBody | None = None
+    job_id: str | None = Field(default=None, description="The job that asked for it")
+    created_at: datetime
+    ready_at: datetime | None = None
+
+
+class DeploymentView(View):
+    """What is wanted behind a name, and what is so."""
+
+    id: str
+    name: str
+    state: DeploymentState
+    wanted: int | None = Field(description="Revision that shall serve; null when it was stopped")
+    serving: int | None = Field(description="Revision that requests go to")
+    model_version: str | None = Field(default=None, description="Registry version that is served, `name@3`")
+    error: ErrorBody | None = Field(default=None, description="Why the last change did not come about")
+    revisions: tuple[RevisionView, ...] = Field(default=(), description="Newest first; the last 20")
+    replicas: tuple[ReplicaView, ...] = Field(default=(), description="Those that have not ended")
+    created_at: datetime
+    updated_at: datetime
+
+
+class DeploymentPage(View):
+    """A page of deployments."""
+
+    data: tuple[DeploymentView, ...]
+    has_more: bool = False
+    next: str | None = Field(default=None, description="Send it as `after` for the next page")
+
+
+class Rollback(Spec):
+    """Body of a rollback."""
+
+    revision: int | None = Field(default=None, ge=1, description="By default the one that served before")
+
+
+DEPLOY_EXAMPLE = {
+    "deployment": "sentiment",
+    "model": {"digest": "sha256:" + "0" * 64, "kind": "gguf", "size_bytes": 144800000},
+    "model_version": "sentiment@1",
+    "engine": "llama_cpp",
+    "replicas": 1,
+    "context_length": 1024,
+    "parallel": 8,
+    "queue": 64,
+}

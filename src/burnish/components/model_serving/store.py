@@ -1,0 +1,152 @@
+"""Queries over deployments, revisions and replicas. Sessions belong to the caller; nothing here commits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.components.model_serving.tables import Deployment, Replica, Revision
+from burnish.core.states import REPLICA, REVISION, ReplicaState, RevisionState, check
+from burnish.infra import event_log
+from burnish.infra.database import notify
+
+TOPIC = "deployments"
+"""Notified when requests may have to go elsewhere."""
+
+ENDED_REPLICA = (ReplicaState.STOPPED, ReplicaState.FAILED)
+_ENDED_REVISION = (RevisionState.RETIRED, RevisionState.FAILED)
+
+
+async def find(session: AsyncSession, project_id: str, name: str) -> Deployment | None:
+    """Return the project's deployment of this name."""
+    statement = select(Deployment).where(Deployment.project_id == project_id, Deployment.name == name)
+    return (await session.execute(statement)).scalar_one_or_none()
+
+
+async def page(session: AsyncSession, project_id: str, after: str | None, limit: int) -> list[Deployment]:
+    """Return up to ``limit`` deployments by name, after a name."""
+    statement = select(Deployment).where(Deployment.project_id == project_id, Deployment.deleted.is_(False))
+    if after is not None:
+        statement = statement.where(Deployment.name > after)
+    return list((await session.execute(statement.order_by(Deployment.name).limit(limit))).scalars())
+
+
+async def revisions(session: AsyncSession, deployment_id: str, limit: int | None = None) -> list[Revision]:
+    """Return a deployment's revisions, newest first."""
+    statement = select(Revision).where(Revision.deployment_id == deployment_id).order_by(Revision.number.desc())
+    return list((await session.execute(statement.limit(limit))).scalars())
+
+
+async def revision(session: AsyncSession, deployment_id: str, number: int) -> Revision | None:
+    """Return one revision."""
+    statement = select(Revision).where(Revision.deployment_id == deployment_id, Revision.number == number)
+    return (await session.execute(statement)).scalar_one_or_none()
+
+
+async def revision_of_job(session: AsyncSession, project_id: str, job_id: str) -> Revision | None:
+    """Return the revision that a job asked for."""
+    statement = select(Revision).where(Revision.project_id == project_id, Revision.job_id == job_id)
+    return (await session.execute(statement)).scalars().first()
+
+
+async def live_revisions(session: AsyncSession, deployment_id: str) -> list[Revision]:
+    """Return the revisions that have not ended."""
+    statement = select(Revision).where(
+        Revision.deployment_id == deployment_id, Revision.state.not_in([str(s) for s in _ENDED_REVISION])
+    )
+    return list((await session.execute(statement.order_by(Revision.number))).scalars())
+
+
+async def live_replicas(session: AsyncSession, deployment_id: str | None = None) -> list[Replica]:
+    """Return the replicas that have not ended, of one deployment or of all."""
+    statement = select(Replica).where(Replica.state.not_in([str(s) for s in ENDED_REPLICA]))
+    if deployment_id is not None:
+        statement = statement.where(Replica.deployment_id == deployment_id)
+    return list((await session.execute(statement.order_by(Replica.created_at, Replica.id))).scalars())
+
+
+async def last_error(session: AsyncSession, revision_id: str) -> dict[str, Any] | None:
+    """Return why the revision's last replica was lost."""
+    statement = (
+        select(Replica.error)
+        .where(Replica.revision_id == revision_id, Replica.error.is_not(None))
+        .order_by(Replica.ended_at.desc())
+    )
+    return (await session.execute(statement.limit(1))).scalars().first()
+
+
+async def replica(session: AsyncSession, replica_id: str) -> Replica:
+    """Return one replica that is known to exist."""
+    return await session.get_one(Replica, replica_id)
+
+
+async def serving(session: AsyncSession) -> Sequence[tuple[Deployment, Revision, Sequence[Replica]]]:
+    """Return every deployment that gets requests, with its revision and ready replicas."""
+    statement = (
+        select(Deployment, Revision)
+        .join(Revision, (Revision.deployment_id == Deployment.id) & (Revision.number == Deployment.serving))
+        .where(Deployment.serving.is_not(None))
+    )
+    rows = (await session.execute(statement)).all()
+    ready = select(Replica).where(Replica.state == str(ReplicaState.READY))
+    replicas = list((await session.execute(ready)).scalars())
+    return [
+        (deployment, revision, [r for r in replicas if r.revision_id == revision.id]) for deployment, revision in rows
+    ]
+
+
+async def declared(session: AsyncSession, node: str) -> tuple[int, int]:
+    """Return the cores and bytes that a node's living replicas are declared to use."""
+    statement = select(
+        func.coalesce(func.max(Replica.cpus), 0), func.coalesce(func.sum(Replica.memory_bytes), 0)
+    ).where(Replica.node == node, Replica.state.not_in([str(s) for s in ENDED_REPLICA]))
+    cpus, memory = (await session.execute(statement)).one()
+    return int(cpus), int(memory)
+
+
+async def delete_rows(session: AsyncSession, deployment_id: str) -> None:
+    """Delete a deployment with its revisions and replicas."""
+    await session.execute(delete(Replica).where(Replica.deployment_id == deployment_id))
+    await session.execute(delete(Revision).where(Revision.deployment_id == deployment_id))
+    await session.execute(delete(Deployment).where(Deployment.id == deployment_id))
+    await notify(session, TOPIC)
+
+
+async def move_revision(session: AsyncSession, row: Revision, new: RevisionState) -> None:
+    """Change a revision's state, if its state machine allows that, and append the event."""
+    if row.state == new:
+        return
+    check(REVISION, RevisionState(row.state), new, f"revision {row.number}")
+    row.state = str(new)
+    await _event(
+        session,
+        row.project_id,
+        row.deployment_id,
+        row.job_id,
+        {"revision": row.number, "state": str(new), "error": row.error},
+    )
+
+
+async def move_replica(session: AsyncSession, row: Replica, new: ReplicaState) -> None:
+    """Change a replica's state, if its state machine allows that, and append the event."""
+    if row.state == new:
+        return
+    check(REPLICA, ReplicaState(row.state), new, f"replica {row.id}")
+    row.state = str(new)
+    data = {"replica": row.id, "revision": row.revision, "state": str(new), "pid": row.pid, "error": row.error}
+    await _event(session, row.project_id, row.deployment_id, None, data)
+    await notify(session, TOPIC)
+
+
+async def say(session: AsyncSession, row: Deployment, data: dict[str, Any]) -> None:
+    """Append an event about a deployment."""
+    await _event(session, row.project_id, row.id, None, data)
+
+
+async def _event(
+    session: AsyncSession, project_id: str, deployment_id: str, origin: str | None, data: dict[str, Any]
+) -> None:
+    await event_log.append(
+        session, project_id=project_id, subject=deployment_id, type="state", data=data, origin=origin
+    )
