@@ -1,0 +1,309 @@
+"""A mkdocs hook: writes the reference pages from the code, so that they cannot be out of date.
+
+The pages exist only in the build. ``python docs/generate.py FOLDER`` writes them into a folder, to look at.
+"""
+
+import inspect
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+DOCS = Path(__file__).parent
+METHODS = ("get", "post", "put", "patch", "delete")
+
+
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
+    """Add the generated pages (called by mkdocs)."""
+    from mkdocs.structure.files import File
+
+    for path, text in pages():
+        old = files.get_file_from_path(path)
+        if old is not None:
+            files.remove(old)
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Yield the path and text of every generated page."""
+    yield "reference/errors.md", errors()
+    yield "reference/states.md", states()
+    yield "reference/settings.md", settings()
+    yield "reference/definitions.md", definitions()
+    yield "reference/cli.md", command_line()
+    yield "reference/api.md", api(openapi())
+    yield "decisions/index.md", decisions()
+
+
+def errors() -> str:
+    """Return the page of error codes."""
+    from burnish.cli.server import PortBusy
+    from burnish.client.errors import NotReachable, UnknownError
+    from burnish.core.errors import all_errors
+
+    at_client = (NotReachable, UnknownError, PortBusy)
+    rows = [
+        f"| <a id=\"{e.code}\"></a>`{e.code}` | {e.status if e not in at_client else '-'} "
+        f"| {'yes' if e.retryable else 'no'} | {_first_paragraph(e)} |"
+        for e in all_errors()
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "# Errors", "",
+            ("Native routes answer errors as `application/problem+json` (RFC 9457) with these fields besides `title`, `status` and "
+            "`detail`: `code` (stable, below), `where` (a path a reader can follow), `hint` (what to do next), `problems` (each "
+            "place that is wrong) and `trace_id` (to find it in the logs). Under `/v1` they stand in OpenAI's envelope."), "",
+            ("*Again* tells whether the same thing, sent again unchanged, may succeed; `Retry-After` says when. "
+            "Codes without a status are raised by the command line or the client."), "",
+            "| code | status | again | meaning |", "|---|---|---|---|", *rows, "",
+        ]
+    )  # fmt: skip
+
+
+def states() -> str:
+    """Return the page of state machines."""
+    from burnish.core import states as machines
+
+    parts = ["# States", "", "Every state change is checked against these tables; each is one event in the log.", ""]
+    tables: dict[str, Mapping[Any, frozenset[Any]]] = {
+        name: value for name, value in vars(machines).items() if name.isupper() and isinstance(value, dict)
+    }
+    for name, table in tables.items():
+        kind = type(next(iter(table)))
+        parts += [f"## {name.capitalize()}", "", inspect.getdoc(kind) or "", "", "| state | can become |", "|---|---|"]
+        parts += [f"| `{old}` | {_codes(sorted(new)) or '*(final)*'} |" for old, new in table.items()]
+        parts += [""]
+    return "\n".join(parts)
+
+
+def settings() -> str:
+    """Return the page of settings."""
+    from burnish.core.settings import Settings
+
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default_factory or field.default in {None, PydanticUndefined} else f"`{field.default}`"
+        rows.append(f"| `BURNISH_{name.upper()}` | {default} | {field.description or ''} |")
+    return "\n".join(
+        ["# Settings", "", inspect.getdoc(Settings) or "", "",
+         ("`burnish serve` takes the most used ones as flags of the same names (`--database-url` is `BURNISH_DATABASE_URL`). "
+         "Clients read `BURNISH_URL` and `BURNISH_API_KEY`."), "",
+         "| variable | default | meaning |", "|---|---|---|", *rows, ""]
+    )  # fmt: skip
+
+
+def definitions() -> str:
+    """Return the page of the definition format and the built-in definitions."""
+    from burnish.platform.workflow import definition as form
+
+    parts = [
+        "# Workflow definitions",
+        "",
+        "See [Write a workflow](../how-to/write-a-workflow.md) for how to use them.",
+        "",
+    ]
+    for title, model in (("A parameter", form.Parameter), ("A step", form.Step), ("A step's `retry`", form.Retry)):
+        parts += [f"## {title}", "", inspect.getdoc(model) or "", "", *_field_rows(model), ""]
+    for file in sorted((Path(form.__file__).parent / "definitions").glob("*.y*ml")):
+        shown = form.read(file.read_text(encoding="utf-8"))
+        parts += [
+            f"## {shown.name}",
+            "",
+            shown.description.strip(),
+            "",
+            "| parameter | type | default | |",
+            "|---|---|---|---|",
+        ]
+        parts += [
+            f"| `{name}` | {p.type} | {'**required**' if p.required else _value(p.default)} | {_cell(p.description)} |"
+            for name, p in shown.parameters.items()
+        ]
+        parts += ["", "```yaml", file.read_text(encoding="utf-8").rstrip(), "```", ""]
+    return "\n".join(parts)
+
+
+def command_line() -> str:
+    """Return the page of commands."""
+    from typer.main import get_command
+
+    from burnish.cli.main import app
+    from burnish.cli.options import Exit
+
+    root = get_command(app)
+    parts = [
+        "# Command line",
+        "",
+        "Every command that talks to a server takes `--url` (`BURNISH_URL`) and `--json`.",
+        "",
+    ]
+    parts += ["| exit status | meaning |", "|---|---|"]
+    parts += [f"| {status.value} | {status.name.lower().replace('_', ' ')} |" for status in Exit]
+    for name, command in _commands(root, "burnish"):
+        parts += ["", f"## {name}", "", inspect.cleandoc(command.help or ""), ""]
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(_argument(p) for p in arguments)
+        parts += ["```console", f"$ {name} {usage}".rstrip() + (" [OPTIONS]" if command.params else ""), "```", ""]
+        parts += [f"- `{_argument(p)}`: {_cell(p.help or '')}" for p in arguments] + [""]
+        options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
+        if options:
+            parts += ["| option | variable | |", "|---|---|---|"]
+            parts += [
+                f"| {_codes([*p.opts, *p.secondary_opts])} | {_codes(_variables(p))} | {_cell(p.help or '')} |"
+                for p in options
+            ]
+    return "\n".join([*parts, ""])
+
+
+def api(schema: Mapping[str, Any]) -> str:
+    """Return the page of routes from the OpenAPI schema."""
+    parts = [
+        "# HTTP API", "",
+        ("A running server has this as `/openapi.json` and, to browse, at `/api`. [Errors](errors.md) have one form; lists are paged "
+        "by `after` and `limit`; an `Idempotency-Key` on a POST that creates makes a repetition safe."), "",
+    ]  # fmt: skip
+    tags: dict[str, list[str]] = {}
+    for path, item in schema["paths"].items():
+        for method in METHODS:
+            if method in item:
+                tag = (item[method].get("tags") or ["other"])[0]
+                tags.setdefault(tag, []).extend(_operation(method, path, item[method], schema))
+    for tag, lines in sorted(tags.items()):
+        parts += [f"## {tag}", "", *lines]
+    return "\n".join(parts)
+
+
+def openapi() -> dict[str, Any]:
+    """Return the schema of a server with everything, without starting it."""
+    from burnish.app import create_app
+
+    from burnish.core.settings import Settings
+
+    with tempfile.TemporaryDirectory() as folder:
+        app: Any = create_app(Settings(home=Path(folder)))
+        found: dict[str, Any] = app.openapi()
+    return found
+
+
+def decisions() -> str:
+    """Return the index of decisions with a line for each."""
+    lines = []
+    for file in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        title = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        lines.append(f"- [{title}]({file.name})")
+    text = (DOCS / "decisions" / "index.md").read_text(encoding="utf-8")
+    return text.replace("<!-- generated: decisions -->", "\n".join(lines))
+
+
+def _operation(method: str, path: str, operation: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    lines = [f"### {method.upper()} `{path}`", "", operation.get("summary", ""), ""]
+    if description := operation.get("description"):
+        lines += [description, ""]
+    if parameters := operation.get("parameters"):
+        lines += ["| parameter | in | type | |", "|---|---|---|---|"]
+        for found in parameters:
+            p = _resolved(found, schema)
+            star = " *(required)*" if p.get("required") else ""
+            lines.append(
+                f"| `{p['name']}`{star} | {p['in']} | {_type(p.get('schema', {}))} | {_cell(p.get('description', ''))} |"
+            )
+        lines += [""]
+    for kind, content in (operation.get("requestBody") or {}).get("content", {}).items():
+        lines += [f"Body: {_type(content.get('schema', {}))} as `{kind}`.", ""]
+        lines += _example(content)
+    lines += ["| answer | |", "|---|---|"]
+    for status, found in operation.get("responses", {}).items():
+        answer = _resolved(found, schema)
+        types = {_type(content.get("schema", {})) for content in answer.get("content", {}).values()} - {"any"}
+        lines.append(f"| {status} | {_cell(answer.get('description', ''))} {' '.join(sorted(types))} |")
+    return [*lines, ""]
+
+
+def _example(content: Mapping[str, Any]) -> list[str]:
+    examples = content.get("examples") or {}
+    value = content.get("example") or next((e.get("value") for e in examples.values()), None)
+    if value is None:
+        value = next(iter(content.get("schema", {}).get("examples", [])), None)
+    return [] if value is None else ["```json", json.dumps(value, indent=2, ensure_ascii=False), "```", ""]
+
+
+def _resolved(value: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Any = schema
+    if "$ref" not in value:
+        return value
+    for part in value["$ref"].removeprefix("#/").split("/"):
+        found = found[part]
+    return dict(found)
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        return f"`{schema['$ref'].rsplit('/', 1)[-1]}`"
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in schema:
+            return " or ".join(dict.fromkeys(_type(part) for part in schema[key]))
+    if "enum" in schema:
+        return _codes(schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return str(schema.get("type", "any"))
+
+
+def _field_rows(model: type[BaseModel]) -> list[str]:
+    properties = model.model_json_schema(by_alias=True).get("properties", {})
+    rows = ["| field | type | default | |", "|---|---|---|---|"]
+    for name, found in properties.items():
+        rows.append(
+            f"| `{name}` | {_type(found)} | {_value(found.get('default'))} | {_cell(found.get('description', ''))} |"
+        )
+    return rows
+
+
+def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+def _argument(parameter: Any) -> str:
+    name = parameter.metavar or parameter.name.upper()
+    return str(name) if parameter.required else f"[{name}]"
+
+
+def _variables(parameter: Any) -> list[str]:
+    found = parameter.envvar
+    return [] if not found else [found] if isinstance(found, str) else list(found)
+
+
+def _first_paragraph(subject: type) -> str:
+    return _cell((inspect.getdoc(subject) or "").split("\n\n")[0])
+
+
+def _codes(values: Any) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _value(value: Any) -> str:
+    return "" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    for path, text in pages():
+        target = Path(sys.argv[1]) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
