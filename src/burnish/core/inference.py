@@ -1,45 +1,75 @@
-"""What an engine is asked for: OpenAI's parameters with every sampling default written out.
+"""The request that an engine gets for a request in OpenAI's form: one place for the gateway and for evaluation.
 
-Engines bring defaults of their own (llama.cpp: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05); a request that leaves
-them open would mean something else on each. What evaluation asks and what users ask goes through here, so it is the same.
+What is scored must be what is served. Engines have sampling defaults of their own (llama.cpp: temperature 0.8,
+top_k 40, top_p 0.95, min_p 0.05), so both sides send every default explicitly, as OpenAI documents them.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from burnish.core.openai import ChatRequest, CompletionRequest
+from burnish.core.specs.serving import EngineName
 
-SAMPLING_DEFAULTS: Mapping[str, float | int] = MappingProxyType(
-    {
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repeat_penalty": 1.0,
-        "frequency_penalty": 0.0,
-        "presence_penalty": 0.0,
-    }
-)
-"""OpenAI's own defaults; what it does not have is off."""
+SAMPLING_DEFAULTS: Mapping[str, float | int] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "n": 1,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    # Not OpenAI's, but engines apply them unless told otherwise.
+    "top_k": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+}
+"""Sent whenever the request does not say otherwise."""
 
-_NO_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "modalities", "tools",
-     "best_of", "echo", "suffix", "max_completion_tokens", "messages", "response_format", "stream_options"}
-)  # fmt: skip
+_COMMON = frozenset({
+    "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "stream",
+    "stream_options", "logprobs", "top_logprobs", "logit_bias", "top_k", "min_p",
+    "frequency_penalty", "presence_penalty", "repeat_penalty",
+})  # fmt: skip
+
+SUPPORTED: Mapping[EngineName, frozenset[str]] = {
+    "llama_cpp": _COMMON | {"messages", "prompt", "response_format"},
+    "transformers": _COMMON | {"messages", "prompt"},
+    "vllm": _COMMON | {"messages", "prompt", "response_format"},
+}
+"""What each engine honours. Anything else that changes the answer is to be refused, never dropped."""
+
+NO_EFFECT = frozenset({
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "modalities", "tools",
+    "best_of", "echo", "suffix",
+})  # fmt: skip
+"""Accepted by the API (at the values that it allows) and not passed on: they describe the caller or ask for nothing."""
 
 
-def upstream_body(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
-    """Return the body to send to an engine.
+def upstream_body(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body that an engine is sent for an accepted request body in OpenAI's form.
 
-    Temperature 0 is greedy: the engine takes the most likely token, whatever else is set.
+    Keys that are null or have no effect are left out; ``max_completion_tokens`` becomes ``max_tokens``; role
+    ``developer`` becomes ``system``; message parts become one string; every sampling default is filled in.
+    ``stream``, ``stream_options`` and everything else pass unchanged, so the caller may set them before or after.
     """
-    given = request.model_dump(mode="json", exclude_none=True, by_alias=True, exclude=set(_NO_EFFECT))
-    body: dict[str, Any] = {**SAMPLING_DEFAULTS, **given}
-    if isinstance(request, ChatRequest):
-        body["messages"] = request.upstream_messages()
-        if request.max_completion_tokens is not None:
-            body["max_tokens"] = request.max_completion_tokens
-        if request.response_format is not None and request.response_format.type != "text":
-            body["response_format"] = request.response_format.model_dump(mode="json", exclude_none=True, by_alias=True)
+    body: dict[str, Any] = dict(SAMPLING_DEFAULTS)
+    for key, value in request.items():
+        if value is None or key in NO_EFFECT:
+            continue
+        body["max_tokens" if key == "max_completion_tokens" else key] = value
+    if "messages" in body:
+        body["messages"] = [_message(message) for message in body["messages"]]
     return body
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, str]:
+    content = message["content"]
+    if not isinstance(content, str):
+        parts: Sequence[Mapping[str, Any]] = content
+        content = "".join(str(part["text"]) for part in parts)
+    role = "system" if message["role"] == "developer" else str(message["role"])
+    return {"role": role, "content": content}
+
+
+def unsupported(request: Mapping[str, Any], engine: EngineName) -> tuple[str, ...]:
+    """Return the keys of a request that this engine cannot honour, sorted; null values ask for nothing."""
+    known = SUPPORTED[engine] | NO_EFFECT
+    return tuple(sorted(key for key, value in request.items() if value is not None and key not in known))
