@@ -62,9 +62,8 @@ def make_version(upload: Path, options: UploadOptions, target: Path, limits: Lim
     tally = _Tally(schema)
     with (target / DATA_FILE).open("wb") as out:
         for number, row in canonical_rows(records, schema, problems):
-            if tally.rows >= limits.rows:
-                raise TooLarge(f"{name} has more than {limits.rows} rows", where=f"{reader.unit} {number}")
-            tally.add(row, out, drop_duplicates=options.duplicates == "drop")
+            size = tally.add(row, out, drop_duplicates=options.duplicates == "drop")
+            _check_limits(size, tally, limits, f"{reader.unit} {number}")
     problems.raise_if_any()
     if not tally.rows:
         raise InvalidRequest(
@@ -73,6 +72,16 @@ def make_version(upload: Path, options: UploadOptions, target: Path, limits: Lim
     card = tally.card(name, options.licence, problems.count)
     (target / DATASET_CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n")
     return NewVersion(card=card, dropped_rows=tuple(problems.found))
+
+
+def _check_limits(size: int, tally: "_Tally", limits: Limits, where: str) -> None:
+    """Check what was written: a row of a Parquet dictionary may be far larger than its share of the file."""
+    if tally.rows > limits.rows:
+        raise TooLarge(f"more than {limits.rows} rows", where=where, hint="upload the file in parts")
+    if size > limits.line_bytes:
+        raise TooLarge(f"{where} has {size} bytes; a row has at most {limits.line_bytes}", where=where)
+    if tally.bytes > limits.total_bytes:
+        raise TooLarge(f"more than {limits.total_bytes} bytes of rows by {where}", where=where)
 
 
 class _Tally:
@@ -90,14 +99,16 @@ class _Tally:
         self._conflicting = 0
         self._duplicates_dropped = 0
         self.rows = 0
+        self.bytes = 0
 
-    def add(self, row: Row, out: BinaryIO, *, drop_duplicates: bool) -> None:
+    def add(self, row: Row, out: BinaryIO, *, drop_duplicates: bool) -> int:
+        """Write the row unless it is a duplicate to drop; return the bytes written."""
         whole = row_text(row, self._schema.format, "all")
         key = exact_key(whole)
         if key in self._seen:
             if drop_duplicates:
                 self._duplicates_dropped += 1
-                return
+                return 0
             self._exact += 1
         else:
             self._seen.add(key)
@@ -110,6 +121,8 @@ class _Tally:
         self._hash.update(line)
         out.write(line)
         self.rows += 1
+        self.bytes += len(line)
+        return len(line)
 
     def card(self, source: str, licence: str | None, bad: int) -> DatasetCard:
         own = tuple(self._schema.columns)

@@ -33,9 +33,8 @@ class Csv:
         delimiter = max(DELIMITERS, key=first.count)
         csv.field_size_limit(limits.line_bytes)
         records = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
-        header = _header(_next(records, lines) or [])
+        header = _header(next(records, []))
         while (fields := _next(records, lines)) is not None:
-            lines.restart()
             if not fields:
                 continue
             if len(fields) != len(header):
@@ -90,6 +89,7 @@ def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _next(records: Iterator[list[str]], lines: _LineFeed) -> list[str] | None:
+    lines.restart()
     try:
         return next(records, None)
     except csv.Error as error:
