@@ -16,6 +16,7 @@ from burnish.core.protocol import Event
 from burnish.infra.database import Database
 from burnish.infra.event_log import store
 from burnish.infra.event_log.store import TOPIC, check_cursor
+from burnish.infra.signals import FOLLOWERS
 
 log = logging.getLogger(__name__)
 
@@ -150,12 +151,14 @@ class EventLog:
 
     def _join(self, follower: _Follower) -> None:
         self._followers.add(follower)
+        FOLLOWERS.inc()
         if self._watcher is None or self._watcher.done():
             self._watching.clear()
             self._watcher = asyncio.create_task(self._watch(), name="event-log-watcher")
 
     def _leave(self, follower: _Follower) -> None:
         self._followers.discard(follower)
+        FOLLOWERS.dec()
         if not self._followers and self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None

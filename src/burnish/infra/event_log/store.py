@@ -23,9 +23,11 @@ from burnish.core.errors import MalformedRequest
 from burnish.core.protocol import Event, EventType
 from burnish.infra.database import notify, utcnow
 from burnish.infra.event_log.tables import EventRow
+from burnish.infra.signals import EVENTS
 
 TOPIC = "events"
 _LONGEST_STRING = 64 << 10
+_REDACTED = frozenset({"log", "state"})
 
 Cursor = tuple[int, int]
 START: Cursor = (-1, 0)
@@ -86,7 +88,7 @@ async def append(
     """Append one event in the caller's unit of work and wake followers after its commit.
 
     ``data`` is JSON. Numbers that JSON has no form for become their names (``"NaN"``), text that a database cannot
-    keep is replaced, and strings beyond 64 Ki characters are cut, saying so.
+    keep is replaced, strings beyond 64 Ki characters are cut, saying so, and logs lose what looks like a secret.
     """
     await append_all(session, [NewEvent(project_id, subject, type, data, origin)])
 
@@ -98,10 +100,12 @@ async def append_all(session: AsyncSession, events: Sequence[NewEvent]) -> None:
     now = utcnow()
     rows = [
         {"project_id": one.project_id, "subject": one.subject, "origin": one.origin, "type": one.type, "at": now,
-         "data": _storable(one.data)}
+         "data": _storable(redact_fields(one.data) if one.type in _REDACTED else one.data)}
         for one in events
     ]  # fmt: skip
     await session.execute(insert(EventRow.__table__).values(xid=_current_xid()), rows)  # type: ignore[arg-type]
+    for one in events:
+        EVENTS.labels(type=one.type).inc()
     await notify(session, TOPIC)
 
 

@@ -1,0 +1,165 @@
+"""Logs: one line a record, JSON or text, with the trace they belong to, secrets taken out where they are written.
+
+Code logs with the standard library (``logging.getLogger(__name__)``); ``extra={...}`` becomes fields. What a request or
+a job is about is bound once (:func:`bound`) and stands on every record below it, tasks included.
+"""
+
+import logging
+import re
+import secrets
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Literal, TextIO
+
+import orjson
+
+Level = Literal["debug", "info", "warning", "error"]
+
+_context: ContextVar[Mapping[str, str]] = ContextVar("burnish_log_context", default=MappingProxyType({}))
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+_QUIET = {
+    "uvicorn.access": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "aiosqlite": logging.INFO,
+    "alembic": logging.WARNING,
+}
+
+_HIDDEN = "***"
+_TELLING_NAME = r"(?:pass(?:word|wd|phrase)|secret(?:[_-]?key)?|api[_-]?key|access[_-]?key|private[_-]?key|token|authorization|cookie)"
+_SECRET_FIELD = re.compile(rf"(?:^|[_-]){_TELLING_NAME}$", re.IGNORECASE)
+_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), _HIDDEN),
+    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@\"']*):[^\s@/\"']+@", re.IGNORECASE), rf"\1:{_HIDDEN}@"),
+    (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), _HIDDEN),
+    (re.compile(r"\b(?:sk|bk|rk|pk|brn|burnish|hf|ghp|gho|ghs|glpat|xox[abps]|whsec)[-_][A-Za-z0-9_-]{12,}"), _HIDDEN),
+    (re.compile(r"\bAKIA[A-Z0-9]{16}\b"), _HIDDEN),
+    (re.compile(rf"((?<![A-Za-z]){_TELLING_NAME}[\"']?\s*[:=]\s*[\"']?)(?!(?:bearer|basic)\s)(?!\*\*\*)[^\s\"',;&}}]{{3,}}", re.IGNORECASE), rf"\1{_HIDDEN}"),
+)  # fmt: skip
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without what looks like a secret: keys, tokens, passwords in URLs and assignments, private keys."""
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def redact_fields(value: Any, name: str = "") -> Any:
+    """Return JSON without secrets: fields with a telling name go whole, other texts by :func:`redact`."""
+    if isinstance(value, Mapping):
+        return {str(key): redact_fields(inner, str(key)) for key, inner in value.items()}
+    if name and _SECRET_FIELD.search(name) and isinstance(value, str | bytes):
+        return _HIDDEN
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list | tuple):
+        return [redact_fields(inner) for inner in value]
+    return value
+
+
+@contextmanager
+def bound(**fields: str | None) -> Iterator[None]:
+    """Put fields (``trace_id``, ``request_id``, ``project_id``, ...) on every record logged inside."""
+    token = _context.set({**_context.get(), **{name: value for name, value in fields.items() if value is not None}})
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def context() -> Mapping[str, str]:
+    """Return the fields bound here."""
+    return _context.get()
+
+
+def trace_id() -> str | None:
+    """Return the trace that this code works for, if any."""
+    return _context.get().get("trace_id")
+
+
+def new_trace_id() -> str:
+    """Return 32 hexadecimal characters."""
+    return secrets.token_hex(16)
+
+
+def trace_id_of(traceparent: str | None) -> str | None:
+    """Return the trace id of a W3C ``traceparent`` header, or None if there is none or it is malformed."""
+    match = re.fullmatch(
+        r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", traceparent or ""
+    )
+    return match[1] if match is not None and set(match[1]) != {"0"} else None
+
+
+def traceparent_of(trace: str) -> str:
+    """Return a ``traceparent`` header that continues the trace with a new span."""
+    return f"00-{trace}-{secrets.token_hex(8)}-01"
+
+
+def configure(level: Level = "info", format: Literal["json", "text"] = "json", stream: TextIO | None = None) -> None:  # noqa: A002
+    """Send every log of this process to ``stream`` (stderr by default) in this format. May be called again."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if getattr(old, "burnish", False):
+            root.removeHandler(old)
+    handler.burnish = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name, least in _QUIET.items():
+        logging.getLogger(name).setLevel(max(least, root.level))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what is bound, what was given as extra."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        document: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+            **_context.get(),
+            **redact_fields(_extra(record)),
+        }
+        if trouble := _trouble(record):
+            document["exception"] = redact(trouble)
+        return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """What a person reads in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the traceback below it."""
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        fields = {**_context.get(), **_extra(record)}
+        tail = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
+        line = (
+            f"{time} {record.levelname.lower():7} {record.name.removeprefix('burnish.')}: {record.getMessage()}{tail}"
+        )
+        if trouble := _trouble(record):
+            line += f"\n{trouble}"
+        return redact(line)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+
+
+def _trouble(record: logging.LogRecord) -> str | None:
+    if record.exc_info and record.exc_info[0] is not None:
+        return "".join(traceback.format_exception(*record.exc_info)).rstrip()
+    return record.exc_text
