@@ -23,6 +23,7 @@ from burnish.core.errors import MalformedRequest
 from burnish.core.protocol import Event, EventType
 from burnish.infra.database import notify, utcnow
 from burnish.infra.event_log.tables import EventRow
+from burnish.infra.logging import redact_fields
 from burnish.infra.signals import EVENTS
 
 TOPIC = "events"
