@@ -68,7 +68,7 @@ def allow_listed_env(threads: int, extra: Mapping[str, str] | None = None) -> di
     """
     chosen = {name: os.environ[name] for name in _ALLOWED if name in os.environ}
     count = str(max(1, threads))
-    chosen.update({name: count for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+    chosen.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count))
     chosen.update({"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"})
     chosen.update(extra or {})
     return chosen

@@ -251,7 +251,7 @@ class JobTurns:
 
     async def _clear_session(self, host: ProcessId, *, patiently: bool) -> None:
         deadline = time.monotonic() + (3.0 if patiently else 0.0)
-        while time.monotonic() < deadline and await asyncio.to_thread(self._backend.alive, host):
+        while time.monotonic() < deadline and await asyncio.to_thread(self._backend.alive, host):  # noqa: ASYNC110 - a process, not ours
             await asyncio.sleep(0.02)
         if not await asyncio.to_thread(self._backend.kill, host):
             log.warning("processes of session %d do not die", host.pid)

@@ -11,6 +11,7 @@ from burnish.core.settings import Settings
 from burnish.core.states import JobState
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database, utcnow
+from burnish.infra.event_log import EventLog
 from burnish.infra.reconcile import Reconciler
 from burnish.platform.identity import CallerTokens
 from burnish.platform.jobs import service, store
@@ -36,7 +37,7 @@ class JobRuntime:
 
     def __init__(
         self, database: Database, artifact_store: ArtifactStore, settings: Settings, tokens: CallerTokens,
-        owner: str | None = None, backend: Backend | None = None,
+        owner: str | None = None, backend: Backend | None = None, event_log: EventLog | None = None,
     ) -> None:  # fmt: skip
         self.database = database
         self.store = artifact_store
@@ -44,6 +45,7 @@ class JobRuntime:
         self.tokens = tokens
         self.owner = owner or f"{settings.node}.{secrets.token_hex(3)}"
         self.backend = backend or LocalBackend(settings.jobs_dir, hub_offline=settings.hub_offline)
+        self.event_log = event_log or EventLog(database)
         self._kinds: dict[str, Mapping[str, Kind]] = {}
         self._scheduler = Scheduler(database, settings, self.backend)
         self._turns: JobTurns | None = None

@@ -1,5 +1,7 @@
-"""The loop that admits queued jobs to this node. Decisions are made in one transaction under one lock, so that two
-servers of one node, or of one database, never give the same core away twice.
+"""The loop that admits queued jobs to this node.
+
+Decisions are made in one transaction under one lock, so that two servers of one node, or of one database, never give
+the same core away twice.
 """
 
 import asyncio

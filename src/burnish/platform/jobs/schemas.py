@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,35 +25,15 @@ class JobItem(JobView):
     priority: int = 0
 
 
-class JobPage(BaseModel):
-    """One page of jobs, newest first."""
-
-    model_config = ConfigDict(frozen=True)
-
-    data: tuple[JobItem, ...]
-    has_more: bool
-    next: str | None = Field(default=None, description="Send it as `after` to get the next page")
-
-
 class LogLine(BaseModel):
     """One line of a job's log."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
-    at: str
+    at: datetime
     level: LogLevel
     message: str
-
-
-class LogPage(BaseModel):
-    """Log lines, oldest first."""
-
-    model_config = ConfigDict(frozen=True)
-
-    data: tuple[LogLine, ...]
-    has_more: bool
-    next: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,20 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import BurnishError, Conflict, ErrorBody, NotFound
-from burnish.core.protocol import JobRequest, JobView, Progress
+from burnish.core.pages import Page
+from burnish.core.protocol import Event, Health, JobRequest, JobView, Progress
 from burnish.core.specs.base import ArtifactRef, Resources, digest_of
 from burnish.core.states import JobState
+from burnish.infra import event_log
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import utcnow
 from burnish.infra.reconcile import announce
 from burnish.platform.jobs import store
-from burnish.platform.jobs.schemas import JobItem, JobPage, Kind
+from burnish.platform.jobs.schemas import JobItem, Kind, LogLine
 from burnish.platform.jobs.tables import ClaimTable, JobTable
 from burnish.platform.jobs.validation import artifacts_in
 
+ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 INPUT_OWNER = "job-input"
 OUTPUT_OWNER = "job"
 CHECKPOINT_OWNER = "job-checkpoint"
@@ -183,18 +186,51 @@ async def unclaim(session: AsyncSession, owner_kind: str, owner_id: str) -> None
     await store.drop_claim(session, owner_kind, owner_id)
 
 
+async def health(session: AsyncSession, component_type: str, node: str) -> Health:
+    """Return a component's load: what is admitted on this node, by what the node has."""
+    counts = await store.counts(session, component_type)
+    running = sum(n for (_, _, state), n in counts.items() if state in (JobState.STARTING, JobState.RUNNING))
+    queued = sum(n for (_, _, state), n in counts.items() if state == JobState.QUEUED)
+    held = sum(int(job.resources.get("cpus", 1)) for job in await store.on_node(session, node))
+    own = next((one for one in await store.nodes(session) if one.name == node), None)
+    reason = await store.first_pending_reason(session, component_type) if queued else None
+    load = held / own.cpus if own is not None else 0.0
+    return Health(load=load, running_jobs=running, queued_jobs=queued, waiting_for=reason)
+
+
 async def page(
     session: AsyncSession, project_id: str, *, states: Sequence[str] = (), kind: str | None = None,
     origin: str | None = None, component_type: str | None = None, after: str | None = None, limit: int = 50,
-) -> JobPage:  # fmt: skip
+) -> Page[JobItem]:  # fmt: skip
     """Return one page of a project's jobs, newest first."""
     rows = await store.page(
         session, project_id, states=states, kind=kind, origin=origin, component_type=component_type,
         after=after, limit=limit,
     )  # fmt: skip
-    shown = rows[:limit]
-    more = len(rows) > limit
-    return JobPage(data=tuple(item_of(job) for job in shown), has_more=more, next=shown[-1].id if more else None)
+    return Page[JobItem].of([item_of(job) for job in rows], limit, lambda item: item.job_id)
+
+
+async def log_lines(session: AsyncSession, job_id: str, *, after: str | None, limit: int) -> Page[LogLine]:
+    """Return a page of a job's log, oldest first.
+
+    Raises:
+        MalformedRequest: ``after`` is no cursor.
+    """
+    lines: list[LogLine] = []
+    cursor = after
+    while len(lines) <= limit and (found := await event_log.read(session, subject=job_id, after=cursor)):
+        cursor = found[-1].id
+        lines += [
+            LogLine.model_validate({"id": event.id, "at": event.at, **event.data})
+            for event in found
+            if event.type == "log"
+        ]
+    return Page[LogLine].of(lines, limit, lambda line: line.id)
+
+
+def ends_job(event: Event) -> bool:
+    """Tell whether this event ends its job, so that a stream may end."""
+    return event.type == "state" and event.data.get("state") in ENDED
 
 
 def view_of(job: JobTable) -> JobView:

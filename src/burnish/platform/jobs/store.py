@@ -177,6 +177,18 @@ async def counts(session: AsyncSession, component_type: str | None = None) -> di
     return {(row[0], row[1], row[2]): int(row[3]) for row in await session.execute(statement)}
 
 
+async def first_pending_reason(session: AsyncSession, component_type: str) -> str | None:
+    """Return why the component's first queued job waits."""
+    statement = (
+        select(JobTable.pending_reason)
+        .where(JobTable.component_type == component_type, JobTable.state == JobState.QUEUED)
+        .where(JobTable.pending_reason.is_not(None))
+        .order_by(JobTable.priority.desc(), JobTable.queued_at)
+        .limit(1)
+    )
+    return (await session.execute(statement)).scalar_one_or_none()
+
+
 async def states_of(session: AsyncSession, job_ids: Iterable[str]) -> dict[str, JobState]:
     """Return the states of those of the jobs that exist."""
     ids = list(job_ids)

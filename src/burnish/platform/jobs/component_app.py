@@ -1,0 +1,317 @@
+"""The component protocol for whoever supplies kinds: an ASGI app with validation, jobs, events, and a caller check.
+
+A component is about twenty lines::
+
+    kinds = {"shout": Kind(ShoutSpec, ShoutResult, "Make text loud", run="my_package.shouting:shout")}
+    app = component_app("shouting", kinds, runtime)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+import burnish
+from burnish.core.errors import (
+    BurnishError,
+    FieldProblem,
+    Forbidden,
+    InvalidRequest,
+    MalformedRequest,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+)
+from burnish.core.protocol import (
+    CALLER_HEADER,
+    TRACE_HEADER,
+    Description,
+    Health,
+    JobRequest,
+    JobView,
+    KindOffer,
+    Validation,
+)
+from burnish.infra import event_log
+from burnish.infra.asgi import ASGIApp, Receive, Send
+from burnish.infra.event_log import SSE_HEADERS, stream
+from burnish.infra.problems import problem_body, problems
+from burnish.platform.identity import Principal, current_principal
+from burnish.platform.identity.principal import SCOPE_KEY
+from burnish.platform.jobs import service
+from burnish.platform.jobs.runtime import JobRuntime
+from burnish.platform.jobs.schemas import Check, Kind, LightJob, Wait
+from burnish.platform.jobs.validation import validate
+
+__all__ = ["Check", "Kind", "LightJob", "Wait", "component_app", "install_problems"]
+
+_OPEN_PATHS = frozenset({"/health", "/describe"})
+
+Caller = Annotated[Principal, Depends(current_principal)]
+JobId = Annotated[
+    str, Path(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", description="The id that the caller gave")
+]  # fmt: skip
+
+
+def component_app(
+    component_type: str,
+    kinds: Mapping[str, Kind],
+    runtime: JobRuntime,
+    *,
+    routers: Sequence[APIRouter] = (),
+    routes: Sequence[str] = (),
+    extra_asgi: Mapping[str, ASGIApp] | None = None,
+) -> FastAPI:
+    """Make a component: the protocol's routes, and ``routers`` of its own.
+
+    Args:
+        component_type: what it is; also the audience of caller tokens.
+        kinds: the jobs that it offers, by name.
+        runtime: runs them. Make the app before the runtime starts.
+        routers: routes of its own, each handler behind the same caller check.
+        routes: path prefixes that the gateway passes to this component.
+        extra_asgi: raw ASGI apps by path prefix, for data paths (behind the caller check, too).
+    """
+    runtime.offer(component_type, kinds)
+    app = FastAPI(
+        title=f"Burnish component {component_type}",
+        version=burnish.__version__,
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    install_problems(app)
+    app.include_router(_protocol(component_type, kinds, runtime, routes))
+    for router in routers:
+        app.include_router(router)
+    for prefix, raw in (extra_asgi or {}).items():
+        app.mount(prefix, raw)
+    app.add_middleware(_CallerCheck, component_type=component_type, runtime=runtime)
+    return app
+
+
+def describe(component_type: str, kinds: Mapping[str, Kind], routes: Sequence[str] = ()) -> Description:
+    """Return what a component says of itself."""
+    offers = tuple(
+        KindOffer(
+            name=name, summary=kind.summary, spec_schema=kind.spec.model_json_schema(),
+            result_schema=kind.result.model_json_schema(), heavy=kind.run is not None, pausable=kind.pausable,
+        )
+        for name, kind in sorted(kinds.items())
+    )  # fmt: skip
+    return Description(component_type=component_type, version=burnish.__version__, kinds=offers, routes=tuple(routes))
+
+
+class _CallerCheck:
+    """Verifies the caller token and puts the principal into the scope; a header alone is never believed."""
+
+    def __init__(self, app: ASGIApp, component_type: str, runtime: JobRuntime) -> None:
+        self._app = app
+        self._component_type = component_type
+        self._tokens = runtime.tokens
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS | {"/openapi.json"}:
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        token = headers.get(CALLER_HEADER.encode(), b"").decode("latin-1")
+        try:
+            if not token:
+                raise Unauthenticated("the request carries no caller token", hint="call through the gateway")
+            scope[SCOPE_KEY] = self._tokens.verify(token, self._component_type)
+        except Unauthenticated as error:
+            await problem_response(error, trace_of(headers.get(TRACE_HEADER.encode(), b"").decode("latin-1")))(
+                scope, receive, send
+            )
+            return
+        await self._app(scope, receive, send)
+
+
+def _protocol(component_type: str, kinds: Mapping[str, Kind], runtime: JobRuntime, routes: Sequence[str]) -> APIRouter:
+    router = APIRouter(tags=["component protocol"])
+    description = describe(component_type, kinds, routes)
+    _about(router, description, runtime)
+    _submitting(router, component_type, kinds, runtime)
+    _following(router, component_type, runtime)
+    _asking(router, component_type, runtime)
+    return router
+
+
+def _about(router: APIRouter, description: Description, runtime: JobRuntime) -> None:
+    @router.get("/health", summary="Liveness and load", responses=problems(503))
+    async def health() -> Health:
+        """Say that the component lives, how much it has to do, and what its queue waits for."""
+        async with runtime.database.read() as session:
+            return await service.health(session, description.component_type, runtime.settings.node)
+
+    @router.get("/describe", summary="What the component is and offers")
+    async def describe_component() -> Description:
+        """Give type, version, protocol version, and each job kind with the JSON Schemas of its spec and result."""
+        return description
+
+
+def _submitting(router: APIRouter, component_type: str, kinds: Mapping[str, Kind], runtime: JobRuntime) -> None:
+    @router.post(
+        "/jobs/validate", summary="Check a job before it is accepted", responses=problems(400, 401, 403, 422, 503)
+    )
+    async def validate_job(request: JobRequest, caller: Caller) -> Validation:
+        """Answer each problem with its place (`spec.rank`), or the spec with its defaults and what it would need."""
+        _own_project(request, caller)
+        return (await validate(request, kinds, runtime.database, runtime.store))[0]
+
+    @router.post("/jobs", summary="Accept a job", responses=problems(400, 401, 403, 409, 422, 503, 507))
+    async def submit_job(request: JobRequest, caller: Caller) -> JobView:
+        """Accept a job under the caller's id; committed before the answer. The same id twice is the same job."""
+        _own_project(request, caller)
+        return await submit(request, component_type, kinds, runtime)
+
+
+async def submit(request: JobRequest, component_type: str, kinds: Mapping[str, Kind], runtime: JobRuntime) -> JobView:
+    """Validate and accept a job.
+
+    Raises:
+        InvalidRequest: the job is wrong; ``problems`` says where.
+        Conflict: the id is another job's.
+    """
+    if not request.job_id:
+        raise InvalidRequest("a job needs an id", where="job_id", hint="give one; the same id twice is the same job")
+    if request.partial:
+        raise InvalidRequest("a partial job can only be validated", where="partial")
+    async with runtime.database.write() as session:
+        known = await service.resubmitted(session, request, component_type)
+    if known is not None:
+        return known
+    answer, parsed = await validate(request, kinds, runtime.database, runtime.store)
+    if answer.problems or answer.spec is None or answer.resources is None:
+        first = answer.problems[0].message if answer.problems else "the job is wrong"
+        raise InvalidRequest(f"the job cannot be accepted: {first}", problems=answer.problems)
+    async with runtime.database.write() as session:
+        return await service.accept(
+            session, request, kinds[request.kind], component_type, dict(answer.spec), parsed, answer.resources
+        )
+
+
+def _own_project(request: JobRequest, caller: Principal) -> None:
+    if request.project_id != caller.project_id:
+        raise Forbidden(
+            f"the caller acts for project {caller.project_id}, not {request.project_id}",
+            where="project_id", hint="use the caller's own project",
+        )  # fmt: skip
+
+
+def _following(router: APIRouter, component_type: str, runtime: JobRuntime) -> None:
+    @router.get("/jobs/{job_id}", summary="A job", responses=problems(401, 404, 422, 503))
+    async def get_job(job_id: JobId, caller: Caller) -> JobView:
+        """Give a job's state, progress, and result or error."""
+        async with runtime.database.read() as session:
+            return service.view_of(await service.get(session, job_id, caller.project_id, component_type))
+
+    @router.get(
+        "/jobs/{job_id}/events",
+        summary="Follow a job",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {}}, "description": "Events"}, **problems(400, 401, 404, 422, 503)},
+    )  # fmt: skip
+    async def follow_job(
+        job_id: JobId,
+        caller: Caller,
+        last_event_id: Annotated[str | None, Header(description="The last id seen")] = None,
+    ) -> StreamingResponse:
+        """Stream states, progress, metrics and log lines; ends when the job does."""
+        async with runtime.database.read() as session:
+            await service.get(session, job_id, caller.project_id, component_type)
+        return follow(runtime, job_id, last_event_id)
+
+
+def follow(runtime: JobRuntime, job_id: str, after: str | None) -> StreamingResponse:
+    """Return the stream of a job's events; it ends with the event that ends the job."""
+    event_log.check_cursor(after)
+    events = runtime.event_log.follow(subject=job_id, after=after)
+    return StreamingResponse(
+        stream(events, until=service.ends_job), media_type="text/event-stream", headers=SSE_HEADERS
+    )
+
+
+def _asking(router: APIRouter, component_type: str, runtime: JobRuntime) -> None:
+    @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", responses=problems(401, 404, 422, 503))
+    async def cancel_job(job_id: JobId, caller: Caller) -> JobView:
+        """Ask for a job's end. An id that is not known leaves a tombstone, so that it can never start."""
+        async with runtime.database.write() as session:
+            return await service.cancel(session, job_id, caller.project_id, component_type)
+
+    @router.post("/jobs/{job_id}/pause", summary="Pause a job", responses=problems(401, 404, 409, 422, 503))
+    async def pause_job(job_id: JobId, caller: Caller) -> JobView:
+        """Ask a job to checkpoint and stop."""
+        async with runtime.database.write() as session:
+            return await service.pause(session, job_id, caller.project_id)
+
+    @router.post("/jobs/{job_id}/resume", summary="Resume a job", responses=problems(401, 404, 409, 422, 503))
+    async def resume_job(job_id: JobId, caller: Caller) -> JobView:
+        """Let a paused job go on from its last checkpoint."""
+        async with runtime.database.write() as session:
+            return await service.resume(session, job_id, caller.project_id)
+
+
+def install_problems(app: FastAPI) -> None:
+    """Answer every error of an app as problem+json."""
+
+    @app.exception_handler(BurnishError)
+    async def expected(request: Request, error: BurnishError) -> JSONResponse:
+        return problem_response(error, trace_of(request.headers.get(TRACE_HEADER)))
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(_invalid(error), trace_of(request.headers.get(TRACE_HEADER)))
+
+    @app.exception_handler(HTTPException)
+    async def by_status(request: Request, error: HTTPException) -> JSONResponse:
+        typed = _by_status(error, request)
+        return problem_response(typed, trace_of(request.headers.get(TRACE_HEADER)), error.status_code, error.headers)
+
+
+def problem_response(
+    error: BurnishError, trace_id: str | None, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return the response to a request that failed."""
+    own_status, own_headers, body = problem_body(error, trace_id)
+    return JSONResponse(body, status or own_status, headers={**(headers or {}), **own_headers})
+
+
+def trace_of(traceparent: str | None) -> str | None:
+    """Return the trace id of a W3C ``traceparent``, or None."""
+    parts = (traceparent or "").split("-")
+    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None
+
+
+def _invalid(error: RequestValidationError) -> BurnishError:
+    found = [
+        FieldProblem(where=".".join(str(part) for part in detail["loc"]), message=str(detail["msg"]))
+        for detail in error.errors()
+    ]
+    if any(detail["type"] == "json_invalid" for detail in error.errors()):
+        return MalformedRequest("the body is not JSON", problems=found, hint="send a JSON object")
+    return InvalidRequest("the request is wrong", problems=found, hint="each problem names the place")
+
+
+def _by_status(error: HTTPException, request: Request) -> BurnishError:
+    what = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return NotFound(f"there is nothing at {what}", where=request.url.path)
+    if error.status_code == 405:
+        return _MethodNotAllowed(f"{what} is not possible", hint=f"allowed: {(error.headers or {}).get('Allow', '')}")
+    if error.status_code == 413:
+        return TooLarge(str(error.detail), where=what)
+    if error.status_code < 500:
+        return MalformedRequest(str(error.detail), where=what)
+    return BurnishError(str(error.detail), where=what)
+
+
+class _MethodNotAllowed(MalformedRequest):
+    """The path is known, but not with this method."""
+
+    code = "method_not_allowed"
+    status = 405
