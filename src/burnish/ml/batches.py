@@ -1,6 +1,7 @@
 """The order in which examples are seen, and how a batch is cut into micro-batches. Pure functions of lengths and seed."""
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,28 +34,24 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -
 
 
 class DataOrder:
-    """All steps' batches in order, epoch after epoch, with a running hash of what was seen."""
+    """A cursor over all steps' batches, epoch after epoch, with a running hash of what was seen."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths = tuple(lengths)
-        self._batch_size = batch_size
-        self._seed = seed
+        self.steps_an_epoch = -(-len(lengths) // batch_size)
+        self.step = 0
+        """Steps whose batches were given out."""
         self._hash = hashlib.sha256()
-        self.steps_an_epoch = -(-len(self._lengths) // batch_size)
+        self._endless = (
+            batch for epoch in itertools.count() for batch in plan_epoch(tuple(lengths), batch_size, seed, epoch)
+        )
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield ``(step, indices)`` for steps ``first_step`` to ``last_step`` (from 1); earlier ones are hashed as seen."""
-        step = 0
-        epoch = 0
-        while step < last_step:
-            for indices in plan_epoch(self._lengths, self._batch_size, self._seed, epoch):
-                step += 1
-                if step > last_step:
-                    return
-                self._hash.update((",".join(map(str, indices)) + ";").encode())
-                if step >= first_step:
-                    yield step, indices
-            epoch += 1
+    def until(self, last_step: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield ``(step, indices)`` for the steps from here to ``last_step`` (steps count from 1)."""
+        while self.step < last_step:
+            indices = next(self._endless)
+            self.step += 1
+            self._hash.update((",".join(map(str, indices)) + ";").encode())
+            yield self.step, indices
 
     @property
     def digest(self) -> str:

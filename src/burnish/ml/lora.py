@@ -51,8 +51,10 @@ class LoraLinear(nn.Module):
         """Return the layer's output for ``x`` of ``[..., in]``."""
         if self._weight is not None and self.dropout == 0:
             bias: Any = self.base.bias
-            y: torch.Tensor = _LoraProduct.apply(x, self._weight, bias, self.lora_a, self.lora_b, self.scale)
-            return y
+            # Shaped outside of the function: Falcon adds to the result in place, which a view made inside forbids.
+            flat = x.reshape(-1, x.shape[-1])
+            y: torch.Tensor = _LoraProduct.apply(flat, self._weight, bias, self.lora_a, self.lora_b, self.scale)
+            return y.view(*x.shape[:-1], -1)
         base: torch.Tensor = self.base(x)
         dropped = F.dropout(x, self.dropout) if self.dropout else x
         down = F.linear(dropped, self.lora_a.to(x.dtype))
@@ -67,27 +69,25 @@ class _LoraProduct(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, lora_a: torch.Tensor,
         lora_b: torch.Tensor, scale: float,
     ) -> torch.Tensor:  # fmt: skip
-        flat = x.reshape(-1, x.shape[-1])
         a = lora_a.to(x.dtype)
         b = (lora_b * scale).to(x.dtype)
-        down = flat @ a.t()
-        y = F.linear(flat, weight, bias)
+        down = x @ a.t()
+        y = F.linear(x, weight, bias)
         y.addmm_(down, b.t())
-        ctx.save_for_backward(flat, weight, a, b, down)
+        ctx.save_for_backward(x, weight, a, b, down)
         ctx.scale = scale
-        ctx.shape = x.shape
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, weight, a, b, down = ctx.saved_tensors
-        out = grads[0].reshape(-1, grads[0].shape[-1])
+        x, weight, a, b, down = ctx.saved_tensors
+        out = grads[0]
         inner = out @ b
-        grad_a = (inner.t() @ flat).float()
+        grad_a = (inner.t() @ x).float()
         grad_b = (out.t() @ down).float().mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (out @ weight).addmm_(inner, a).view(ctx.shape)
+            grad_x = (out @ weight).addmm_(inner, a)
         return grad_x, None, None, grad_a, grad_b, None
 
 

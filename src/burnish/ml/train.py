@@ -28,6 +28,7 @@ from burnish.ml.model import (
     load_model,
     load_tokenizer,
     peak_memory_bytes,
+    quiet,
     read_card,
     resolve_dtype,
     use_threads,
@@ -173,7 +174,7 @@ def _resume(run: _Run) -> None:
     run.supervised_tokens = position.supervised_tokens
     run.history = list(position.history)
     # Walk the order up to here, so that its hash goes on from the same examples.
-    for _ in run.order.batches(position.step + 1, position.step):
+    for _ in run.order.until(position.step):
         pass
     if run.order.digest != position.data_order:
         raise JobFailed("the data are in another order than when the checkpoint was written", where=str(folder))
@@ -184,7 +185,7 @@ def _train(run: _Run) -> None:
     """Take all remaining steps."""
     spec, context = run.spec, run.context
     context.progress(run.step, run.total_steps, phase="training")
-    for step, indices in run.order.batches(run.step + 1, run.total_steps):
+    for step, indices in run.order.until(run.total_steps):
         began = time.monotonic()
         batch = [run.data.examples[index] for index in indices]
         supervised = sum(example.supervised for example in batch)
@@ -316,8 +317,9 @@ def _publish_model(run: _Run) -> ArtifactRef:
     staged = run.context.stage("model")
     kept = torch.float32 if run.card.dtype == "float32" else torch.bfloat16
     run.model.to(kept)
-    run.model.save_pretrained(staged)
-    run.tokenizer.save_pretrained(staged)
+    with quiet():
+        run.model.save_pretrained(staged)
+        run.tokenizer.save_pretrained(staged)
     card = run.card.model_copy(
         update={
             "base": run.spec.model.digest, "shipped_as": None, "dtype": str(kept).removeprefix("torch."),

@@ -28,7 +28,9 @@ def model_file(folder: Path) -> Path:
     files = sorted(folder.glob("*.gguf"))
     if not files:
         raise BadModel(
-            "no *.gguf in the model folder", where=str(folder), hint="the kind `compress` makes one; or use `transformers`"
+            "no *.gguf in the model folder",
+            where=str(folder),
+            hint="the kind `compress` makes one; or use `transformers`",
         )
     if len(files) > 1:
         raise BadModel(f"{len(files)} GGUF files where one is expected", where=str(folder))

@@ -58,7 +58,9 @@ def prepare_socket(path: str) -> None:
         BadModel: the path is too long for a unix socket.
     """
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise BadModel(f"the socket path has more than {MAX_SOCKET_PATH} bytes", where=path, hint="use a shorter folder")
+        raise BadModel(
+            f"the socket path has more than {MAX_SOCKET_PATH} bytes", where=path, hint="use a shorter folder"
+        )
     Path(path).unlink(missing_ok=True)
 
 
