@@ -1,0 +1,197 @@
+"""How the workflow engine reaches components: the part of the integrator that it needs, and one attempt's dealings."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from burnish.core.errors import BurnishError, NotFound
+from burnish.core.protocol import Description, JobRequest, JobView, KindOffer, Validation
+from burnish.core.specs.base import Resources, digest_of
+from burnish.core.states import JobState
+from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.infra.database import Database
+from burnish.platform.identity import Principal
+from burnish.platform.workflow import store
+from burnish.platform.workflow.decide import item_scope
+from burnish.platform.workflow.execution import Attempt, Execution, artifacts_in
+from burnish.platform.workflow.expressions import resolve
+from burnish.platform.workflow.records import Outcome
+
+_ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+_FIRST_POLL, _LAST_POLL = 0.5, 10.0
+
+
+class Components(Protocol):
+    """What the engine asks of the integrator."""
+
+    async def call(
+        self, component_type: str, method: str, path: str, json: Any = None, *,
+        principal: Principal, timeout: float = 30, query: Mapping[str, str] | None = None,
+    ) -> Any:  # fmt: skip
+        """Call a healthy instance; an error answer is raised as the typed error it was."""
+
+    async def describe(self, component_type: str) -> Description:
+        """Return what the component offers."""
+
+    def kinds(self) -> Mapping[tuple[str, str], KindOffer]:
+        """Return every kind that is offered at the moment."""
+
+
+class JobClient:
+    """Submits, follows and stops the jobs of attempts."""
+
+    def __init__(self, components: Components, database: Database, artifact_store: ArtifactStore) -> None:
+        self._components = components
+        self._database = database
+        self._store = artifact_store
+
+    async def deal(self, execution: Execution, attempt: Attempt) -> float | None:
+        """Do the next thing with a component's job; return the seconds after which to look again, if any.
+
+        Whatever is asked of a job comes after it is known to be there: a crash between intent and submission is
+        mended first, by submitting the same id again.
+        """
+        if attempt.resting:
+            return attempt.again
+        try:
+            return await self._deal(execution, attempt)
+        except BurnishError as error:
+            attempt.resting = True
+            attempt.again = min(_LAST_POLL, error.retry_after or 2.0)
+            attempt.change(note=f"{attempt.component} does not answer: {error.message}; trying again")
+            return attempt.again
+
+    async def _deal(self, execution: Execution, attempt: Attempt) -> float | None:
+        principal = Principal(execution.submitted_by, execution.project_id)
+        if attempt.submitted_at is None:
+            if execution.definition.steps[attempt.step].cache and attempt.cache_key is None:
+                await self._look_up(execution, attempt, principal)
+                return None
+            view = await self._submit(execution, attempt, principal)
+        elif attempt.stop is not None and not attempt.stop_delivered:
+            view = await self._job(attempt, "POST", "/cancel", principal)
+            attempt.change(stop_delivered=True)
+        elif attempt.pause in {"asked", "resume"} and attempt.stop is None:
+            view = await self._pause_or_resume(attempt, principal)
+        elif self._worth_a_look(execution, attempt):
+            view = await self._job(attempt, "GET", "", principal)
+        else:
+            return self._time_left(execution, attempt)
+        attempt.looked = True
+        if view is None:
+            return None
+        attempt.outcome = outcome_of(view)
+        if attempt.outcome is not None:
+            return None
+        attempt.change(note=None)
+        attempt.again = self._after(execution, attempt, view)
+        return attempt.again
+
+    async def _submit(self, execution: Execution, attempt: Attempt, principal: Principal) -> JobView | None:
+        step = execution.definition.steps[attempt.step]
+        try:
+            given = resolve(step.resources, item_scope(execution.view(), attempt.step, attempt.item))
+            request = JobRequest(
+                job_id=attempt.job_id, kind=attempt.kind, spec=dict(attempt.spec), project_id=execution.project_id,
+                priority=step.priority, origin=execution.workflow_id,
+                resources=None if given is None else Resources.model_validate(given),
+            )  # fmt: skip
+            answer = await self._components.call(
+                attempt.component, "POST", "/jobs", request.model_dump(mode="json"), principal=principal
+            )
+        except BurnishError as error:
+            if error.retryable:
+                raise
+            attempt.outcome = Outcome("failed", error=error.body())
+            return None
+        except ValueError as error:
+            problem = str(error).splitlines()[0]
+            body = NotFound(f"`resources` of step {attempt.step} cannot be read: {problem}").body()
+            attempt.outcome = Outcome("failed", error=body.model_copy(update={"code": "invalid_request"}))
+            return None
+        attempt.change(submitted_at=time.time(), state=JobState.RUNNING)
+        return JobView.model_validate(answer)
+
+    async def _job(self, attempt: Attempt, method: str, path: str, principal: Principal) -> JobView | None:
+        try:
+            answer = await self._components.call(
+                attempt.component, method, f"/jobs/{attempt.job_id}{path}", {} if method == "POST" else None,
+                principal=principal,
+            )  # fmt: skip
+        except NotFound:  # its component forgot it: the same id submitted again is the same job
+            attempt.change(submitted_at=None)
+            return None
+        return JobView.model_validate(answer)
+
+    async def _pause_or_resume(self, attempt: Attempt, principal: Principal) -> JobView | None:
+        asked = attempt.pause == "asked"
+        try:
+            return await self._job(attempt, "POST", "/pause" if asked else "/resume", principal)
+        except BurnishError as error:
+            if error.retryable:
+                raise
+            return await self._job(attempt, "GET", "", principal)  # it cannot be paused: it runs to its end
+        finally:
+            attempt.change(pause="delivered" if asked else "")
+
+    async def _look_up(self, execution: Execution, attempt: Attempt, principal: Principal) -> None:
+        """Find an equal step that succeeded before; else note the key, which is committed before the job is submitted."""
+        request = JobRequest(kind=attempt.kind, spec=dict(attempt.spec), project_id=execution.project_id)
+        answer = await self._components.call(
+            attempt.component, "POST", "/jobs/validate", request.model_dump(mode="json"), principal=principal
+        )
+        described = await self._components.describe(attempt.component)
+        spec = Validation.model_validate(answer).spec or attempt.spec
+        key = digest_of([attempt.component, attempt.kind, described.version, spec])
+        async with self._database.read() as session:
+            found = await store.cached(session, execution.project_id, key)
+        for row in found:
+            if await asyncio.to_thread(self._still_there, row.result):
+                attempt.outcome = Outcome("succeeded", result=row.result, reused_from=row.job_id)
+                break
+        attempt.change(cache_key=key)
+
+    def _still_there(self, result: Any) -> bool:
+        """Tell whether every artifact of a result exists, and keep them from being swept meanwhile."""
+        return all(self._store.renew(ref.digest) for ref in artifacts_in(result))
+
+    def _worth_a_look(self, execution: Execution, attempt: Attempt) -> bool:
+        """A job that ended, one that only its component knows of, or one that may be over its time."""
+        if attempt.looked:
+            return False
+        left = self._time_left(execution, attempt)
+        return attempt.job_state in _ENDED or attempt.job_state is None or (left is not None and left <= 0)
+
+    def _time_left(self, execution: Execution, attempt: Attempt) -> float | None:
+        if attempt.looked:
+            return attempt.again
+        timeout = execution.definition.steps[attempt.step].timeout
+        if timeout is None or attempt.submitted_at is None or attempt.stop is not None:
+            return None
+        return max(0.0, attempt.submitted_at + timeout - time.time())
+
+    def _after(self, execution: Execution, attempt: Attempt, view: JobView) -> float | None:
+        """Return when to look at a running job again; a timeout counts from when the job itself began."""
+        poll = None
+        if attempt.job_state is None:
+            age = time.time() - (attempt.submitted_at or time.time())
+            poll = min(_LAST_POLL, max(_FIRST_POLL, age / 4))
+        timeout = execution.definition.steps[attempt.step].timeout
+        if timeout is None or attempt.stop is not None:
+            return poll
+        ran = 0.0 if view.started_at is None else time.time() - view.started_at.timestamp()
+        if ran >= timeout:
+            attempt.timed_out = True
+            return poll
+        left = timeout - ran
+        return left if poll is None else min(left, poll)
+
+
+def outcome_of(view: JobView) -> Outcome | None:
+    """Return how a job ended, or None while it has not."""
+    if view.state is JobState.SUCCEEDED:
+        return Outcome("succeeded", result=view.result)
+    if view.state is JobState.FAILED:
+        return Outcome("failed", result=view.result, error=view.error)
+    return Outcome("cancelled", error=view.error) if view.state is JobState.CANCELLED else None

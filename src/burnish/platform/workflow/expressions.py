@@ -1,0 +1,358 @@
+"""The ``${{ ... }}`` language of definitions: references, comparisons, and nothing that computes for long.
+
+::
+
+    ${{ parameters.rank }}                     a parameter
+    ${{ steps.train.result.adapter }}          a field of a step's result; `null` where a skipped step has none
+    ${{ steps.probe.state == "failed" }}       a step's state
+    ${{ item }}, ${{ item.name }}, ${{ index }}  inside a step with `foreach`
+    ${{ execution.id }}                        the execution that runs
+    ==  !=  <  <=  >  >=  &&  ||  !  ( )        `&&` and `||` return one of their operands, as in Python
+    "text", 'text', 1, 2.5, true, false, null  literals
+
+A value that is one expression keeps its type; inside longer text an expression is written out (objects as JSON).
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from burnish.core.errors import BurnishError
+
+MAX_EXPRESSION = 2_000
+_MAX_NESTING = 50
+
+Scope = Mapping[str, Any]
+"""The roots: ``parameters``, ``steps``, ``execution``, and inside ``foreach`` also ``item`` and ``index``."""
+
+ROOTS = ("parameters", "steps", "execution", "item", "index")
+
+
+class ExpressionError(BurnishError):
+    """An expression cannot be read, or cannot be evaluated with the values at hand."""
+
+    code = "bad_expression"
+    status = 422
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A value written out."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Path:
+    """A reference: a root and the keys or indexes below it."""
+
+    parts: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        text = str(self.parts[0])
+        for part in self.parts[1:]:
+            text += f"[{part}]" if isinstance(part, int) else f".{part}"
+        return text
+
+
+@dataclass(frozen=True)
+class Not:
+    """``!operand``."""
+
+    operand: "Node"
+
+
+@dataclass(frozen=True)
+class Binary:
+    """``left operator right``."""
+
+    operator: str
+    left: "Node"
+    right: "Node"
+
+
+Node = Literal | Path | Not | Binary
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+      (?P<number>-?\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?)
+    | (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+    | (?P<name>[A-Za-z_][A-Za-z0-9_-]*)
+    | (?P<operator>==|!=|<=|>=|&&|\|\||[<>!().\[\]])
+    )""",
+    re.VERBOSE,
+)
+_EXPRESSION = re.compile(r"\$\{\{((?:[^}\"']|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\}(?!\}))*)\}\}")
+_WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None}
+_PRECEDENCE = {"||": 1, "&&": 2, "==": 3, "!=": 3, "<": 4, "<=": 4, ">": 4, ">=": 4}
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Node:
+    """Return the tree of one expression, given without its ``${{ }}``.
+
+    Raises:
+        ExpressionError: it is not one.
+    """
+    if len(text) > MAX_EXPRESSION:
+        raise ExpressionError(f"an expression is longer than {MAX_EXPRESSION:,} characters")
+    return _Parser(text).whole()
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens = self._split(text)
+        self._at = 0
+        self._nesting = 0
+
+    def _split(self, text: str) -> list[tuple[str, str]]:
+        tokens = []
+        position, end = 0, len(text.rstrip())
+        while position < end:
+            match = _TOKEN.match(text, position)
+            if match is None or match.lastgroup is None:
+                raise self._wrong(f"cannot read {text[position : position + 12].strip()!r}")
+            tokens.append((match.lastgroup, match.group(match.lastgroup)))
+            position = match.end()
+        return tokens
+
+    def _wrong(self, message: str) -> ExpressionError:
+        return ExpressionError(
+            f"{message} in `{self._text.strip()}`",
+            hint="an expression has references (`steps.train.result.adapter`), literals and == != < <= > >= && || !",
+        )
+
+    def _peek(self) -> tuple[str, str]:
+        return self._tokens[self._at] if self._at < len(self._tokens) else ("end", "its end")
+
+    def _take(self) -> tuple[str, str]:
+        token = self._peek()
+        self._at += 1
+        return token
+
+    def whole(self) -> Node:
+        if not self._tokens:
+            raise self._wrong("nothing stands")
+        node = self._binary(1)
+        if self._peek()[0] != "end":
+            raise self._wrong(f"{self._peek()[1]!r} is not expected")
+        return node
+
+    def _binary(self, lowest: int) -> Node:
+        self._nesting += 1
+        if self._nesting > _MAX_NESTING:
+            raise self._wrong(f"more than {_MAX_NESTING} levels")
+        left = self._unary()
+        while (level := _PRECEDENCE.get(self._peek()[1] if self._peek()[0] == "operator" else "", 0)) >= lowest:
+            operator = self._take()[1]
+            left = Binary(operator, left, self._binary(level + 1))
+        self._nesting -= 1
+        return left
+
+    def _unary(self) -> Node:
+        negated = 0
+        while self._peek() == ("operator", "!"):
+            self._take()
+            negated += 1
+        node = self._atom()
+        for _ in range(min(negated, 2 + negated % 2)):
+            node = Not(node)
+        return node
+
+    def _atom(self) -> Node:
+        group, text = self._take()
+        if group == "number":
+            return Literal(float(text) if any(c in text for c in ".eE") else int(text))
+        if group == "text":
+            return Literal(re.sub(r"\\(.)", r"\1", text[1:-1]))
+        if group == "name":
+            return Literal(_WORDS[text]) if text in _WORDS else self._path(text)
+        if (group, text) == ("operator", "("):
+            node = self._binary(1)
+            if self._take() != ("operator", ")"):
+                raise self._wrong("a `)` is missing")
+            return node
+        raise self._wrong(f"{text!r} is not expected")
+
+    def _path(self, root: str) -> Path:
+        parts: list[str | int] = [root]
+        while self._peek() in {("operator", "."), ("operator", "[")}:
+            opener = self._take()[1]
+            group, text = self._take()
+            if opener == "." and group == "name":
+                parts.append(text)
+            elif opener == "[" and group == "number" and text.isdigit():
+                parts.append(int(text))
+                if self._take() != ("operator", "]"):
+                    raise self._wrong("a `]` is missing")
+            elif opener == "[" and group == "text":
+                parts.append(re.sub(r"\\(.)", r"\1", text[1:-1]))
+                if self._take() != ("operator", "]"):
+                    raise self._wrong("a `]` is missing")
+            else:
+                raise self._wrong(f"{text!r} cannot follow `{opener}`")
+        return Path(tuple(parts))
+
+
+def evaluate(node: Node, scope: Scope) -> Any:
+    """Return the value of an expression.
+
+    Raises:
+        ExpressionError: a reference leads nowhere, or two values cannot be compared.
+    """
+    if isinstance(node, Literal):
+        return node.value
+    if isinstance(node, Path):
+        return _follow(node, scope)
+    if isinstance(node, Not):
+        return not evaluate(node.operand, scope)
+    left = evaluate(node.left, scope)
+    if node.operator == "&&":
+        return evaluate(node.right, scope) if left else left
+    if node.operator == "||":
+        return left if left else evaluate(node.right, scope)
+    return _compare(node, left, evaluate(node.right, scope))
+
+
+def _compare(node: Binary, left: Any, right: Any) -> bool:
+    if node.operator in {"==", "!="}:
+        equal = left == right and isinstance(left, bool) == isinstance(right, bool)
+        return equal if node.operator == "==" else not equal
+    comparable = all(isinstance(side, int | float) and not isinstance(side, bool) for side in (left, right))
+    if not comparable and not (isinstance(left, str) and isinstance(right, str)):
+        raise ExpressionError(
+            f"`{node.operator}` cannot compare {_kind(left)} with {_kind(right)}",
+            hint="compare two numbers or two texts",
+        )
+    return bool({"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[node.operator])
+
+
+def _follow(path: Path, scope: Scope) -> Any:
+    value: Any = scope
+    for position, part in enumerate(path.parts):
+        if value is None:
+            return None
+        missing = False
+        if isinstance(value, Mapping) and isinstance(part, str):
+            missing = part not in value
+        elif isinstance(value, list | tuple) and isinstance(part, int):
+            missing = part >= len(value)
+        else:
+            missing = True
+        if missing:
+            parent = str(Path(path.parts[:position])) if position else "an expression"
+            known = ", ".join(sorted(map(str, value))[:12]) if isinstance(value, Mapping) else _kind(value)
+            raise ExpressionError(f"`{path}` leads nowhere: {parent} has no `{part}`", hint=f"it has: {known}")
+        value = value[part]
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), "a value")
+
+
+def expressions(text: str) -> list[str]:
+    """Return the expressions that stand in ``text``, without their ``${{ }}``.
+
+    Raises:
+        ExpressionError: a ``${{`` is not closed.
+    """
+    found = [match.group(1) for match in _EXPRESSION.finditer(text)]
+    if text.count("${{") > len(found) and "${{" in _EXPRESSION.sub("", text):
+        raise ExpressionError(f"a `${{{{` is not closed in {text[:80]!r}", hint="end it with `}}`")
+    return found
+
+
+def single(text: str) -> str | None:
+    """Return the one expression that ``text`` consists of, or None."""
+    match = _EXPRESSION.fullmatch(text.strip())
+    return match.group(1) if match is not None else None
+
+
+def paths(node: Node) -> Iterator[Path]:
+    """Yield every reference in an expression."""
+    if isinstance(node, Path):
+        yield node
+    elif isinstance(node, Not):
+        yield from paths(node.operand)
+    elif isinstance(node, Binary):
+        yield from paths(node.left)
+        yield from paths(node.right)
+
+
+def references(value: Any, where: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield ``(place, reference)`` for every reference inside a JSON value.
+
+    Raises:
+        ExpressionError: an expression cannot be read; ``where`` is its place.
+    """
+    for place, text in texts(value, where):
+        try:
+            for expression in expressions(text):
+                for path in paths(parse(expression)):
+                    yield place, path
+        except ExpressionError as error:
+            raise ExpressionError(error.message, hint=error.hint, where=place) from error
+
+
+def texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield ``(place, text)`` for every string with an expression in it inside a JSON value."""
+    if isinstance(value, str):
+        if "${{" in value:
+            yield where, value
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from texts(child, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for position, child in enumerate(value):
+            yield from texts(child, f"{where}[{position}]")
+
+
+def resolve(value: Any, scope: Scope) -> Any:
+    """Return ``value`` with every expression in it replaced by what it stands for.
+
+    Raises:
+        ExpressionError: see :func:`evaluate`.
+    """
+    if isinstance(value, str):
+        return _resolve_text(value, scope) if "${{" in value else value
+    if isinstance(value, Mapping):
+        return {key: resolve(child, scope) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [resolve(child, scope) for child in value]
+    return value
+
+
+def _resolve_text(text: str, scope: Scope) -> Any:
+    whole = single(text)
+    if whole is not None:
+        return evaluate(parse(whole), scope)
+    return _EXPRESSION.sub(lambda match: _written(evaluate(parse(match.group(1)), scope)), text)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def condition(value: Any, scope: Scope) -> bool:
+    """Tell whether a ``when`` holds: a truth value, or an expression with or without its ``${{ }}``.
+
+    Raises:
+        ExpressionError: see :func:`evaluate`.
+    """
+    if isinstance(value, str):
+        return bool(evaluate(parse(bare(value)), scope))
+    return bool(value)
+
+
+def bare(text: str) -> str:
+    """Return a ``when``'s expression without its ``${{ }}``."""
+    whole = single(text)
+    return text if whole is None else whole

@@ -1,0 +1,187 @@
+"""Advances executions from whatever their rows say, and wakes those whose jobs have ended.
+
+A turn alternates two phases until there is no news: *act* (submit, ask, stop: network, no transaction) and *advance*
+(decide and write: one fenced transaction). An attempt is committed by an advance before an act submits it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from burnish.core.errors import BurnishError, Unavailable
+from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.infra.database import Database
+from burnish.infra.reconcile import Reconciler, Turn
+from burnish.platform.jobs.store import FINISHED_TOPIC
+from burnish.platform.workflow import store
+from burnish.platform.workflow.components import Components, JobClient
+from burnish.platform.workflow.definition import ENGINE
+from burnish.platform.workflow.engine_kinds import EngineKind, Evidence
+from burnish.platform.workflow.execution import Attempt, Definitions, Execution
+from burnish.platform.workflow.kinds import ENGINE_KINDS
+from burnish.platform.workflow.records import FINAL, Outcome
+from burnish.platform.workflow.tables import WorkflowExecutionRow
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 2.0
+_RESYNC_SECONDS = 30.0
+_AT_ONCE = 8
+"""Calls to components that one execution makes at a time."""
+
+
+class WorkflowReconciler:
+    """The loops of the workflow engine in one process."""
+
+    def __init__(
+        self,
+        database: Database,
+        components: Components,
+        artifact_store: ArtifactStore,
+        *,
+        owner: str | None = None,
+        lease_seconds: float = 10.0,
+        concurrency: int = 32,
+        kinds: Mapping[str, EngineKind] = ENGINE_KINDS,
+    ) -> None:
+        self._database = database
+        self._jobs = JobClient(components, database, artifact_store)
+        self._evidence = Evidence(database, artifact_store)
+        self._kinds = kinds
+        self._definitions = Definitions()
+        self.reconciler = Reconciler(
+            database, WorkflowExecutionRow, self._turn, name="workflow", owner=owner, lease_seconds=lease_seconds,
+            concurrency=concurrency,
+        )  # fmt: skip
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether all its loops run."""
+        return self.reconciler.alive and bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    async def start(self) -> None:
+        """Start the loops."""
+        await self.reconciler.start()
+        self._tasks = [
+            asyncio.create_task(self._watch(), name="workflow-watch"),
+            asyncio.create_task(self._resync(), name="workflow-resync"),
+        ]
+
+    async def stop(self) -> None:
+        """Stop the loops; what runs goes on and is found again."""
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+        await self.reconciler.stop()
+
+    async def _turn(self, turn: Turn) -> float | None:
+        async with turn.read() as session:
+            row = await store.by_key(session, turn.key)
+            if row is None or row.status in FINAL:
+                return None
+            attempts = await store.open_attempts(session, turn.key) if row.steps else []
+        definition = self._definitions.of(row.definition_digest, row.definition)
+        execution = Execution(row, attempts, definition, self._kinds)
+        while True:
+            delay = await self._act(execution)
+            if not execution.has_news():
+                return _soonest(delay, execution.next_try())
+            async with turn.write() as session:
+                await execution.advance(session)
+            if execution.ended:
+                return None
+
+    async def _act(self, execution: Execution) -> float | None:
+        """Deal with every open attempt; return the seconds until one must be looked at again."""
+        found = list(execution.attempts.values())
+        if len(found) < 2:
+            return await self._deal(execution, found[0]) if found else None
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(attempt: Attempt) -> float | None:
+            async with limit:
+                return await self._deal(execution, attempt)
+
+        return _soonest(*await asyncio.gather(*(one(attempt) for attempt in found)))
+
+    async def _deal(self, execution: Execution, attempt: Attempt) -> float | None:
+        if attempt.outcome is not None or attempt.ready:
+            return None
+        if attempt.component != ENGINE:
+            return await self._jobs.deal(execution, attempt)
+        kind = self._kinds[attempt.kind]
+        if attempt.stop is not None:
+            attempt.outcome = Outcome("cancelled")
+            return None
+        if kind.waits is not None:
+            return _wait(kind, attempt)
+        try:
+            if kind.prepare is not None:
+                spec = kind.parse(attempt.spec, attempt.step)
+                attempt.prepared = await kind.prepare(self._evidence, execution.engine_step(attempt), spec)
+            attempt.ready = True
+        except Unavailable:
+            raise
+        except BurnishError as error:
+            attempt.outcome = Outcome("failed", error=error.body())
+        return None
+
+    async def _watch(self) -> None:
+        """Wake executions whose jobs have ended: one query a notice, however many wait."""
+        topic = self._database.topic(FINISHED_TOPIC)
+        while True:
+            seen = topic.version
+            try:
+                async with self._database.read() as session:
+                    keys = await store.with_finished_jobs(session)
+                await self._wake(keys)
+            except Unavailable as error:
+                log.warning("finished jobs cannot be looked for: %s", error.message)
+            await topic.wait(seen, _WATCH_SECONDS)
+
+    async def _resync(self) -> None:
+        """Slowly page over unfinished executions and wake those that nothing would wake."""
+        after: str | None = None
+        while True:
+            await asyncio.sleep(_RESYNC_SECONDS)
+            try:
+                async with self._database.read() as session:
+                    keys = await store.parked_wrongly(session, after)
+                await self._wake(keys)
+                after = keys[-1] if keys else None
+            except Unavailable as error:
+                log.warning("executions cannot be looked over: %s", error.message)
+
+    async def _wake(self, keys: Sequence[str]) -> None:
+        if keys:
+            async with self._database.write() as session:
+                for key in keys:
+                    await store.wake_execution(session, key)
+
+
+def _wait(kind: EngineKind, attempt: Attempt) -> float | None:
+    assert kind.waits is not None
+    if attempt.submitted_at is None or attempt.submitted_at > time.time():  # also when the clock was set back
+        attempt.change(submitted_at=time.time())
+    if attempt.pause:
+        attempt.change(pause="delivered" if attempt.pause in {"asked", "delivered"} else "")
+    try:
+        spec = kind.parse(attempt.spec, attempt.step)
+    except BurnishError as error:
+        attempt.outcome = Outcome("failed", error=error.body())
+        return None
+    began = attempt.submitted_at or time.time()
+    found = kind.waits(spec, time.time() - began, attempt.approval)
+    if isinstance(found, Outcome):
+        attempt.outcome = found
+        return None
+    return found
+
+
+def _soonest(*delays: float | None) -> float | None:
+    return min((delay for delay in delays if delay is not None), default=None)

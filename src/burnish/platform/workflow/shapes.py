@@ -1,0 +1,117 @@
+"""Just enough of JSON Schema to check a reference before anything runs: what lies at a path, and can it fit there."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+_OF_VALUE = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+_MAX_DEPTH = 20
+
+
+class NoSuchField(Exception):
+    """A path leaves the schema."""
+
+    def __init__(self, part: str | int, known: Sequence[str]) -> None:
+        super().__init__(str(part))
+        self.part = part
+        self.known = known
+
+
+def at(root: Schema, path: Sequence[str | int]) -> list[Schema] | None:
+    """Return what may lie at ``path``; None where the schema allows anything.
+
+    Raises:
+        NoSuchField: nothing can lie there.
+    """
+    options: list[Schema] = list(_options(root, root))
+    for part in path:
+        found: list[Schema] = []
+        known: list[str] = []
+        for option in options:
+            below = _below(root, option, part, known)
+            if below is None:
+                return None
+            found += below
+        if not found:
+            raise NoSuchField(part, known)
+        options = found
+    return options
+
+
+def _below(root: Schema, option: Schema, part: str | int, known: list[str]) -> list[Schema] | None:
+    types = _types(option)
+    if types is None or (
+        not option.get("properties") and "object" in types and option.get("additionalProperties", True) is True
+    ):
+        return None
+    if isinstance(part, int):
+        items = option.get("items")
+        return [] if "array" not in types else None if not isinstance(items, Mapping) else list(_options(root, items))
+    properties = option.get("properties", {})
+    known += properties
+    if part in properties:
+        return list(_options(root, properties[part]))
+    extra = option.get("additionalProperties", False)
+    if "object" in types and isinstance(extra, Mapping):
+        return list(_options(root, extra))
+    return None if "object" in types and extra is True else []
+
+
+def _options(root: Schema, schema: Schema, depth: int = 0) -> Iterator[Schema]:
+    """Yield the alternatives of a schema, references followed."""
+    if depth > _MAX_DEPTH:
+        yield {}
+    elif "$ref" in schema:
+        target: Any = root
+        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
+            target = target.get(part, {}) if isinstance(target, Mapping) else {}
+        yield from _options(root, target, depth + 1)
+    elif isinstance(alternatives := schema.get("anyOf") or schema.get("oneOf"), list):
+        for alternative in alternatives:
+            yield from _options(root, alternative, depth + 1)
+    elif isinstance(parts := schema.get("allOf"), list) and len(parts) == 1:
+        yield from _options(root, parts[0], depth + 1)
+    else:
+        yield schema
+
+
+def _types(schema: Schema) -> set[str] | None:
+    """Return the JSON types that a schema allows; None for any."""
+    declared = schema.get("type")
+    if isinstance(declared, str):
+        return {declared}
+    if isinstance(declared, list):
+        return set(declared)
+    if "const" in schema:
+        return {of_value(schema["const"])}
+    if isinstance(values := schema.get("enum"), list):
+        return {of_value(value) for value in values}
+    return {"object"} if "properties" in schema else None
+
+
+def of_value(value: Any) -> str:
+    """Return the JSON type of a value."""
+    return "null" if value is None else _OF_VALUE.get(type(value), "object")
+
+
+def types_of(options: list[Schema] | None) -> set[str] | None:
+    """Return every JSON type among alternatives; None for any."""
+    if options is None:
+        return None
+    found: set[str] = set()
+    for option in options:
+        types = _types(option)
+        if types is None:
+            return None
+        found |= types
+    return found
+
+
+def fits(given: set[str] | None, wanted: set[str] | None) -> bool:
+    """Tell whether a value of one of the ``given`` types may be one of the ``wanted``."""
+    if given is None or wanted is None:
+        return True
+    numbers = {"integer", "number"}
+    widened = given | (numbers if given & numbers else set())
+    return bool((widened - {"null"}) & wanted) or ("null" in given and "null" in wanted)

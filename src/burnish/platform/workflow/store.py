@@ -1,0 +1,195 @@
+"""Queries over executions and attempts. Nothing here commits."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, and_, func, insert, or_, select, true, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.states import ExecutionState, JobState
+from burnish.infra.reconcile import announce, wake
+from burnish.platform.jobs.tables import JobTable
+from burnish.platform.workflow.records import FINAL
+from burnish.platform.workflow.tables import StepAttemptRow, WorkflowExecutionRow
+
+OPEN = (JobState.QUEUED, JobState.RUNNING)
+_ENDED_JOBS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class OpenAttempt:
+    """An attempt without an outcome, and what our own table of jobs says of its job."""
+
+    row: StepAttemptRow
+    job_state: JobState | None
+    """None where the job is not in our database: a remote component's, or one not submitted yet."""
+
+
+@dataclass(frozen=True)
+class AttemptWithJob:
+    """An attempt, and its job where that is in our database."""
+
+    row: StepAttemptRow
+    job: JobTable | None
+
+
+async def insert_execution(session: AsyncSession, row: WorkflowExecutionRow) -> None:
+    """Insert an execution; its reconciler hears of it after the commit."""
+    session.add(row)
+    await session.flush()
+    await announce(session, WorkflowExecutionRow)
+
+
+async def by_key(session: AsyncSession, key: str) -> WorkflowExecutionRow | None:
+    """Return the execution with this row id."""
+    return await session.get(WorkflowExecutionRow, key)
+
+
+async def by_workflow_id(
+    session: AsyncSession, project_id: str, workflow_id: str, *, lock: bool = False
+) -> WorkflowExecutionRow | None:
+    """Return the project's execution; another project's is not found."""
+    statement = select(WorkflowExecutionRow).where(
+        WorkflowExecutionRow.project_id == project_id, WorkflowExecutionRow.workflow_id == workflow_id
+    )
+    if lock:
+        statement = statement.with_for_update()
+    return (await session.execute(statement)).scalar_one_or_none()
+
+
+async def page(
+    session: AsyncSession,
+    project_id: str,
+    *,
+    workflow_type: str | None,
+    status: str | None,
+    after: str | None,
+    limit: int,
+) -> Sequence[WorkflowExecutionRow]:
+    """Return up to ``limit + 1`` executions, newest first, behind the id ``after``."""
+    table = WorkflowExecutionRow
+    statement = select(table).where(table.project_id == project_id)
+    if workflow_type is not None:
+        statement = statement.where(table.workflow_type == workflow_type)
+    if status is not None:
+        statement = statement.where(table.status == status)
+    if after is not None:
+        statement = statement.where(table.workflow_id < after)
+    rows = await session.execute(statement.order_by(table.workflow_id.desc()).limit(limit + 1))
+    return rows.scalars().all()
+
+
+async def open_attempts(session: AsyncSession, key: str) -> list[OpenAttempt]:
+    """Return the attempts of an execution that have no outcome yet."""
+    statement = (
+        select(StepAttemptRow, JobTable.state)
+        .outerjoin(JobTable, JobTable.id == StepAttemptRow.job_id)
+        .where(StepAttemptRow.execution_id == key, StepAttemptRow.state.in_(OPEN))
+    )
+    return [
+        OpenAttempt(row, None if state is None else JobState(state)) for row, state in await session.execute(statement)
+    ]
+
+
+async def attempts_of(session: AsyncSession, key: str) -> list[AttemptWithJob]:
+    """Return every attempt of an execution, in the order of step, item and number."""
+    table = StepAttemptRow
+    statement = (
+        select(table, JobTable)
+        .outerjoin(JobTable, JobTable.id == table.job_id)
+        .where(table.execution_id == key)
+        .order_by(table.step, table.item, table.number)
+    )
+    return [AttemptWithJob(row, job) for row, job in await session.execute(statement)]
+
+
+async def insert_attempts(session: AsyncSession, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Insert attempts. A second attempt with the same execution, step, item and number is refused by the database."""
+    found = list(rows)
+    if found:
+        await session.execute(insert(StepAttemptRow), found)
+
+
+async def update_attempt(session: AsyncSession, job_id: str, values: Mapping[str, Any]) -> None:
+    """Change columns of an attempt."""
+    statement = update(StepAttemptRow).where(StepAttemptRow.job_id == job_id).values(**values)
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+async def update_execution(session: AsyncSession, key: str, values: Mapping[str, Any]) -> None:
+    """Change columns of an execution: those that its reconciler owns."""
+    statement = update(WorkflowExecutionRow).where(WorkflowExecutionRow.id == key).values(**values)
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+async def wake_execution(session: AsyncSession, key: str) -> None:
+    """Give an execution a turn now."""
+    await wake(session, WorkflowExecutionRow, key)
+
+
+async def with_finished_jobs(session: AsyncSession, limit: int = 1_000) -> Sequence[str]:
+    """Return the keys of executions that wait for a job which has ended: the watcher's one query."""
+    statement = (
+        select(StepAttemptRow.execution_id)
+        .join(JobTable, JobTable.id == StepAttemptRow.job_id)
+        .where(StepAttemptRow.state.in_(OPEN), JobTable.state.in_(_ENDED_JOBS))
+        .distinct()
+        .limit(limit)
+    )
+    return (await session.execute(statement)).scalars().all()
+
+
+async def cached(
+    session: AsyncSession, project_id: str, cache_key: str, limit: int = 5
+) -> Sequence[Row[tuple[str, Any]]]:
+    """Return ``(job_id, result)`` of equal attempts that succeeded, newest first."""
+    table = StepAttemptRow
+    statement = (
+        select(table.job_id, table.result)
+        .where(
+            table.project_id == project_id,
+            table.cache_key == cache_key,
+            table.state == JobState.SUCCEEDED,
+            table.reused_from.is_(None),
+        )
+        .order_by(table.created_at.desc())
+        .limit(limit)
+    )
+    return (await session.execute(statement)).all()
+
+
+async def parked_wrongly(session: AsyncSession, after: str | None, limit: int = 200) -> Sequence[str]:
+    """Return keys of unfinished executions that are parked without an open attempt: what a resync wakes."""
+    table = WorkflowExecutionRow
+    waits = select(StepAttemptRow.job_id).where(StepAttemptRow.execution_id == table.id, StepAttemptRow.state.in_(OPEN))
+    statement = (
+        select(table.id)
+        .where(
+            table.status.not_in(sorted(FINAL)),
+            table.due_at.is_(None),
+            true() if after is None else table.id > after,
+            or_(~waits.exists(), table.cancel_requested_at.is_not(None)),
+            or_(table.status != ExecutionState.PAUSED, table.pause_requested_at.is_(None)),
+        )
+        .order_by(table.id)
+        .limit(limit)
+    )
+    return (await session.execute(statement)).scalars().all()
+
+
+async def count_by_state(session: AsyncSession) -> Mapping[str, int]:
+    """Return how many executions there are in each state."""
+    table = WorkflowExecutionRow
+    rows = await session.execute(select(table.status, func.count()).group_by(table.status))
+    return {str(status): int(count) for status, count in rows}
+
+
+async def decide_approval(session: AsyncSession, key: str, step: str, approval: Mapping[str, Any]) -> int:
+    """Keep what a person decided on the open attempts of an ``approve`` step; return how many waited for it."""
+    table = StepAttemptRow
+    waiting = and_(table.execution_id == key, table.step == step, table.kind == "approve", table.state.in_(OPEN))
+    ids = (await session.execute(select(table.job_id).where(waiting, table.submitted_at.is_not(None)))).scalars().all()
+    for job_id in ids:
+        await update_attempt(session, job_id, {"approval": dict(approval)})
+    return len(ids)
