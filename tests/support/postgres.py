@@ -1,7 +1,6 @@
 """A PostgreSQL server of our own, from Debian's packages: initdb, start, databases by template, stop by pid."""
 
 import contextlib
-import ctypes
 import os
 import secrets
 import shutil
@@ -46,8 +45,8 @@ def _account() -> dict[str, object]:
     return {"user": "postgres", "group": "postgres", "extra_groups": []}
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG: a killed test run leaves no server behind
+# Waits for the end of its input, which comes when the test run ends, however it ends; then nothing is left behind.
+_GUARD = 'cat >/dev/null; kill -INT "$1"; while kill -0 "$1" 2>/dev/null; do sleep 0.1; done; rm -rf "$2"'
 
 
 def free_port() -> int:
@@ -66,6 +65,7 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="burnish-pg-", dir="/tmp"))
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
         password = self.folder / "password"
@@ -89,9 +89,13 @@ class PostgresServer:
             arguments += ["-c", f"{name}={value}"]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", preexec_fn=_die_with_parent,
+                arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
                 **_account(),  # type: ignore[call-overload]
             )  # fmt: skip
+        self._guard = subprocess.Popen(
+            ["sh", "-c", _GUARD, "sh", str(self._process.pid), str(self.folder)],
+            stdin=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
         deadline = time.monotonic() + 60
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -102,6 +106,9 @@ class PostgresServer:
         """Stop the server: ``SIGINT`` breaks connections off and shuts down; ``SIGQUIT`` crashes it."""
         if self._process is None:
             return
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
         self._process.send_signal(how)
         try:
             self._process.wait(30)
