@@ -96,7 +96,11 @@ def ending(view: ExecutionView) -> Exit:
 
 def _watch(client: Client, view: ExecutionView, watcher: Watcher, display: Display) -> ExecutionView:
     workflow_id, seen = view.workflow_id, time.monotonic()
-    while True:
+    display.show(view, None)
+    while not view.ended:
+        watcher.changed.wait(1.0)
+        watcher.changed.clear()
+        time.sleep(PAUSE)
         away: float | None = None
         try:
             view = client.workflows.get(workflow_id)
@@ -106,11 +110,7 @@ def _watch(client: Client, view: ExecutionView, watcher: Watcher, display: Displ
             if not error.retryable or away > PATIENCE:
                 raise
         display.show(view, away)
-        if view.ended and away is None:
-            return view
-        watcher.changed.wait(1.0)
-        watcher.changed.clear()
-        time.sleep(PAUSE)
+    return view
 
 
 class LiveTable:

@@ -1,5 +1,6 @@
 """``--set`` and ``--set-file``: parameters as YAML values."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,15 @@ from typing import Any
 import yaml
 
 from burnish.core.errors import FieldProblem, InvalidRequest
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as everyone writes them: PyYAML takes ``1e-3`` for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
 
 
 def read_parameters(file: Path | None, pairs: Sequence[str] | None) -> dict[str, Any]:
@@ -23,7 +33,7 @@ def read_parameters(file: Path | None, pairs: Sequence[str] | None) -> dict[str,
             problems.append(FieldProblem(where=f"--set {pair}", message="is not KEY=VALUE"))
             continue
         try:
-            found[key.strip()] = yaml.safe_load(text) if text else ""
+            found[key.strip()] = _read(text) if text else ""
         except yaml.YAMLError as error:
             problems.append(FieldProblem(where=f"--set {key}", message=f"is not YAML: {_first_line(error)}"))
     if problems:
@@ -44,12 +54,16 @@ def read_definition(file: Path) -> Mapping[str, Any]:
 
 def _read_file(file: Path) -> Mapping[str, Any]:
     try:
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+        value = _read(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidRequest(f"{file} cannot be read: {_first_line(error)}", where=str(file)) from error
     if not isinstance(value, dict):
         raise InvalidRequest(f"{file} is not a mapping of names to values", where=str(file))
     return value
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
 
 
 def _first_line(error: Exception) -> str:

@@ -14,12 +14,12 @@ def step_line(step: StepView) -> str:
     """Return what there is to say about a step besides its state."""
     if step.error is not None and step.state in {"failed", "retrying"}:
         return step.error.message
-    if step.reused_from:
-        return f"unchanged, re-used from {step.reused_from}" + _joined(result_line(step.result or {}))
     if step.result is not None:
-        return result_line(step.result)
-    if step.state == "running" and step.progress is not None:
+        return "; ".join(filter(None, ("unchanged, re-used" if step.reused else "", result_line(step.result))))
+    if step.state == "running" and step.progress is not None and step.progress.total > 0:
         return progress_line(step.progress)
+    if step.waiting_for:
+        return f"waits for {step.waiting_for}"
     return step.reason or ""
 
 
@@ -34,8 +34,12 @@ def progress_line(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def result_line(result: dict[str, Any]) -> str:
-    """Return the main finding of a result; empty for kinds that this version does not know."""
+def result_line(result: Any) -> str:
+    """Return the main finding of a result, of each with `foreach`; empty for kinds that this version does not know."""
+    if isinstance(result, list):
+        return "; ".join(filter(None, map(result_line, result)))
+    if not isinstance(result, dict):
+        return ""
     for mark, line in _LINES.items():
         if mark in result:
             return str(line(result))
@@ -103,7 +107,3 @@ _LINES = {
     "train_rows": _split, "architecture": _imported, "data_order_hash": _trained, "bits_per_weight": _compressed,
     "headline": _evaluated, "verdict": _judged, "switched": _deployed, "version": _registered,
 }  # fmt: skip
-
-
-def _joined(text: str) -> str:
-    return f": {text}" if text else ""

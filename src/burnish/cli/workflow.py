@@ -69,7 +69,7 @@ def submit(
     with Client(url) as client:
         if dry_run:
             checked = client.workflows.validate(chosen, parameters)
-            return print_json(checked) if as_json else console().print("[green]✓[/] it would be accepted")
+            return _say_checked(checked, as_json)
         accepted = client.workflows.submit(chosen, parameters, idempotency_key=key)
         if follow:
             return _follow(client, accepted.workflow_id, as_json)
@@ -95,7 +95,7 @@ def list_(
         (e.workflow_id, e.workflow_type, state_text(e.status), ago(e.created_at or e.started_at)) for e in page.data
     ]
     return print_table(
-        ("execution", "workflow", "status", "submitted"),
+        ("execution", "workflow", "status", "steps", "submitted"),
         rows,
         empty="no executions yet: burnish submit train-optimize-deploy ...",
     )
@@ -149,14 +149,16 @@ def retry(workflow_id: Execution, follow: Follow = False, url: Url = None, as_js
 
 def fork(
     workflow_id: Execution,
-    step: Annotated[str, typer.Option("--from", help="The first step that is done anew.")],
+    step: Annotated[
+        str | None, typer.Option("--from", help="Do this step and all that needs it anew in any case.")
+    ] = None,
     pairs: Set = None,
     set_file: SetFile = None,
     follow: Follow = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Start a new execution from a step on, with changed parameters."""
+    """Start a new execution with changed parameters; what they do not touch keeps its results."""
     from burnish.cli.output import console, print_json
     from burnish.cli.parameters import read_parameters
     from burnish.client import Client
@@ -165,7 +167,25 @@ def fork(
         accepted = client.workflows.fork(workflow_id, step, read_parameters(set_file, pairs))
         if follow:
             return _follow(client, accepted.workflow_id, as_json)
-    return print_json(accepted) if as_json else console().print(f"[green]✓[/] {accepted.workflow_id} from step {step}")
+    return (
+        print_json(accepted) if as_json else console().print(f"[green]✓[/] {accepted.workflow_id} is {accepted.status}")
+    )
+
+
+def _say_checked(checked: Any, as_json: bool) -> None:
+    from burnish.cli.output import console, print_json, print_table
+    from burnish.core.errors import InvalidRequest
+
+    if as_json:
+        print_json(checked)
+    if not checked.valid:
+        raise InvalidRequest("it would not be accepted", problems=checked.problems)
+    if not as_json:
+        console().print("[green]✓[/] it would be accepted")
+        rows = [
+            (step["name"], f"{step['component']}/{step['kind']}", ", ".join(step["needs"])) for step in checked.steps
+        ]
+        print_table(("step", "kind", "needs"), rows, empty="no steps")
 
 
 def _steer(action: str, workflow_id: str, url: str | None, as_json: bool, *, follow: bool = False) -> None:

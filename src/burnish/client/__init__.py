@@ -15,9 +15,9 @@ from burnish.client.views import (
     ExecutionView,
     ModelVersionView,
     ModelView,
-    Page,
     StepView,
 )
+from burnish.core.pages import Page
 
 __all__ = [
     "AsyncClient", "Chunk", "Client", "ComponentView", "DatasetView", "DeploymentView", "ExecutionView", "ModelVersionView",

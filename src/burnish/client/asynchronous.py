@@ -6,7 +6,7 @@ Mirrors :mod:`burnish.client.synchronous` method by method (a test compares them
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,10 +15,11 @@ import httpx
 
 from burnish.client import calls, views, wire
 from burnish.client.calls import Call
-from burnish.client.errors import NotReachable
-from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff, final
+from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff
 from burnish.core.errors import BurnishError, DeadlineExceeded
+from burnish.core.pages import Page
 from burnish.core.protocol import Event, JobView
+from burnish.core.states import JOB, is_final
 
 Answer = TypeVar("Answer")
 
@@ -54,7 +55,7 @@ class AsyncClient:
 
     async def components(self) -> tuple[views.ComponentView, ...]:
         """Return the registered instances of components."""
-        return (await self.send(calls.listing("/platform/components", views.ComponentView, None, 500))).data
+        return tuple((await self.send(calls.listing("/platform/components", views.ComponentView, None, 500))).data)
 
     async def ready(self) -> dict[str, Any]:
         """Return what the server says about its readiness; raises ``Unavailable`` when it is not ready."""
@@ -121,11 +122,12 @@ class AsyncClient:
         return _Stream(self._http, request, call.where)
 
     async def follow(
-        self, path: str, after: str | None = None, *, patience: float = PATIENCE
-    ) -> AsyncIterator[Event | None]:
-        """Yield the events of a stream for as long as it lasts; None is a heartbeat.
+        self, path: str, after: str | None = None, *, ended: Callable[[], Awaitable[bool]], patience: float = PATIENCE
+    ) -> AsyncIterator[Event | None]:  # fmt: skip
+        """Yield the events of a stream until its subject has ended; None is a heartbeat.
 
         When the connection breaks it is opened again where it broke (``Last-Event-ID``): no event is lost or repeated.
+        The server closes a stream when all has been sent; ``ended`` tells that from a server that stops.
 
         Raises:
             NotReachable: the server stayed away for ``patience`` seconds.
@@ -142,6 +144,8 @@ class AsyncClient:
                         event, complete = decoder.feed(line)
                         if complete:
                             yield event
+                if await ended():
+                    return
             except (httpx.TransportError, BurnishError) as error:
                 wire.give_up_if(error, time.monotonic() - lost_at > patience, self._address)
             yield None
@@ -208,7 +212,9 @@ class Workflows:
         """
         return await self._client.send(calls.submit(workflow, parameters or {}, idempotency_key or wire.new_key()))
 
-    async def validate(self, workflow: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None) -> Any:
+    async def validate(
+        self, workflow: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None
+    ) -> views.Validation:
         """Check a submission without accepting it."""
         return await self._client.send(calls.validate(workflow, parameters or {}))
 
@@ -218,15 +224,18 @@ class Workflows:
 
     async def list(
         self, *, status: str | None = None, after: str | None = None, limit: int = 50
-    ) -> views.Page[views.ExecutionView]:  # fmt: skip
+    ) -> Page[views.ExecutionView]:  # fmt: skip
         """Return executions, newest first."""
         return await self._client.send(
             calls.listing("/platform/workflows", views.ExecutionView, after, limit, status=status)
         )
 
-    async def definitions(self) -> Any:
+    async def definitions(self) -> tuple[views.DefinitionView, ...]:
         """Return the definitions that can be submitted by name."""
-        return await self._client.send(calls.get("/platform/workflows/definitions"))
+        page = await self._client.send(
+            calls.listing("/platform/workflows/definitions", views.DefinitionView, None, 500)
+        )
+        return tuple(page.data)
 
     async def cancel(self, workflow_id: str) -> views.Accepted:
         """Ask for it to stop; running jobs are ended."""
@@ -240,12 +249,16 @@ class Workflows:
         """Go on with a paused execution."""
         return await self._client.send(calls.steer(workflow_id, "resume"))
 
-    async def retry(self, workflow_id: str) -> views.Accepted:
-        """Go on from what failed, keeping what succeeded."""
-        return await self._client.send(calls.steer(workflow_id, "retry"))
+    async def retry(self, workflow_id: str, steps: Sequence[str] = ()) -> views.Accepted:
+        """Run again what did not succeed, or ``steps`` and what needs them; what succeeded is kept."""
+        return await self._client.send(calls.retry(workflow_id, steps))
+
+    async def approve(self, workflow_id: str, step: str, *, approved: bool, comment: str = "") -> views.Accepted:
+        """Answer a step that waits for a person."""
+        return await self._client.send(calls.approve(workflow_id, step, approved, comment))
 
     async def fork(
-        self, workflow_id: str, step: str, parameters: Mapping[str, Any] | None = None, *,
+        self, workflow_id: str, step: str | None, parameters: Mapping[str, Any] | None = None, *,
         idempotency_key: str | None = None,
     ) -> views.Accepted:  # fmt: skip
         """Start a new execution from ``step`` on, with changed parameters, re-using the steps before it."""
@@ -253,18 +266,14 @@ class Workflows:
             calls.fork(workflow_id, step, parameters or {}, idempotency_key or wire.new_key())
         )
 
-    async def follow(self, workflow_id: str, after: str | None = None) -> AsyncIterator[Event | None]:
+    def follow(self, workflow_id: str, after: str | None = None) -> AsyncIterator[Event | None]:
         """Yield the events of an execution and its jobs until it has ended; None is a heartbeat."""
-        async for event in self._client.follow(f"/platform/workflows/{calls.quoted(workflow_id)}/events", after):
-            if event is not None:
-                yield event
-                if not final(event, workflow_id):
-                    continue
-            view = await self.get(workflow_id) if event else await self._get_or_none(workflow_id)
-            if view is not None and view.ended and (event is None or view.finished_by(event.at)):
-                return
-            if event is None:
-                yield None
+        path = f"/platform/workflows/{calls.quoted(workflow_id)}/events"
+
+        async def ended() -> bool:
+            return (await self.get(workflow_id)).ended
+
+        return self._client.follow(path, after, ended=ended)
 
     async def wait(self, workflow_id: str, timeout: float | None = None) -> views.ExecutionView:
         """Return the execution once it has ended.
@@ -279,12 +288,6 @@ class Workflows:
             await asyncio.sleep(0.5)
         return view
 
-    async def _get_or_none(self, workflow_id: str) -> views.ExecutionView | None:
-        try:
-            return await self.get(workflow_id)
-        except (NotReachable, DeadlineExceeded):
-            return None
-
 
 class Datasets:
     """Datasets and their immutable versions."""
@@ -297,7 +300,7 @@ class Datasets:
         file = Path(path)
         return await self._client.send(calls.add_dataset(file, name or file.name.split(".")[0], options))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> views.Page[views.DatasetView]:
+    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.DatasetView]:
         """Return datasets."""
         return await self._client.send(calls.listing("/platform/datasets", views.DatasetView, after, limit))
 
@@ -316,7 +319,7 @@ class Models:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> views.Page[views.ModelView]:
+    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.ModelView]:
         """Return models."""
         return await self._client.send(calls.listing("/platform/models", views.ModelView, after, limit))
 
@@ -335,7 +338,7 @@ class Deployments:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> views.Page[views.DeploymentView]:
+    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.DeploymentView]:
         """Return deployments."""
         return await self._client.send(calls.listing("/platform/deployments", views.DeploymentView, after, limit))
 
@@ -359,7 +362,7 @@ class Jobs:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def list(self, *, state: str | None = None, after: str | None = None, limit: int = 50) -> views.Page[JobView]:
+    async def list(self, *, state: str | None = None, after: str | None = None, limit: int = 50) -> Page[JobView]:
         """Return jobs, newest first."""
         return await self._client.send(calls.listing("/platform/jobs", JobView, after, limit, state=state))
 
@@ -372,5 +375,10 @@ class Jobs:
         return await self._client.send(calls.logs(job_id, limit))
 
     def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[Event | None]:
-        """Yield a job's events, without end; None is a heartbeat."""
-        return self._client.follow(f"/platform/jobs/{calls.quoted(job_id)}/events", after)
+        """Yield a job's events until it has ended; None is a heartbeat."""
+        path = f"/platform/jobs/{calls.quoted(job_id)}/events"
+
+        async def ended() -> bool:
+            return is_final(JOB, (await self.get(job_id)).state)
+
+        return self._client.follow(path, after, ended=ended)

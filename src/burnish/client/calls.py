@@ -4,7 +4,7 @@ One function per operation: it says the method, the path and how the answer is r
 sends the :class:`Call`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 
 from burnish.client import views
+from burnish.core.pages import Page
 from burnish.core.protocol import JobView
 
 Answer = TypeVar("Answer")
@@ -49,10 +50,10 @@ def raw(answer: Any) -> Any:
     return answer
 
 
-def listing(path: str, model: type[Item], after: str | None, limit: int, **filters: Any) -> Call[views.Page[Item]]:
+def listing(path: str, model: type[Item], after: str | None, limit: int, **filters: Any) -> Call[Page[Item]]:
     """List objects, newest first; ``after`` is the ``next`` of the page before."""
     query = _given(after=after, limit=limit, **filters)
-    return Call("GET", path, reader(views.Page[model]), query)  # type: ignore[valid-type]
+    return Call("GET", path, reader(Page[model]), query)  # type: ignore[valid-type]
 
 
 # Workflows
@@ -69,11 +70,11 @@ def submit(
     )  # fmt: skip
 
 
-def validate(workflow: str | Mapping[str, Any], parameters: Mapping[str, Any]) -> Call[Any]:
+def validate(workflow: str | Mapping[str, Any], parameters: Mapping[str, Any]) -> Call[views.Validation]:
     """Check a submission without accepting it."""
     chosen = {"workflow_type": workflow} if isinstance(workflow, str) else {"definition": dict(workflow)}
     body = {**chosen, "parameters": dict(parameters)}
-    return Call("POST", "/platform/workflows/validate", raw, json=body, timeout=120)
+    return Call("POST", "/platform/workflows/validate", reader(views.Validation), json=body, timeout=120)
 
 
 def execution(workflow_id: str) -> Call[views.ExecutionView]:
@@ -82,13 +83,25 @@ def execution(workflow_id: str) -> Call[views.ExecutionView]:
 
 
 def steer(workflow_id: str, action: str) -> Call[views.Accepted]:
-    """Cancel, pause, resume or retry an execution."""
+    """Cancel, pause or resume an execution."""
     return Call("POST", f"/platform/workflows/{quoted(workflow_id)}/{action}", reader(views.Accepted))
 
 
-def fork(workflow_id: str, step: str, parameters: Mapping[str, Any], key: str | None) -> Call[views.Accepted]:
+def retry(workflow_id: str, steps: Sequence[str]) -> Call[views.Accepted]:
+    """Run again what did not succeed."""
+    path = f"/platform/workflows/{quoted(workflow_id)}/retry"
+    return Call("POST", path, reader(views.Accepted), json={"steps": list(steps)})
+
+
+def approve(workflow_id: str, step: str, approved: bool, comment: str) -> Call[views.Accepted]:
+    """Answer a step that waits for a person."""
+    path = f"/platform/workflows/{quoted(workflow_id)}/steps/{quoted(step)}/approve"
+    return Call("POST", path, reader(views.Accepted), json={"approved": approved, "comment": comment})
+
+
+def fork(workflow_id: str, step: str | None, parameters: Mapping[str, Any], key: str | None) -> Call[views.Accepted]:
     """Start a new execution that takes over what stands before ``step``."""
-    body = {"step": step, "parameters": dict(parameters)}
+    body = {"from_step": step, "parameters": dict(parameters)}
     path = f"/platform/workflows/{quoted(workflow_id)}/fork"
     return Call("POST", path, reader(views.Accepted), json=body, headers=_key(key), timeout=120)
 

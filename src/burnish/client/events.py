@@ -55,11 +55,3 @@ class Decoder:
 def backoff(attempt: int) -> float:
     """Seconds before try ``attempt`` (from 0) to open the stream again: 0.1, 0.2 ... at most 2."""
     return float(min(2.0, 0.1 * 2**attempt))
-
-
-def final(event: Event, subject: str) -> bool:
-    """Tell whether an event says that the execution ``subject`` reached a final state."""
-    if event.type != "state" or event.subject != subject:
-        return False
-    state = event.data.get("state") or event.data.get("status")
-    return state in {"succeeded", "rejected", "failed", "cancelled"} and not event.data.get("step")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,10 +11,11 @@ import httpx
 
 from burnish.client import calls, views, wire
 from burnish.client.calls import Call
-from burnish.client.errors import NotReachable
-from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff, final
+from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff
 from burnish.core.errors import BurnishError, DeadlineExceeded
+from burnish.core.pages import Page
 from burnish.core.protocol import Event, JobView
+from burnish.core.states import JOB, is_final
 
 Answer = TypeVar("Answer")
 
@@ -50,7 +51,7 @@ class Client:
 
     def components(self) -> tuple[views.ComponentView, ...]:
         """Return the registered instances of components."""
-        return self.send(calls.listing("/platform/components", views.ComponentView, None, 500)).data
+        return tuple(self.send(calls.listing("/platform/components", views.ComponentView, None, 500)).data)
 
     def ready(self) -> dict[str, Any]:
         """Return what the server says about its readiness; raises ``Unavailable`` when it is not ready."""
@@ -118,10 +119,13 @@ class Client:
         )  # fmt: skip
         return _Stream(self._http, request, call.where)
 
-    def follow(self, path: str, after: str | None = None, *, patience: float = PATIENCE) -> Iterator[Event | None]:
-        """Yield the events of a stream for as long as it lasts; None is a heartbeat.
+    def follow(
+        self, path: str, after: str | None = None, *, ended: Callable[[], bool], patience: float = PATIENCE
+    ) -> Iterator[Event | None]:  # fmt: skip
+        """Yield the events of a stream until its subject has ended; None is a heartbeat.
 
         When the connection breaks it is opened again where it broke (``Last-Event-ID``): no event is lost or repeated.
+        The server closes a stream when all has been sent; ``ended`` tells that from a server that stops.
 
         Raises:
             NotReachable: the server stayed away for ``patience`` seconds.
@@ -138,6 +142,8 @@ class Client:
                         event, complete = decoder.feed(line)
                         if complete:
                             yield event
+                if ended():
+                    return
             except (httpx.TransportError, BurnishError) as error:
                 wire.give_up_if(error, time.monotonic() - lost_at > patience, self._address)
             yield None
@@ -198,7 +204,9 @@ class Workflows:
         """
         return self._client.send(calls.submit(workflow, parameters or {}, idempotency_key or wire.new_key()))
 
-    def validate(self, workflow: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None) -> Any:
+    def validate(
+        self, workflow: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None
+    ) -> views.Validation:
         """Check a submission without accepting it."""
         return self._client.send(calls.validate(workflow, parameters or {}))
 
@@ -208,13 +216,14 @@ class Workflows:
 
     def list(
         self, *, status: str | None = None, after: str | None = None, limit: int = 50
-    ) -> views.Page[views.ExecutionView]:  # fmt: skip
+    ) -> Page[views.ExecutionView]:  # fmt: skip
         """Return executions, newest first."""
         return self._client.send(calls.listing("/platform/workflows", views.ExecutionView, after, limit, status=status))
 
-    def definitions(self) -> Any:
+    def definitions(self) -> tuple[views.DefinitionView, ...]:
         """Return the definitions that can be submitted by name."""
-        return self._client.send(calls.get("/platform/workflows/definitions"))
+        page = self._client.send(calls.listing("/platform/workflows/definitions", views.DefinitionView, None, 500))
+        return tuple(page.data)
 
     def cancel(self, workflow_id: str) -> views.Accepted:
         """Ask for it to stop; running jobs are ended."""
@@ -228,12 +237,16 @@ class Workflows:
         """Go on with a paused execution."""
         return self._client.send(calls.steer(workflow_id, "resume"))
 
-    def retry(self, workflow_id: str) -> views.Accepted:
-        """Go on from what failed, keeping what succeeded."""
-        return self._client.send(calls.steer(workflow_id, "retry"))
+    def retry(self, workflow_id: str, steps: Sequence[str] = ()) -> views.Accepted:
+        """Run again what did not succeed, or ``steps`` and what needs them; what succeeded is kept."""
+        return self._client.send(calls.retry(workflow_id, steps))
+
+    def approve(self, workflow_id: str, step: str, *, approved: bool, comment: str = "") -> views.Accepted:
+        """Answer a step that waits for a person."""
+        return self._client.send(calls.approve(workflow_id, step, approved, comment))
 
     def fork(
-        self, workflow_id: str, step: str, parameters: Mapping[str, Any] | None = None, *,
+        self, workflow_id: str, step: str | None, parameters: Mapping[str, Any] | None = None, *,
         idempotency_key: str | None = None,
     ) -> views.Accepted:  # fmt: skip
         """Start a new execution from ``step`` on, with changed parameters, re-using the steps before it."""
@@ -241,16 +254,8 @@ class Workflows:
 
     def follow(self, workflow_id: str, after: str | None = None) -> Iterator[Event | None]:
         """Yield the events of an execution and its jobs until it has ended; None is a heartbeat."""
-        for event in self._client.follow(f"/platform/workflows/{calls.quoted(workflow_id)}/events", after):
-            if event is not None:
-                yield event
-                if not final(event, workflow_id):
-                    continue
-            view = self.get(workflow_id) if event else self._get_or_none(workflow_id)
-            if view is not None and view.ended and (event is None or view.finished_by(event.at)):
-                return
-            if event is None:
-                yield None
+        path = f"/platform/workflows/{calls.quoted(workflow_id)}/events"
+        return self._client.follow(path, after, ended=lambda: self.get(workflow_id).ended)
 
     def wait(self, workflow_id: str, timeout: float | None = None) -> views.ExecutionView:
         """Return the execution once it has ended.
@@ -265,12 +270,6 @@ class Workflows:
             time.sleep(0.5)
         return view
 
-    def _get_or_none(self, workflow_id: str) -> views.ExecutionView | None:
-        try:
-            return self.get(workflow_id)
-        except (NotReachable, DeadlineExceeded):
-            return None
-
 
 class Datasets:
     """Datasets and their immutable versions."""
@@ -283,7 +282,7 @@ class Datasets:
         file = Path(path)
         return self._client.send(calls.add_dataset(file, name or file.name.split(".")[0], options))
 
-    def list(self, *, after: str | None = None, limit: int = 50) -> views.Page[views.DatasetView]:
+    def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.DatasetView]:
         """Return datasets."""
         return self._client.send(calls.listing("/platform/datasets", views.DatasetView, after, limit))
 
@@ -302,7 +301,7 @@ class Models:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def list(self, *, after: str | None = None, limit: int = 50) -> views.Page[views.ModelView]:
+    def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.ModelView]:
         """Return models."""
         return self._client.send(calls.listing("/platform/models", views.ModelView, after, limit))
 
@@ -321,7 +320,7 @@ class Deployments:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def list(self, *, after: str | None = None, limit: int = 50) -> views.Page[views.DeploymentView]:
+    def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.DeploymentView]:
         """Return deployments."""
         return self._client.send(calls.listing("/platform/deployments", views.DeploymentView, after, limit))
 
@@ -345,7 +344,7 @@ class Jobs:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def list(self, *, state: str | None = None, after: str | None = None, limit: int = 50) -> views.Page[JobView]:
+    def list(self, *, state: str | None = None, after: str | None = None, limit: int = 50) -> Page[JobView]:
         """Return jobs, newest first."""
         return self._client.send(calls.listing("/platform/jobs", JobView, after, limit, state=state))
 
@@ -358,5 +357,6 @@ class Jobs:
         return self._client.send(calls.logs(job_id, limit))
 
     def follow(self, job_id: str, after: str | None = None) -> Iterator[Event | None]:
-        """Yield a job's events, without end; None is a heartbeat."""
-        return self._client.follow(f"/platform/jobs/{calls.quoted(job_id)}/events", after)
+        """Yield a job's events until it has ended; None is a heartbeat."""
+        path = f"/platform/jobs/{calls.quoted(job_id)}/events"
+        return self._client.follow(path, after, ended=lambda: is_final(JOB, self.get(job_id).state))

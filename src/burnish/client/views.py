@@ -1,17 +1,15 @@
 """What the server answers, as frozen models. Fields that this version does not know are kept (``model_extra``)."""
 
-from datetime import datetime, timedelta
-from typing import Any, Generic, Literal, TypeVar
+from datetime import datetime
+from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
 
-from burnish.core.errors import ErrorBody
+from burnish.core.errors import ErrorBody, FieldProblem
 from burnish.core.protocol import Progress
 from burnish.core.specs.base import ArtifactRef
 from burnish.core.specs.data import DatasetCard
 from burnish.core.states import DeploymentState, ExecutionState, RevisionState, StepState
-
-Item = TypeVar("Item")
 
 
 class View(BaseModel):
@@ -20,40 +18,39 @@ class View(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
 
-class Page(View, Generic[Item]):
-    """A page of a listing; ``next`` is the ``after`` of the page that follows."""
-
-    data: tuple[Item, ...] = ()
-    has_more: bool = False
-    next: str | None = None
-
-
 class AttemptView(View):
     """One try of a step."""
 
-    number: int = Field(default=1, validation_alias=AliasChoices("number", "attempt"))
+    number: int = 1
+    item: int = 0
     job_id: str | None = None
     state: str = ""
     error: ErrorBody | None = None
-    started_at: datetime | None = None
+    reused_from: str | None = Field(default=None, description="The job whose result was taken over")
+    progress: Progress | None = None
+    waiting_for: str | None = None
+    restarts: int = 0
     finished_at: datetime | None = None
 
 
 class StepView(View):
     """One step of an execution."""
 
-    name: str = Field(validation_alias=AliasChoices("name", "step", "id"))
+    name: str
     state: StepState
-    component: str | None = None
-    kind: str | None = None
+    component: str = ""
+    kind: str = ""
     needs: tuple[str, ...] = ()
     attempts: tuple[AttemptView, ...] = ()
     progress: Progress | None = None
-    result: dict[str, Any] | None = None
+    waiting_for: str | None = Field(default=None, description="Why what runs has not begun")
+    items: int = 1
+    result: JsonValue = None
     error: ErrorBody | None = None
     artifacts: tuple[ArtifactRef, ...] = ()
-    reused_from: str | None = Field(default=None, description="The execution whose result was taken over")
-    reason: str | None = Field(default=None, description="Why it waits or was skipped")
+    reused: bool = Field(default=False, description="Its result is an earlier job's: nothing was run")
+    reason: str | None = Field(default=None, description="Why it was skipped or cancelled")
+    seconds: float | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
@@ -65,7 +62,9 @@ class ExecutionView(View):
     workflow_type: str = ""
     status: ExecutionState
     parameters: dict[str, Any] = Field(default_factory=dict)
-    steps: tuple[StepView, ...] = ()
+    steps: tuple[StepView, ...] = Field(default=(), description="Empty in lists")
+    steps_done: int = 0
+    steps_total: int = 0
     error: ErrorBody | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
@@ -76,10 +75,6 @@ class ExecutionView(View):
         """Whether nothing more happens unless someone retries it."""
         return self.status in ENDED
 
-    def finished_by(self, moment: datetime) -> bool:
-        """Whether an event of that moment is its end, not the end of an earlier try."""
-        return self.completed_at is None or moment >= self.completed_at - timedelta(seconds=1)
-
 
 ENDED = frozenset({ExecutionState.SUCCEEDED, ExecutionState.REJECTED, ExecutionState.FAILED, ExecutionState.CANCELLED})
 
@@ -89,6 +84,22 @@ class Accepted(View):
 
     workflow_id: str
     status: ExecutionState
+
+
+class DefinitionView(View):
+    """A definition that the server has."""
+
+    name: str
+    description: str = ""
+    parameters: tuple[dict[str, Any], ...] = ()
+
+
+class Validation(View):
+    """Whether a submission would be accepted, and all that is wrong with it."""
+
+    valid: bool
+    problems: tuple[FieldProblem, ...] = ()
+    steps: tuple[dict[str, Any], ...] = ()
 
 
 class DatasetView(View):
