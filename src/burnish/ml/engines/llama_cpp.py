@@ -1,7 +1,9 @@
 """The engine ``llama_cpp``: llama.cpp's own server (``xllamacpp``) on a GGUF file.
 
-Its settings make answers independent of what stands in the cache and of how a prompt is cut into batches, so that a
-client who asks the test set again, one request at a time, gets the evaluation's answers. See ``_parameters``.
+Without repacked weights, answers to requests that come one at a time do not depend on the order in which they come,
+so that a client who asks a test set again gets the evaluation's answers. (Flash attention rounds otherwise from 64 new
+prompt tokens on, so the first request of a kind, whose prefix is not cached yet, may differ by some 0.1 nats; without
+it everything would be bit-equal, at 0.7 times the speed.)
 """
 
 import os
@@ -14,9 +16,6 @@ from burnish.core.errors import BadModel
 from burnish.core.specs.serving import EngineConfig
 from burnish.ml.engines.process import positions, run_engine
 from burnish.ml.weights import read_gguf
-
-_MICRO_BATCH = 32
-"""Tokens computed at once. Flash attention takes another path (of other rounding) from 64 query rows on."""
 
 
 def model_file(folder: Path) -> Path:
@@ -83,7 +82,6 @@ def _parameters(xllamacpp: Any, config: EngineConfig, path: Path) -> Any:
     made.offline = True
     # Repacked weights have kernels that round differently for 4 rows and for the rest of a batch.
     made.no_extra_bufts = True
-    made.n_ubatch = _MICRO_BATCH
     return made
 
 
