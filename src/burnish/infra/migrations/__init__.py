@@ -3,6 +3,6 @@
 ``versions/`` holds the revisions; ``python -m burnish.infra.migrations.generate`` writes them from the tables.
 """
 
-from burnish.infra.migrations.upgrade import VERSION_TABLE, differences, schema_problem, upgrade
+from burnish.infra.migrations.history import VERSION_TABLE, differences, schema_problem, upgrade
 
 __all__ = ["VERSION_TABLE", "differences", "schema_problem", "upgrade"]

@@ -21,7 +21,7 @@ from sqlalchemy import JSON, BigInteger, MetaData
 from sqlalchemy.engine import Connection
 
 from burnish.infra.database import Database, UtcDateTime
-from burnish.infra.migrations.upgrade import VERSION_TABLE, history, upgrade
+from burnish.infra.migrations.history import VERSION_TABLE, revisions, upgrade
 
 _VERSIONS = Path(__file__).parent / "versions"
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 async def generate(metadata: MetaData, message: str | None = None, versions: Path = _VERSIONS) -> Path:
     """Write a revision into ``versions`` and return its path. See the module."""
     initial = message is None
-    down_revision = None if initial else history().get_current_head()
+    down_revision = None if initial else revisions().get_current_head()
     with tempfile.TemporaryDirectory() as folder:
         database = Database(f"sqlite+aiosqlite:///{folder}/empty.db")
         try:

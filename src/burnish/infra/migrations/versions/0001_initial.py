@@ -43,6 +43,16 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_artifacts_digest"), "artifacts", ["digest"], unique=False)
     op.create_table(
+        "datasets",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("last_version", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
+        sa.UniqueConstraint("project_id", "name", name=op.f("uq_datasets_project_id_name")),
+    )
+    op.create_table(
         "deployments",
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("project_id", sa.String(length=64), nullable=False),
@@ -164,6 +174,96 @@ def upgrade() -> None:
     op.create_index("ix_jobs_project_id_created_at", "jobs", ["project_id", "created_at"], unique=False)
     op.create_index("ix_jobs_state_node", "jobs", ["state", "node"], unique=False)
     op.create_table(
+        "platform_components",
+        sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("component_id", sa.String(length=255), nullable=False),
+        sa.Column("component_type", sa.String(length=100), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("version", sa.String(length=50), nullable=False),
+        sa.Column("status", sa.String(length=50), nullable=True),
+        sa.Column("health_endpoint", sa.String(length=500), nullable=True),
+        sa.Column("api_endpoint", sa.String(length=500), nullable=True),
+        sa.Column("metadata", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("registered_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_heartbeat", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("embedded", sa.Boolean(), nullable=False),
+        sa.Column("description", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("health", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("problem", sa.Text(), nullable=True),
+        sa.Column("due_at", sa.Float(), nullable=True),
+        sa.Column("lease_owner", sa.String(length=80), nullable=True),
+        sa.Column("lease_until", sa.Float(), nullable=True),
+        sa.Column("wakes", sa.Integer(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_platform_components")),
+        sa.UniqueConstraint("component_id", name=op.f("uq_platform_components_component_id")),
+    )
+    op.create_index(
+        op.f("ix_platform_components_component_type"), "platform_components", ["component_type"], unique=False
+    )
+    op.create_index(op.f("ix_platform_components_due_at"), "platform_components", ["due_at"], unique=False)
+    op.create_table(
+        "workflow_executions",
+        sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("workflow_id", sa.String(length=255), nullable=False),
+        sa.Column("workflow_type", sa.String(length=100), nullable=False),
+        sa.Column("status", sa.String(length=50), nullable=False),
+        sa.Column("parameters", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("steps", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("submitted_by", sa.String(length=255), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("definition", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("definition_digest", sa.String(length=71), nullable=False),
+        sa.Column("given", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("error", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("pause_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("retries", sa.Integer(), nullable=False),
+        sa.Column("forked_from", sa.String(length=255), nullable=True),
+        sa.Column("due_at", sa.Float(), nullable=True),
+        sa.Column("lease_owner", sa.String(length=80), nullable=True),
+        sa.Column("lease_until", sa.Float(), nullable=True),
+        sa.Column("wakes", sa.Integer(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_workflow_executions")),
+        sa.UniqueConstraint("workflow_id", name=op.f("uq_workflow_executions_workflow_id")),
+    )
+    op.create_index(op.f("ix_workflow_executions_due_at"), "workflow_executions", ["due_at"], unique=False)
+    op.create_index(
+        op.f("ix_workflow_executions_project_id_status"), "workflow_executions", ["project_id", "status"], unique=False
+    )
+    op.create_index(
+        op.f("ix_workflow_executions_project_id_workflow_id"),
+        "workflow_executions",
+        ["project_id", "workflow_id"],
+        unique=False,
+    )
+    op.create_index(
+        op.f("ix_workflow_executions_workflow_type"), "workflow_executions", ["workflow_type"], unique=False
+    )
+    op.create_table(
+        "dataset_versions",
+        sa.Column("dataset_id", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("digest", sa.String(length=71), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("rows_hash", sa.String(length=71), nullable=False),
+        sa.Column("format", sa.String(length=32), nullable=False),
+        sa.Column("card", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["dataset_id"], ["datasets.id"], name=op.f("fk_dataset_versions_dataset_id_datasets"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("dataset_id", "version", name=op.f("pk_dataset_versions")),
+        sa.UniqueConstraint(
+            "dataset_id", "rows_hash", "format", name=op.f("uq_dataset_versions_dataset_id_rows_hash_format")
+        ),
+    )
+    op.create_table(
         "revisions",
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("deployment_id", sa.String(length=40), nullable=False),
@@ -189,6 +289,48 @@ def upgrade() -> None:
         sa.UniqueConstraint("deployment_id", "number", name=op.f("uq_revisions_deployment_id_number")),
     )
     op.create_index(op.f("ix_revisions_job_id"), "revisions", ["job_id"], unique=False)
+    op.create_table(
+        "step_attempts",
+        sa.Column("job_id", sa.String(length=64), nullable=False),
+        sa.Column("execution_id", sa.Uuid(as_uuid=False), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("step", sa.String(length=64), nullable=False),
+        sa.Column("item", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("component", sa.String(length=100), nullable=False),
+        sa.Column("kind", sa.String(length=100), nullable=False),
+        sa.Column("spec", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("cache_key", sa.String(length=71), nullable=True),
+        sa.Column("submitted_at", sa.Float(), nullable=True),
+        sa.Column("stop", sa.String(length=20), nullable=True),
+        sa.Column("stop_delivered", sa.Boolean(), nullable=False),
+        sa.Column("pause", sa.String(length=20), nullable=False),
+        sa.Column("approval", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("note", sa.Text(), nullable=True),
+        sa.Column("result", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("error", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("reused_from", sa.String(length=64), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["execution_id"],
+            ["workflow_executions.id"],
+            name=op.f("fk_step_attempts_execution_id_workflow_executions"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_step_attempts")),
+    )
+    op.create_index(
+        op.f("ix_step_attempts_execution_id_step_item_number"),
+        "step_attempts",
+        ["execution_id", "step", "item", "number"],
+        unique=True,
+    )
+    op.create_index(
+        op.f("ix_step_attempts_project_id_cache_key"), "step_attempts", ["project_id", "cache_key"], unique=False
+    )
+    op.create_index(op.f("ix_step_attempts_state"), "step_attempts", ["state"], unique=False)
     op.create_table(
         "replicas",
         sa.Column("id", sa.String(length=40), nullable=False),

@@ -22,6 +22,7 @@ from burnish.infra.database import Database
 VERSION_TABLE = "burnish_schema_version"
 """Not Alembic's default name: Optuna's storage in the same database uses that one."""
 
+_HISTORY = Path(__file__).parent
 _LOCK = 0x6275726E  # "burn"
 _WAIT_SECONDS = 120
 
@@ -36,7 +37,7 @@ async def upgrade(database: Database, metadata: MetaData) -> None:
         SchemaNewer: the database has a revision that this Burnish does not know.
         Unavailable: another process has been migrating for longer than two minutes, or the database is away.
     """
-    script = history()
+    script = revisions()
     async with _transaction(database) as connection:
         await connection.run_sync(_upgrade, script, metadata)
 
@@ -50,7 +51,7 @@ async def schema_problem(database: Database) -> str | None:
     async with database.read() as session:
         connection = await session.connection()
         current = await connection.run_sync(_current)
-    newest = history().get_current_head()
+    newest = revisions().get_current_head()
     if current == newest:
         return None
     return f"the database's schema is at {current or 'nothing'}, this Burnish needs {newest}"
@@ -63,9 +64,9 @@ async def differences(database: Database, metadata: MetaData) -> list[Any]:
         return await connection.run_sync(_compare, metadata)
 
 
-def history() -> ScriptDirectory:
+def revisions() -> ScriptDirectory:
     """Return the revisions that this Burnish knows."""
-    return ScriptDirectory(str(Path(__file__).parent))
+    return ScriptDirectory(str(_HISTORY))
 
 
 @asynccontextmanager

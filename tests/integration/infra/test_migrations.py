@@ -1,0 +1,148 @@
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, text
+from sqlalchemy.engine import Connection
+
+from burnish.core.errors import SchemaNewer
+from burnish.infra import migrations
+from burnish.infra.database import Database
+from burnish.infra.migrations import history
+from burnish.infra.migrations.generate import generate
+from tests.support import databases
+
+_UPGRADE = """
+import asyncio, sys
+from tests.support.databases import all_tables
+from burnish.infra import migrations
+from burnish.infra.database import Database
+async def main():
+    metadata = all_tables()
+    if len(sys.argv) > 2:  # slow it down, so that it can be killed half-way
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+        import time
+        def slow(conn, cursor, statement, *_):
+            if statement.lstrip().upper().startswith(("CREATE", "INSERT INTO BURNISH")):
+                print("statement", flush=True)
+                time.sleep(0.02)
+        event.listen(Engine, "after_cursor_execute", slow)
+    print("start", flush=True)
+    database = Database(sys.argv[1])
+    await migrations.upgrade(database, metadata)
+    await database.dispose()
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def empty(empty_database_url: str) -> AsyncIterator[Database]:
+    opened = Database(empty_database_url)
+    yield opened
+    await opened.dispose()
+
+
+def process(url: str, *slow: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", _UPGRADE, url, *slow], stdout=subprocess.PIPE, text=True)
+
+
+async def tables(database: Database) -> set[str]:
+    def names(connection: Connection) -> set[str]:
+        return set(inspect(connection).get_table_names())
+
+    async with database.read() as session:
+        return await (await session.connection()).run_sync(names)
+
+
+async def test_the_history_makes_the_tables_of_the_code(empty: Database) -> None:
+    metadata = databases.all_tables()
+    assert databases.UNFINISHED == {}
+    await migrations.upgrade(empty, metadata)
+    assert await migrations.differences(empty, metadata) == [], (
+        "regenerate: python -m burnish.infra.migrations.generate tests.support.databases:all_tables"
+    )
+    assert await migrations.schema_problem(empty) is None
+
+
+async def test_upgrading_again_changes_nothing(empty: Database) -> None:
+    metadata = databases.all_tables()
+    problem = await migrations.schema_problem(empty)
+    assert problem is not None
+    assert "nothing" in problem
+    await migrations.upgrade(empty, metadata)
+    async with empty.write() as session:
+        await session.execute(
+            text(
+                "INSERT INTO events (xid, project_id, subject, type, at, data) VALUES (0, 'p', 's', 'log', CURRENT_TIMESTAMP, '{}')"
+            )
+        )
+    await migrations.upgrade(empty, metadata)
+    async with empty.read() as session:
+        assert await session.scalar(text("SELECT count(*) FROM events")) == 1
+
+
+async def test_a_newer_schema_is_refused_and_left_alone(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'"))
+    with pytest.raises(SchemaNewer, match="9999") as caught:
+        await migrations.upgrade(database, databases.all_tables())
+    assert caught.value.hint
+    problem = await migrations.schema_problem(database)
+    assert problem is not None
+    assert "9999" in problem
+
+
+async def test_several_processes_upgrade_at_once(empty_database_url: str, empty: Database) -> None:
+    started = [process(empty_database_url) for _ in range(3)]
+    for one in started:
+        await asyncio.to_thread(one.communicate, None, 60)
+    assert [one.returncode for one in started] == [0, 0, 0]
+    assert await migrations.schema_problem(empty) is None
+
+
+async def test_killed_in_the_middle_it_leaves_nothing_and_goes_through_later(
+    empty_database_url: str, empty: Database
+) -> None:
+    for statements in (1, 3, 8):
+        one = process(empty_database_url, "slowly")
+        assert one.stdout is not None
+        for _ in range(statements + 1):
+            await asyncio.to_thread(one.stdout.readline)
+        one.send_signal(signal.SIGKILL)
+        one.wait()
+        one.stdout.close()
+        deadline = time.monotonic() + 10
+        while await tables(empty):  # PostgreSQL needs a moment to notice
+            assert time.monotonic() < deadline, "half a schema was left"
+            await asyncio.sleep(0.05)
+    last = process(empty_database_url)
+    last.communicate(timeout=60)
+    assert last.returncode == 0
+    assert await migrations.schema_problem(empty) is None
+
+
+async def test_a_later_revision_is_generated_and_applied(
+    tmp_path: Path, empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = tmp_path / "history" / "versions"
+    versions.mkdir(parents=True)
+    monkeypatch.setattr(history, "_HISTORY", tmp_path / "history")
+    one = MetaData()
+    Table("things", one, Column("id", Integer, primary_key=True))
+    assert (await generate(one, versions=versions)).name == "0001_initial.py"
+    await migrations.upgrade(empty, one)
+    two = MetaData()
+    Table("things", two, Column("id", Integer, primary_key=True), Column("name", String(10), nullable=True))
+    Table("others", two, Column("id", Integer, primary_key=True))
+    assert await migrations.differences(empty, two) != []
+    written = await generate(two, "Things have names.", versions=versions)
+    assert written.name == "0002_things_have_names.py"
+    assert await migrations.schema_problem(empty) == "the database's schema is at 0001, this Burnish needs 0002"
+    await migrations.upgrade(empty, two)
+    assert await migrations.differences(empty, two) == []
