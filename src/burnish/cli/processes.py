@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +115,12 @@ def _end(processes: list[psutil.Process]) -> tuple[int, ...]:
     return tuple(sorted(process.pid for process in processes))
 
 
-def wait_ready(home: Path, pid: int, timeout: float) -> RunningServer | None:
+def wait_ready(home: Path, process: subprocess.Popen[bytes], timeout: float) -> RunningServer | None:
     """Return the server once it has written its run file; None when its process ended before, or time is up."""
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and psutil.pid_exists(pid):
+    while time.monotonic() < deadline and process.poll() is None:
         server = running_server(home)
-        if server is not None and server.pid == pid:
+        if server is not None and server.pid == process.pid:
             return server
         time.sleep(0.05)
     return None
