@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -90,6 +91,28 @@ def spawn(
     with suppress(OSError):  # it may have ended already
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
     return process
+
+
+class Child:
+    """A process of ours that may outlive us: collected when it ends, and no fuss if we end first."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.pid = process.pid
+        self._status = process.poll()
+        self._lock = threading.Lock()
+        process.returncode = 0 if self._status is None else self._status  # collected here, not by the handle
+
+    def poll(self) -> int | None:
+        """Return the exit status (negative: the signal), or None while it lives."""
+        with self._lock:
+            if self._status is None:
+                try:
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                except ChildProcessError:
+                    self._status = -1
+                else:
+                    self._status = os.waitstatus_to_exitcode(status) if pid else None
+            return self._status
 
 
 def group_members(leader: ProcessId) -> list[ProcessId]:

@@ -30,9 +30,6 @@ EVENTS_FILE = "events.jsonl"
 LOG_FILE = "host.log"
 LOCK_FILE = "lock"
 SCRATCH = "scratch"
-LOCK_TAKEN = 75
-"""Exit status of a host that found another one living in its job's folder."""
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -128,19 +125,19 @@ class FolderLock:
     """The lock that lets one host live in a job's folder. Held until the process ends or ``release``."""
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def acquire(self) -> bool:
         """Take the lock without waiting; False if another process has it."""
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
-        os.close(self._descriptor)
+        """Give the lock back; a process that inherited the descriptor keeps it."""
+        os.close(self.descriptor)
 
 
 def is_locked(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The process that runs one job: ``python -m burnish.platform.jobs.host FOLDER INCARNATION``.
+"""The process that runs one job: ``python -m burnish.platform.jobs.host FOLDER INCARNATION LOCK``.
 
 It owns nothing but its folder: no database, no key, no descriptor of the server. A server that is gone is not
 missed; the result waits in the folder. SIGTERM asks it to cancel, SIGUSR1 to pause after its next checkpoint.
@@ -22,9 +22,7 @@ from burnish.core.job import Stopped
 from burnish.core.specs.base import Spec
 from burnish.infra.processes import this_process
 from burnish.platform.jobs.files import (
-    LOCK_TAKEN,
     EventWriter,
-    FolderLock,
     HostIdentity,
     HostResult,
     JobOrder,
@@ -37,35 +35,23 @@ from burnish.platform.jobs.files import (
 from burnish.platform.jobs.host_context import HostContext
 from burnish.platform.jobs.watchdog import Watchdog
 
-_LOCK_PATIENCE_SECONDS = 2.0
 _RESTART = "the message above is the reason; mend the spec or the data, then retry"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job in the folder; return the exit status: 0 when a result was written."""
-    folder, incarnation = Path(arguments[0]).resolve(), int(arguments[1])
+    """Run the job in the folder; return the exit status: 0 when a result was written.
+
+    The third argument is the descriptor of the folder's lock, which the server took for us: it is free when we end.
+    """
+    folder, incarnation, lock = Path(arguments[0]).resolve(), int(arguments[1]), int(arguments[2])
+    os.set_inheritable(lock, False)  # a process that the job leaves behind must not keep it
     order = read_json(order_path(folder, incarnation), JobOrder)
     if order is None:
         print(f"no order for start {incarnation} in {folder}", file=sys.stderr)  # noqa: T201 - the log is our stdout
         return 2
-    lock = FolderLock(folder)
-    if not _lock_in_time(lock):
-        return LOCK_TAKEN
-    if result_path(folder, incarnation).exists():
-        return 0
-    _Host(folder, order).run()
-    lock.release()
+    if not result_path(folder, incarnation).exists():
+        _Host(folder, order).run()
     return 0
-
-
-def _lock_in_time(lock: FolderLock) -> bool:
-    """Try for a moment: a server that looks whether a host lives holds the lock for an instant."""
-    deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
-    while not lock.acquire():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 class _Host:

@@ -20,7 +20,7 @@ from burnish.infra.reconcile import Turn
 from burnish.platform.jobs import recording, store
 from burnish.platform.jobs.backends.protocol import Backend
 from burnish.platform.jobs.decide import Facts, Step, decide
-from burnish.platform.jobs.files import LOCK_TAKEN, HostEvent, HostResult, JobOrder
+from burnish.platform.jobs.files import HostEvent, HostResult, JobOrder
 from burnish.platform.jobs.tables import JobTable
 from burnish.platform.jobs.watchdog import memory_error, wall_error
 
@@ -171,18 +171,16 @@ class JobTurns:
         return False
 
     async def _start(self, turn: Turn, watched: _Watched) -> bool:
-        """Start the host of the committed incarnation, once in this turn; whichever takes the lock is the host."""
+        """Start the host of the committed incarnation, once in this turn; whoever has the folder's lock is the host."""
         job, folder = watched.job, self._folder(watched.job)
         if watched.started_here_at is None:
             async with turn.write():  # the lease is ours at this moment: a server that was frozen starts nothing
                 pass
-            await asyncio.to_thread(self._backend.start, folder, self._order(job))
-            watched.started_here_at = time.monotonic()
+            if await asyncio.to_thread(self._backend.start, folder, self._order(job)):
+                watched.started_here_at = time.monotonic()
             return False
         status = await asyncio.to_thread(self._backend.starting_ended, folder)
         late = time.monotonic() - watched.started_here_at > _HOST_START_SECONDS
-        if status == LOCK_TAKEN and not late:
-            return False
         if status is None and not late:
             return False
         if await asyncio.to_thread(self._backend.find, folder, job.incarnation) is not None:

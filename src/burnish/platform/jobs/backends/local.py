@@ -3,16 +3,16 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 from burnish.infra import processes
-from burnish.infra.processes import ProcessId
+from burnish.infra.processes import Child, ProcessId
 from burnish.platform.jobs.files import (
     LOG_FILE,
+    FolderLock,
     HostEvent,
     HostIdentity,
     HostResult,
@@ -33,21 +33,33 @@ class LocalBackend:
     def __init__(self, jobs_dir: Path, *, hub_offline: bool = False) -> None:
         self._root = jobs_dir.absolute()
         self._hub_offline = hub_offline
-        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._children: dict[Path, Child] = {}
         self._lock = threading.Lock()
 
     def folder(self, job_id: str) -> Path:
         """Return where a new job's folder is to be."""
         return self._root / job_id
 
-    def start(self, folder: Path, order: JobOrder) -> None:
-        """Write the order and start ``python -m burnish.platform.jobs.host``."""
+    def start(self, folder: Path, order: JobOrder) -> bool:
+        """Write the order and start ``python -m burnish.platform.jobs.host``, which inherits the folder's lock.
+
+        So there is no moment at which a host was started and the folder looks free.
+        """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(order_path(folder, order.incarnation), order)
-        argv = [sys.executable, "-m", "burnish.platform.jobs.host", str(folder), str(order.incarnation)]
-        child = processes.spawn(argv, self._environment(order), folder, folder / LOG_FILE)
+        lock = FolderLock(folder)
+        try:
+            if not lock.acquire():
+                return False
+            write_json(order_path(folder, order.incarnation), order)
+            argv = [sys.executable, "-m", "burnish.platform.jobs.host", str(folder), str(order.incarnation)]
+            argv.append(str(lock.descriptor))
+            keep = (lock.descriptor,)
+            child = processes.spawn(argv, self._environment(order), folder, folder / LOG_FILE, keep=keep)
+        finally:
+            lock.release()
         with self._lock:
-            self._children[folder] = child
+            self._children[folder] = Child(child)
+        return True
 
     def _environment(self, order: JobOrder) -> dict[str, str]:
         extra = {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in order.gpu_indices)}

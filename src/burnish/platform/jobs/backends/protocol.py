@@ -16,8 +16,8 @@ class Backend(Protocol):
     def folder(self, job_id: str) -> Path:
         """Return where a new job's folder is to be."""
 
-    def start(self, folder: Path, order: JobOrder) -> None:
-        """Start a host for the order. If one lives in the folder already, the new one ends by itself."""
+    def start(self, folder: Path, order: JobOrder) -> bool:
+        """Start a host for the order, unless one lives in the folder already: then return False."""
 
     def find(self, folder: Path, incarnation: int) -> ProcessId | None:
         """Return the host of an incarnation, dead or alive; None if none has said who it is."""
