@@ -36,11 +36,11 @@ _SECRET_FIELD = re.compile(rf"(?:^|[_-]){_TELLING_NAME}$", re.IGNORECASE)
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), _HIDDEN),
     (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@\"']*):[^\s@/\"']+@", re.IGNORECASE), rf"\1:{_HIDDEN}@"),
-    (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
+    (re.compile(r"\b((?i:bearer|basic))\s+(?=\S*[0-9A-Z._~+/=])[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {_HIDDEN}"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), _HIDDEN),
     (re.compile(r"\b(?:sk|bk|rk|pk|brn|burnish|hf|ghp|gho|ghs|glpat|xox[abps]|whsec)[-_][A-Za-z0-9_-]{12,}"), _HIDDEN),
     (re.compile(r"\bAKIA[A-Z0-9]{16}\b"), _HIDDEN),
-    (re.compile(rf"((?<![A-Za-z]){_TELLING_NAME}[\"']?\s*[:=]\s*[\"']?)(?!(?:bearer|basic)\s)(?!\*\*\*)[^\s\"',;&}}]{{3,}}", re.IGNORECASE), rf"\1{_HIDDEN}"),
+    (re.compile(rf"((?<![A-Za-z]){_TELLING_NAME}[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic)\s+)?)(?!(?:bearer|basic)\s)(?!\*\*\*)[^\s\"',;&}}]{{3,}}", re.IGNORECASE), rf"\1{_HIDDEN}"),
 )  # fmt: skip
 
 

@@ -1,0 +1,65 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from burnish.core.errors import HomeLocked, OutOfDisk
+from burnish.infra.home import HomeLock, disk_free, require_disk
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from burnish.infra.home import HomeLock
+lock = HomeLock(Path(sys.argv[1]))
+lock.acquire("http://127.0.0.1:8000")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_second_is_told_who_has_it_and_gets_it_when_that_one_is_killed(home: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", _HOLD, str(home)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    lock = HomeLock(home)
+    try:
+        with pytest.raises(HomeLocked, match=rf"pid {other.pid} at http://127.0.0.1:8000") as caught:
+            lock.acquire()
+        assert caught.value.where == str(home)
+        assert "BURNISH_HOME" in str(caught.value.hint)
+        holder = lock.holder()
+        assert holder is not None
+        assert (holder["pid"], holder["url"]) == (other.pid, "http://127.0.0.1:8000")
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        other.stdout.close()
+    assert lock.holder() is None
+    with lock:
+        lock.announce("http://a-much-longer-url.example:12345/")
+        lock.announce("u")
+        mine = HomeLock(home).holder()
+        assert mine is not None
+        assert (mine["pid"], mine["url"]) == (os.getpid(), "u")
+        with pytest.raises(HomeLocked):
+            HomeLock(home).acquire()
+    assert lock.holder() is None
+    lock.release()
+
+
+def test_nobody_holds_a_home_that_was_never_used(home: Path) -> None:
+    assert HomeLock(home).holder() is None
+    with pytest.raises(RuntimeError):
+        HomeLock(home).announce("u")
+
+
+def test_the_disk_reserve(home: Path) -> None:
+    free = disk_free(home / "not" / "there" / "yet")
+    assert free > 0
+    require_disk(home, reserve=free // 2)
+    with pytest.raises(OutOfDisk, match="MiB are needed") as caught:
+        require_disk(home, reserve=free // 2, wanted=free)
+    assert caught.value.retry_after == 60

@@ -1,0 +1,136 @@
+import asyncio
+import io
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+
+from burnish.infra import logging as logs
+
+SECRETS = [
+    ("postgresql+asyncpg://burnish:hunter2@db:5432/x", "hunter2"),
+    ("redis://:hunter2@cache/0", "hunter2"),
+    ("Authorization: Bearer abc.def-ghi_jkl", "abc.def"),
+    ("authorization: bearer alllowercase", "alllowercase"),
+    ("Bearer s3cretvalue", "s3cret"),
+    ("authorization=Basic dXNlcjpwYXNz", "dXNlcjpwYXNz"),
+    ("the key sk-proj-abcdefghijklmnop1234 is bad", "abcdefghijklmnop"),
+    ("token hf_abcdefghijklmnopqrstu", "abcdefghijkl"),
+    ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "c2lnbmF0dXJl"),
+    ('{"api_key": "verysecret", "n": 1}', "verysecret"),
+    ("password = 'verysecret'", "verysecret"),
+    ("BURNISH_API_KEY=verysecret BURNISH_HOME=/x", "verysecret"),
+    ("?token=verysecret&page=2", "verysecret"),
+    ("AKIAIOSFODNN7EXAMPLE", "IOSFODNN"),
+    ("-----BEGIN RSA PRIVATE KEY-----\nMIIEpQ\nabc\n-----END RSA PRIVATE KEY-----", "MIIEpQ"),
+    ("-----BEGIN PRIVATE KEY-----\nMIIEpQ cut short", "MIIEpQ"),
+]
+HARMLESS = [
+    "max_tokens=128 tokens: 4096 token_count=7",
+    "https://user@host:8000/path?page=2",
+    "http://127.0.0.1:8000/platform/health",
+    "the secretary passed the test",
+    "basic training at step 10",
+    "sha256:" + "ab" * 32,
+    "wf_01hzy3v9k2abcdefghijkm",
+    "task-classification-benchmark-v2",
+]
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    level = root.level
+    stream = io.StringIO()
+    logs.configure("info", "json", stream)
+    yield stream
+    for handler in root.handlers[:]:
+        if getattr(handler, "burnish", False):
+            root.removeHandler(handler)
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(("text", "secret"), SECRETS)
+def test_secrets_are_taken_out(text: str, secret: str) -> None:
+    redacted = logs.redact(f"before {text} after")
+    assert secret not in redacted
+    assert "***" in redacted
+    assert redacted.startswith("before ")
+    assert logs.redact(redacted) == redacted
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert logs.redact(text) == text
+
+
+def test_fields_with_telling_names_go_whole() -> None:
+    found = logs.redact_fields({"api_key": "x", "deep": [{"db_password": "y", "tokens": 3, "note": "token=abcdef"}]})
+    assert found == {"api_key": "***", "deep": [{"db_password": "***", "tokens": 3, "note": "token=***"}]}
+
+
+def test_a_json_line_carries_context_extras_and_the_traceback(lines: io.StringIO) -> None:
+    log = logging.getLogger("burnish.test")
+    with logs.bound(trace_id="t1", project_id="p", request_id=None), logs.bound(job_id="j"):
+        try:
+            raise ValueError("password=hunter2")
+        except ValueError:
+            log.exception(
+                "failed at %s", "x://u:hunter2@h", extra={"n": 3, "who": uuid.UUID(int=0), "token": "hunter2"}
+            )
+    log.info("outside")
+    log.debug("too fine")
+    first, second = map(json.loads, lines.getvalue().splitlines())
+    assert "hunter2" not in lines.getvalue()
+    assert (first["level"], first["logger"], first["trace_id"], first["job_id"]) == ("error", "burnish.test", "t1", "j")
+    assert (first["n"], first["who"]) == (3, str(uuid.UUID(int=0)))
+    assert "request_id" not in first
+    assert "ValueError" in first["exception"]
+    assert first["time"].endswith("+00:00")
+    assert second["message"] == "outside"
+    assert "trace_id" not in second
+
+
+async def test_tasks_keep_their_own_context(lines: io.StringIO) -> None:
+    async def work(number: int) -> None:
+        with logs.bound(trace_id=str(number)):
+            await asyncio.sleep(0)
+            logging.getLogger("x").info("%s", number)
+
+    await asyncio.gather(*(work(number) for number in range(10)))
+    assert all(line["message"] == line["trace_id"] for line in map(json.loads, lines.getvalue().splitlines()))
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_configuring_again_replaces(lines: io.StringIO, form: Literal["json", "text"]) -> None:
+    again = io.StringIO()
+    logs.configure("warning", form, again)
+    logging.getLogger("uvicorn.error").warning("kept", extra={"n": 1})
+    logging.getLogger("uvicorn.access").info("dropped")
+    assert lines.getvalue() == ""
+    assert "kept" in again.getvalue()
+    assert "dropped" not in again.getvalue()
+    assert len(again.getvalue().splitlines()) == 1
+
+
+def test_trace_context() -> None:
+    trace = logs.new_trace_id()
+    header = logs.traceparent_of(trace)
+    assert logs.trace_id_of(header) == trace
+    assert logs.traceparent_of(trace) != header
+    for bad in (
+        None,
+        "",
+        "x",
+        f"00-{'0' * 32}-{'1' * 16}-01",
+        f"00-{trace}-{'0' * 16}-01",
+        f"ff-{trace}-{'1' * 16}-01",
+    ):
+        assert logs.trace_id_of(bad) is None
+    assert logs.trace_id() is None
+    with logs.bound(trace_id=trace):
+        assert logs.trace_id() == trace
+        assert logs.context() == {"trace_id": trace}
