@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from typing import Any
 import orjson
 import pytest
 
+from burnish.components.model_serving import replicas
+from burnish.components.model_serving import store as store_module
 from burnish.components.model_serving.component import Serving, serving
 from burnish.components.model_serving.engines import Engine
 from burnish.components.model_serving.reconciler import Timing
 from burnish.components.model_serving.schemas import DeploymentView
+from burnish.core.errors import NotFound
 from burnish.core.settings import Settings
 from burnish.core.specs.base import ArtifactRef
-from burnish.core.specs.serving import DeploySpec
+from burnish.core.specs.serving import DeploySpec, EngineConfig
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
-from burnish.infra.http import AiohttpTransport, AsgiTransport, Request
+from burnish.infra.http import AiohttpTransport, AsgiTransport, Request, Response
 
 FAKE = Engine(
     "llama_cpp", frozenset({"gguf"}), (sys.executable, str(Path(__file__).parents[1] / "support/fake_engine.py"))
@@ -81,6 +84,24 @@ class Server:
         async with self.transport.send(request) as response:
             return response.status, dict(response.headers), orjson.loads(await response.read())
 
+    @asynccontextmanager
+    async def streaming(self, name: str = "dep", **more: Any) -> AsyncIterator[Response]:
+        body = {"model": name, "messages": [{"role": "user", "content": "hi"}], "stream": True, **more}
+        async with self.transport.send(Request("POST", "/v1/chat/completions", {}, orjson.dumps(body))) as response:
+            yield response
+
+    async def stats(self, view: DeploymentView | None = None) -> dict[str, Any]:
+        """Ask the one ready replica of `dep` what it did."""
+        async with self.database.read() as session:
+            rows = [row for row in await store_module.live_replicas(session) if row.state == "ready"]
+        transport = AiohttpTransport(unix_socket=Path(rows[0].socket))
+        try:
+            async with transport.send(Request("GET", "/stats")) as response:
+                answer: dict[str, Any] = orjson.loads(await response.read())
+                return answer
+        finally:
+            await transport.close()
+
     async def says(self, name: str = "dep") -> str:
         status, _, body = await self.chat(name)
         assert status == 200, body
@@ -111,6 +132,8 @@ async def end_all(home: Path) -> None:
     """Kill what replicas are left, by the pids of this home's configurations."""
     for pid in pids(home):
         os.kill(pid, signal.SIGKILL)
+    for child in replicas._children.values():
+        await asyncio.to_thread(child.wait)
 
 
 def pids(home: Path) -> list[int]:
@@ -135,3 +158,226 @@ async def test_a_deployed_model_answers(server: Server, store: FileArtifactStore
     assert body["usage"]["completion_tokens"] == 3
     assert (headers["x-burnish-revision"], headers["x-burnish-model-version"]) == ("1", "m@1")
     assert len(pids(home)) == 1
+
+
+async def text_of(response: Response) -> str:
+    """Read a chat stream to its end."""
+    raw = b"".join([chunk async for chunk in response.chunks()])
+    blocks = [block[6:] for block in raw.split(b"\n\n") if block]
+    assert blocks[-1] == b"[DONE]", raw[-300:]
+    parts = [orjson.loads(block)["choices"] for block in blocks[:-1]]
+    return "".join(choice["delta"].get("content", "") for choices in parts for choice in choices)
+
+
+async def test_a_switch_drops_no_request_and_cuts_no_stream(
+    server: Server, store: FileArtifactStore, home: Path
+) -> None:
+    await server.serves(await server.deploy(model(store, "old", token_seconds=0.05)))
+    answers: list[str] = []
+    done = asyncio.Event()
+
+    async def ask_on() -> None:
+        while not done.is_set():
+            answers.append((await server.says()).split()[0])
+
+    askers = [asyncio.create_task(ask_on()) for _ in range(3)]
+    async with server.streaming(max_tokens=60) as response:
+        chunks = response.chunks()
+        first = await anext(chunks)
+        revision = await server.deploy(model(store, "new", token_seconds=0.01))
+        view = await server.until(lambda v: v.serving == revision)
+        assert [r.state for r in view.revisions] == ["serving", "draining"]
+        assert {r.state for r in view.replicas} == {"ready", "draining"}
+        raw = first + b"".join([chunk async for chunk in chunks])
+    assert raw.count(b'"old"') == 1
+    assert raw.endswith(b"[DONE]\n\n")
+    assert raw.count(b"data: ") == 60 + 2
+    await server.until(lambda v: [r.state for r in v.replicas] == ["ready"])
+    done.set()
+    await asyncio.gather(*askers)
+    assert answers[-1] == "new"
+    assert answers == sorted(answers, reverse=True), "no answer of the old one after one of the new"
+    assert len(pids(home)) == 1
+
+
+async def test_a_corrupted_model_fails_and_the_old_one_serves_on(server: Server, store: FileArtifactStore) -> None:
+    await server.serves(await server.deploy(model(store, "old")))
+    bad = model(store, "bad")
+    path = store.open(bad) / "fake.json"
+    times = path.stat()
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace("bad", "BAD"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    revision = await server.deploy(bad)
+    view = await server.until(lambda v: v.error)
+    assert view.error is not None
+    assert (view.error.code, view.state, view.serving, view.wanted) == ("artifact_corrupt", "ready", 1, 1)
+    assert view.revisions[0].number == revision
+    assert view.revisions[0].state == "failed"
+    assert await server.says() == "old w1 w2"
+
+
+@pytest.mark.parametrize(
+    ("fake", "said"),
+    [({"fail": "no such tensor"}, "no such tensor"), ({"serves": "another"}, "it serves 'another', not 'dep'")],
+)
+async def test_a_model_that_does_not_serve_fails_with_its_words(
+    server: Server, store: FileArtifactStore, fake: dict[str, str], said: str
+) -> None:
+    await server.serves(await server.deploy(model(store, "old")))
+    await server.deploy(model(store, "bad", **fake))
+    view = await server.until(lambda v: v.error)
+    assert view.error is not None
+    assert view.error.code == "bad_model"
+    assert said in view.error.message
+    assert view.revisions[0].failures == 3
+    await server.until(lambda v: len(v.replicas) == 1)
+    assert await server.says() == "old w1 w2"
+
+
+async def test_a_first_deployment_that_fails_is_failed(server: Server, store: FileArtifactStore) -> None:
+    await server.deploy(model(store, "bad", fail="cannot"))
+    view = await server.until(lambda v: v.state == "failed")
+    assert (view.wanted, view.serving, view.replicas) == (None, None, ())
+    status, _, body = await server.chat()
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+    await server.serves(await server.deploy(model(store, "good")))
+
+
+async def test_a_dead_replica_is_replaced_and_requests_wait_for_it(server: Server, store: FileArtifactStore) -> None:
+    view = await server.serves(await server.deploy(model(store, "m")))
+    pid = view.replicas[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert await server.says() == "m w1 w2"
+    view = await server.serves(1)
+    assert view.replicas[0].pid != pid
+    assert view.revisions[0].failures == 1
+
+
+async def test_a_request_in_flight_survives_its_replica(server: Server, store: FileArtifactStore) -> None:
+    view = await server.serves(await server.deploy(model(store, "m", token_seconds=0.1)))
+    asked = asyncio.create_task(server.chat(max_tokens=10))
+    await server.until(lambda v: v.replicas[0].in_flight == 1)
+    os.kill(view.replicas[0].pid or 0, signal.SIGKILL)
+    status, _, body = await asked
+    assert (status, body["usage"]["completion_tokens"]) == (200, 10)
+
+
+async def test_a_stream_whose_replica_dies_ends_with_an_error(server: Server, store: FileArtifactStore) -> None:
+    view = await server.serves(await server.deploy(model(store, "m", token_seconds=0.1)))
+    async with server.streaming(max_tokens=50) as response:
+        chunks = response.chunks()
+        raw = await anext(chunks)
+        os.kill(view.replicas[0].pid or 0, signal.SIGKILL)
+        raw += b"".join([chunk async for chunk in chunks])
+    assert b'data: {"error"' in raw
+    assert b"[DONE]" not in raw
+
+
+async def test_replicas_outlive_their_server(database: Database, store: FileArtifactStore, home: Path) -> None:
+    try:
+        async with running(Server(database, store, home)) as first:
+            before = await first.serves(await first.deploy(model(store, "m", token_seconds=0.01)))
+        assert pids(home) == [before.replicas[0].pid]
+        async with running(Server(database, store, home, "two")) as second:
+            assert await second.says() == "m w1 w2"
+            after = await second.serves(1)
+            assert [r.pid for r in after.replicas] == [r.pid for r in before.replicas]
+            os.kill(after.replicas[0].pid or 0, signal.SIGKILL)  # not its child, yet it is seen to die
+            await second.until(lambda v: v.state == "ready" and v.replicas[0].id != before.replicas[0].id)
+            await second.change("stop")
+            await second.until(lambda v: v.state == "stopped")
+            assert pids(home) == []
+    finally:
+        await end_all(home)
+
+
+async def test_roll_back_stop_start_delete(server: Server, store: FileArtifactStore, home: Path) -> None:
+    await server.serves(await server.deploy(model(store, "one")))
+    await server.serves(await server.deploy(model(store, "two")))
+    await server.change("rollback", "dep", None)
+    view = await server.serves(1)
+    assert await server.says() == "one w1 w2"
+    assert view.revisions[0].number == 2
+    await server.until(lambda v: v.revisions[0].state == "retired")
+    await server.change("rollback", "dep", 2)
+    await server.serves(2)
+    await server.change("stop")
+    await server.until(lambda v: v.state == "stopped" and not v.replicas)
+    assert (await server.chat())[0] == 404
+    await server.change("start")
+    await server.serves(2)
+    assert await server.says() == "two w1 w2"
+    await server.change("delete")
+    deadline = time.monotonic() + 20
+    while pids(home):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    with pytest.raises(NotFound):
+        await server.view()
+    await server.deploy(model(store, "three"), "other")
+    await server.serves(1, "other")
+
+
+async def test_several_deployments_and_the_same_twice(server: Server, store: FileArtifactStore) -> None:
+    one, two = model(store, "one"), model(store, "two")
+    await asyncio.gather(*(server.deploy(ref, name) for ref, name in ((one, "a"), (two, "b"), (one, "c"))))
+    for name in "abc":
+        await server.serves(1, name)
+    assert [await server.says(name) for name in "abc"] == ["one w1 w2", "two w1 w2", "one w1 w2"]
+    assert await server.deploy(one, "a") == 1
+    assert await server.deploy(two, "a", job_id="job_1") == await server.deploy(two, "a", job_id="job_1") == 2
+    await server.serves(2, "a")
+
+
+async def test_a_superseded_revision_never_serves(server: Server, store: FileArtifactStore, home: Path) -> None:
+    await server.serves(await server.deploy(model(store, "one")))
+    await server.deploy(model(store, "slow", start_seconds=20))
+    await server.until(lambda v: any(r.revision == 2 and r.pid for r in v.replicas))
+    await server.deploy(model(store, "three"))
+    view = await server.serves(3)
+    await server.until(lambda v: len(v.replicas) == 1)
+    assert [r.state for r in view.revisions if r.number == 2] == ["retired"]
+    assert len(pids(home)) == 1
+
+
+async def test_replicas_share_the_requests(server: Server, store: FileArtifactStore) -> None:
+    await server.serves(await server.deploy(model(store, "m", token_seconds=0.05), replicas=2, parallel=1, queue=0))
+    answers = await asyncio.gather(*(server.chat() for _ in range(3)))
+    assert sorted(status for status, _, _ in answers) == [200, 200, 429]
+    refused = next(answer for answer in answers if answer[0] == 429)
+    assert refused[1]["retry-after"] == "1"
+    assert refused[2]["error"]["type"] == "rate_limit_error"
+
+
+async def test_a_client_that_hangs_up_stops_the_generation(server: Server, store: FileArtifactStore) -> None:
+    await server.serves(await server.deploy(model(store, "m", token_seconds=0.05), parallel=1))
+    async with server.streaming(max_tokens=1000) as response:
+        await anext(response.chunks())
+        waiting = asyncio.create_task(server.chat())
+        await server.until(lambda v: v.replicas[0].in_flight == 2)
+    assert (await waiting)[0] == 200, "the place was given to who waited"
+    asked = asyncio.create_task(server.chat(max_tokens=1000))
+    await server.until(lambda v: v.replicas[0].in_flight == 1)
+    asked.cancel()
+    await server.until(lambda v: v.replicas[0].in_flight == 0)
+    stats = await server.stats()
+    while stats["running"]:
+        stats = await server.stats()
+    assert stats["cancelled"] == 2
+
+
+async def test_an_orphan_is_ended(server: Server, store: FileArtifactStore, home: Path) -> None:
+    """A server that died between starting a process and anything else leaves it to the next one's sweep."""
+    folder = store.open(model(store, "m"))
+    processes = replicas.ReplicaProcesses(home / "run" / "replicas")
+    config = EngineConfig(
+        engine="llama_cpp", model_dir=str(folder), served_name="x", socket=str(processes.socket_path("rep_x"))
+    )
+    started = processes.start("rep_x", FAKE, config)
+    assert processes.start("rep_x", FAKE, config) == started, "one replica is never two processes"
+    assert await server.parts.reconciler.sweep() == ["rep_x"]
+    assert pids(home) == []
+    with pytest.raises(replicas.ReplicaEnded):
+        processes.start("rep_x", FAKE, config)

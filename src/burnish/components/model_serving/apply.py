@@ -19,6 +19,9 @@ from burnish.core.states import DeploymentState, ReplicaState, RevisionState
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import notify, utcnow
 
+_STEADY_SECONDS = 60.0
+"""A replica that was ready this long had no trouble of its own: what counts as in a row starts again."""
+
 
 class Sockets(Protocol):
     """Says where a replica shall listen."""
@@ -33,6 +36,8 @@ class Applied:
 
     gone: bool = False
     """The deployment was deleted and its rows are gone."""
+    stale: bool = False
+    """Somebody asked for a change since the rows were loaded: nothing was written, decide again."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,23 @@ class _Writing:
 
 
 async def apply(
-    session: AsyncSession, rules: Deployments, sockets: Sockets, deployment_id: str, actions: Sequence[d.Action],
+    session: AsyncSession, rules: Deployments, sockets: Sockets, loaded: Deployment, actions: Sequence[d.Action],
     words: Mapping[str, ErrorBody],
 ) -> Applied:  # fmt: skip
-    """Write the row changes of ``actions``. Facts that changed since they were decided make an action do nothing.
+    """Write the row changes of ``actions``, unless what is wanted changed since the rows were loaded.
 
     Args:
         session: the turn's fenced session.
         rules: the deployments' rules.
         sockets: where new replicas shall listen.
-        deployment_id: the turn's deployment.
+        loaded: the turn's deployment as it was when ``actions`` were decided.
         actions: in the order in which they were decided.
         words: why replicas were lost.
     """
-    writing = _Writing(session, rules, sockets, await session.get_one(Deployment, deployment_id), words)
+    row = await session.get_one(Deployment, loaded.id)
+    if row.wakes != loaded.wakes:
+        return Applied(stale=True)
+    writing = _Writing(session, rules, sockets, row, words)
     for action in actions:
         if isinstance(action, d.Spawn | d.Verify | d.CheckArtifact):
             continue
@@ -90,13 +98,21 @@ async def _write_replica(writing: _Writing, action: d.LoseReplica | d.MarkReady 
             row.ended_at = utcnow()
             await store.move_replica(session, row, ReplicaState.STOPPED)
         case d.LoseReplica():
-            row.ended_at = utcnow()
-            row.error = writing.words[row.id].model_dump(mode="json")
-            await store.move_replica(session, row, ReplicaState.FAILED)
-            revision = await session.get_one(Revision, row.revision_id)
-            steady = row.ready_at is not None and (row.ended_at - row.ready_at).total_seconds() > 60
-            revision.failures = 1 if steady else revision.failures + 1
-            revision.failed_at = time.time()
+            await lose(session, row.id, writing.words[row.id])
+
+
+async def lose(session: AsyncSession, replica_id: str, error: ErrorBody) -> None:
+    """Record that a replica failed, and count it against its revision."""
+    row = await store.replica(session, replica_id)
+    if row.state in store.ENDED_REPLICA:
+        return
+    row.ended_at = utcnow()
+    row.error = error.model_dump(mode="json")
+    await store.move_replica(session, row, ReplicaState.FAILED)
+    revision = await session.get_one(Revision, row.revision_id)
+    steady = row.ready_at is not None and (row.ended_at - row.ready_at).total_seconds() > _STEADY_SECONDS
+    revision.failures = 1 if steady else revision.failures + 1
+    revision.failed_at = time.time()
 
 
 _RevisionAction = d.AddReplica | d.Advance | d.Switch | d.FailRevision | d.DrainRevision | d.Retire

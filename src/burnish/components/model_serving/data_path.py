@@ -6,6 +6,7 @@ replica that goes away is replaced by another.
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from burnish.components.model_serving import completion as c
 from burnish.components.model_serving.routing import Route, Routes, Traffic, ready_route
 from burnish.core.errors import BurnishError, NotFound, TooLarge, Unavailable, UpstreamFailed
-from burnish.core.inference import upstream_body
+from burnish.core.inference import unsupported, upstream_body
 from burnish.core.openai import ChatRequest, CompletionRequest, RequestRefused, envelope, refused
 from burnish.infra.http import Request, Response
 from burnish.platform.identity import LOCAL, Principal
@@ -28,6 +29,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
+
+log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 16 << 20
 _ATTEMPTS = 3
@@ -81,6 +84,8 @@ class DataPath:
             await self._dispatch(scope, receive, send)
         except BurnishError as error:
             await _answer_error(send, error)
+        except OSError:
+            log.info("the client of %s left", scope["path"])
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = scope.get("burnish.principal", LOCAL)
@@ -113,6 +118,13 @@ class DataPath:
         route = await self._routes.find(principal.project_id, request.model)
         if route is None:
             raise _unknown_model(request.model)
+        for name in unsupported(_asked_for(request), route.spec.engine):
+            raise RequestRefused(
+                f"Unsupported parameter: '{name}' is not supported by the engine {route.spec.engine} "
+                f"that serves '{route.deployment}'.",
+                where=name,
+                openai_code="unsupported_parameter",
+            )
         await _until_hang_up(self._respond(_Call(request, route, send)), receive)
 
     async def _respond(self, call: _Call) -> None:
@@ -222,7 +234,7 @@ class _Out:
 
 
 def _upstream(call: _Call, prompt: str | None, *, include_usage: bool) -> Request:
-    body = upstream_body(call.request)
+    body = upstream_body(_asked_for(call.request))
     body["model"] = call.route.deployment
     if prompt is not None:
         body["prompt"] = prompt
@@ -231,6 +243,14 @@ def _upstream(call: _Call, prompt: str | None, *, include_usage: bool) -> Reques
     if include_usage:
         body["stream_options"] = {"include_usage": True}
     return Request("POST", call.path, {"content-type": "application/json"}, orjson.dumps(body))
+
+
+def _asked_for(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    """Return the body as it was accepted, without what asks for nothing."""
+    body = request.model_dump(mode="json", exclude_none=True, by_alias=True)
+    if body.get("response_format", {}).get("type") == "text":
+        del body["response_format"]
+    return body
 
 
 async def _require_ok(response: Response) -> None:
@@ -245,11 +265,9 @@ async def _until_hang_up(work: Awaitable[None], receive: Receive) -> None:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-        results = await asyncio.gather(task, return_exceptions=True)
+        for one in (task, gone):
+            one.cancel()
+        results = await asyncio.gather(task, gone, return_exceptions=True)
     if isinstance(results[0], Exception):
         raise results[0]
 

@@ -192,9 +192,9 @@ def _uphold(facts: DeploymentFacts, revision: RevisionFacts, replicas: list[Repl
     candidate = revision.number != facts.serving
     if isinstance(revision.artifact, ErrorBody):
         if candidate:
-            return [FailRevision(revision.number, revision.artifact), *_end(facts, revision, replicas)]
+            return [FailRevision(revision.number, revision.artifact)]  # the next turn ends its replicas
     elif candidate and revision.failures >= MAX_CANDIDATE_FAILURES:
-        return [FailRevision(revision.number, None), *_end(facts, revision, replicas)]
+        return [FailRevision(revision.number, None)]
     actions = [action for replica in replicas for action in _advance(facts, replica)]
     lost = {action.replica for action in actions if isinstance(action, LoseReplica)}
     live = [replica for replica in replicas if replica.state in _LIVE and replica.id not in lost]

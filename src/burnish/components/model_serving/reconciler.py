@@ -10,7 +10,7 @@ from pathlib import Path
 
 from burnish.components.model_serving import decide as d
 from burnish.components.model_serving import probe, replicas, store
-from burnish.components.model_serving.apply import Applied, apply
+from burnish.components.model_serving.apply import Applied, apply, lose
 from burnish.components.model_serving.engines import find
 from burnish.components.model_serving.replicas import ReplicaEnded, ReplicaProcesses
 from burnish.components.model_serving.routing import Traffic
@@ -109,7 +109,9 @@ class DeploymentReconciler:
         applied = Applied()
         if actions or rows.deployment.state != d.state_of(facts, failed=rows.deployment.error is not None):
             async with turn.write() as session:
-                applied = await apply(session, self._deployments, self._processes, turn.key, actions, words)
+                applied = await apply(session, self._deployments, self._processes, rows.deployment, actions, words)
+            if applied.stale:
+                return 0.0
         await self._act(turn, rows, actions)
         if applied.gone:
             return None
@@ -201,8 +203,7 @@ class DeploymentReconciler:
         except (BurnishError, OSError) as error:
             body = error.body() if isinstance(error, BurnishError) else _unstartable(error)
             async with turn.write() as session:
-                await apply(session, self._deployments, self._processes, turn.key,
-                            [d.LoseReplica(replica.id, body)], {replica.id: body})  # fmt: skip
+                await lose(session, replica.id, body)
             return
         async with turn.write() as session:
             row = await store.replica(session, replica.id)

@@ -88,11 +88,12 @@ class ReplicaProcesses:
         if not self.locked(replica_id):
             return None
         wanted = os.fsencode(self.folder / replica_id / "config.json")
-        for entry in os.scandir("/proc"):
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    if wanted in Path(entry.path, "cmdline").read_bytes().split(b"\0"):
-                        return processes.identify(int(entry.name))
+        with os.scandir("/proc") as entries:
+            for entry in entries:
+                if entry.name.isdigit():
+                    with suppress(OSError):
+                        if wanted in Path(entry.path, "cmdline").read_bytes().split(b"\0"):
+                            return processes.identify(int(entry.name))
         return None
 
     def locked(self, replica_id: str) -> bool:
@@ -158,7 +159,8 @@ class ReplicaProcesses:
         """Return the ids of all replicas that have a folder."""
         if not self.folder.is_dir():
             return []
-        return sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+        with os.scandir(self.folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 async def ended(process: ProcessId) -> None:
