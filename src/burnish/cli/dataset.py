@@ -18,6 +18,15 @@ def add(
         str | None,
         typer.Option("--format", help="classification, prompt_completion, chat or text; found by itself by default."),
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Which column is which: text=review,label=stars.")
+    ] = None,
+    duplicates: Annotated[
+        str | None, typer.Option("--duplicates", help="Rows equal to an earlier row: keep or drop.")
+    ] = None,
+    bad_rows: Annotated[
+        str | None, typer.Option("--bad-rows", help="Rows that cannot be read: fail, or drop and count.")
+    ] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Kept with the dataset.")] = None,
     url: Url = None,
     as_json: Json = False,
@@ -27,11 +36,17 @@ def add(
     from burnish.client import Client
 
     with Client(url) as client:
-        added = client.datasets.add(file, name=name, format=form, licence=licence)
+        added = client.datasets.add(
+            file, name=name, format=form, columns=columns, duplicates=duplicates, bad_rows=bad_rows, licence=licence
+        )
     if as_json:
         return print_json(added)
     card = added.card
-    console().print(f"[green]✓[/] {added.name}@{added.version}: {card.rows} rows, {card.format}")
+    console().print(
+        f"[green]✓[/] {added.name}@{added.version}: {card.rows} rows, {card.format}{'' if added.created else ' (unchanged)'}"
+    )
+    for problem in added.dropped_rows:
+        console().print(f"  [yellow]left out[/] {problem.where}: {problem.message}")
     for line in _findings(card):
         console().print(f"  [yellow]{line}[/]")
     return None
@@ -73,7 +88,7 @@ def show(
 @app.command()
 def preview(
     name: Annotated[str, typer.Argument(help="`reviews`, or a version: `reviews@2`.")],
-    limit: Limit = 10, url: Url = None, as_json: Json = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=200, help="At most this many.")] = 10, url: Url = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show the first rows."""
     from burnish.cli.output import print_json, print_table

@@ -4,14 +4,19 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.options import After, Json, Limit, Url
+from burnish.cli.options import After, Json, Url
 
 app = typer.Typer(help="What is served, and its revisions.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The deployment: what clients send as `model`.")]
 
 
 @app.command(name="list")
-def list_(limit: Limit = 50, after: After = None, url: Url = None, as_json: Json = False) -> None:
+def list_(
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100, help="At most this many.")] = 50,
+    after: After = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
     """List deployments."""
     from burnish.cli.output import print_json, print_table, state_text
     from burnish.client import Client

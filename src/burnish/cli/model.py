@@ -23,7 +23,7 @@ def list_(limit: Limit = 50, after: After = None, url: Url = None, as_json: Json
         (
             m.name,
             m.latest_version,
-            ", ".join(f"{name} -> {version}" for name, version in m.aliases.items()),
+            ", ".join(f"{a.alias} -> {a.version}" for a in m.aliases),
             ago(m.created_at),
         )
         for m in page.data

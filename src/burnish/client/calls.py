@@ -109,11 +109,11 @@ def fork(workflow_id: str, step: str | None, parameters: Mapping[str, Any], key:
 # Datasets
 
 
-def add_dataset(path: Path, name: str, options: Mapping[str, Any]) -> Call[views.DatasetView]:
+def add_dataset(path: Path, name: str, options: Mapping[str, Any]) -> Call[views.AddedDataset]:
     """Upload a file as a new version of dataset ``name``; the same content again is the same version."""
     query = _given(filename=path.name, name=name, **options)
     return Call(
-        "POST", "/platform/datasets", reader(views.DatasetView), query, upload=path,
+        "POST", "/platform/datasets", reader(views.AddedDataset), query, upload=path,
         headers={"content-type": "application/octet-stream"}, timeout=None,
     )  # fmt: skip
 

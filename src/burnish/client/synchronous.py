@@ -277,8 +277,17 @@ class Datasets:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def add(self, path: Path | str, *, name: str | None = None, **options: Any) -> views.DatasetView:
-        """Upload a file; its name without the suffix names the dataset unless ``name`` does."""
+    def add(self, path: Path | str, *, name: str | None = None, **options: Any) -> views.AddedDataset:
+        """Upload a file as a new version; the same rows again are the version that has them.
+
+        Args:
+            path: JSONL, CSV or Parquet; the first two also as ``.gz`` or ``.zst``.
+            name: The dataset; by default the file's name without its endings.
+            options: ``format``, ``columns``, ``licence``, ``duplicates`` (keep, drop), ``bad_rows`` (fail, drop).
+
+        Raises:
+            InvalidRequest: rows that cannot be used; ``problems`` names each by its line.
+        """
         file = Path(path)
         return self._client.send(calls.add_dataset(file, name or file.name.split(".")[0], options))
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from burnish.core.errors import ErrorBody, FieldProblem
 from burnish.core.protocol import Progress
@@ -112,20 +112,38 @@ class DatasetView(View):
     created_at: datetime | None = None
 
 
+class AddedDataset(DatasetView):
+    """The version that holds what was uploaded."""
+
+    created: bool = Field(default=True, description="False: the dataset had these very rows already")
+    dropped_rows: tuple[FieldProblem, ...] = ()
+
+
+class AliasView(View):
+    """Where an alias points."""
+
+    alias: str
+    version: int
+
+
 class ModelView(View):
     """A registered model."""
 
     name: str
     latest_version: int | None = None
-    aliases: dict[str, int] = Field(default_factory=dict)
+    versions: int = 0
+    aliases: tuple[AliasView, ...] = ()
     created_at: datetime | None = None
 
 
 class ModelVersionView(View):
     """An immutable version of a registered model."""
 
-    model: str = Field(validation_alias=AliasChoices("model", "name"))
+    model: str
     version: int
+    artifact: ArtifactRef
+    aliases: tuple[str, ...] = ()
+    execution: str | None = None
 
 
 class RevisionView(View):
