@@ -102,8 +102,8 @@ def paired_difference(
     candidate_ids: Sequence[str],
     *,
     confidence: float = 0.95,
-    baseline: str = "baseline",
-    candidate: str = "candidate",
+    baseline_name: str = "baseline",
+    candidate_name: str = "candidate",
 ) -> PairedDifference:
     """Compare two models on the same examples: ``candidate - baseline``.
 
@@ -116,8 +116,8 @@ def paired_difference(
         baseline_ids: The examples' ids.
         candidate_ids: Must equal ``baseline_ids``.
         confidence: Of the interval.
-        baseline: What to call it.
-        candidate: What to call it.
+        baseline_name: What to call it.
+        candidate_name: What to call it.
 
     Raises:
         Unpaired: ids or lengths differ.
@@ -129,8 +129,8 @@ def paired_difference(
         raise ValueError("a score is not a finite number")
     pairs = list(zip(baseline_scores, candidate_scores, strict=True))
     if all(score in (0, 1) for pair in pairs for score in pair):
-        return _paired_proportions(pairs, confidence, baseline, candidate)
-    return _paired_means(pairs, confidence, baseline, candidate)
+        return _paired_proportions(pairs, confidence, baseline_name, candidate_name)
+    return _paired_means(pairs, confidence, baseline_name, candidate_name)
 
 
 def _require_pairs(

@@ -165,7 +165,7 @@ def _merge_with_peft(model_dir: Path, adapter_dir: Path, out_dir: Path, count: i
     stored = safetensors_in(model_dir)[0].dtype
     try:
         with quiet():
-            merged = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload(safe_merge=True)  # type: ignore[no-untyped-call]
+            merged = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload(safe_merge=True)
     except Exception as error:
         raise BadModel(f"PEFT cannot merge the adapter: {error}", where=str(adapter_dir)) from error
     out_dir.mkdir(parents=True, exist_ok=True)

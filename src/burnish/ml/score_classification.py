@@ -16,7 +16,7 @@ from typing import Any
 
 from burnish.core.errors import BadData, BadModel
 from burnish.core.job import JobContext
-from burnish.core.prompting import to_example
+from burnish.core.prompting import ChatMessage, to_example
 from burnish.core.specs.evaluation import EvaluationResult, EvaluationSpec
 from burnish.core.statistics import proportion
 from burnish.ml.engine_process import EngineRefused, RunningEngine
@@ -144,7 +144,7 @@ def _longest(restriction: Restriction) -> int:
 
 
 def _ask(
-    engine: RunningEngine, messages: Sequence[Mapping[str, str]], restriction: Restriction,
+    engine: RunningEngine, messages: Sequence[ChatMessage], restriction: Restriction,
     first_texts: Mapping[str, str], latencies: list[float],
 ) -> dict[str, Any]:  # fmt: skip
     """Send the headline request; the log-probabilities asked for beside it do not change the answer."""
@@ -162,7 +162,7 @@ def _ask(
 
 
 def _likeliest(
-    engine: RunningEngine, messages: Sequence[Mapping[str, str]], restriction: Restriction, top: Sequence[Mapping[str, Any]]
+    engine: RunningEngine, messages: Sequence[ChatMessage], restriction: Restriction, top: Sequence[Mapping[str, Any]]
 ) -> str | None:  # fmt: skip
     """Return the label with the highest log-probability, summed over its tokens."""
     known = {int(entry["id"]): float(entry["logprob"]) for entry in top if "id" in entry}
@@ -174,7 +174,7 @@ def _likeliest(
     return max(sorted(sums), key=lambda label: sums[label])
 
 
-def label_logprob(engine: RunningEngine, messages: Sequence[Mapping[str, str]], ids: Sequence[int]) -> float:
+def label_logprob(engine: RunningEngine, messages: Sequence[ChatMessage], ids: Sequence[int]) -> float:
     """Return the log-probability of these tokens as the beginning of the answer, by teacher forcing.
 
     llama.cpp: a grammar of token ids forces each token, and the log-probabilities told are those before the grammar.
@@ -192,7 +192,7 @@ def label_logprob(engine: RunningEngine, messages: Sequence[Mapping[str, str]], 
 
 
 def _free_answer(
-    engine: RunningEngine, messages: Sequence[Mapping[str, str]], max_tokens: int, top: Sequence[Mapping[str, Any]],
+    engine: RunningEngine, messages: Sequence[ChatMessage], max_tokens: int, top: Sequence[Mapping[str, Any]],
     restriction: Restriction,
 ) -> str:  # fmt: skip
     """Return the unrestricted greedy answer; only its first token when that begins no label."""
