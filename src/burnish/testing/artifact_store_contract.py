@@ -162,6 +162,22 @@ def check_sweep_takes_only_what_is_dead_and_old(open_store: Open) -> None:
     assert (store.open(dead) / "a").read_bytes() == b"dead"
 
 
+def check_a_publish_during_a_sweep_wins(open_store: Open) -> None:
+    """What is published or renewed after the sweep chose its candidates stays, though it did not count as live."""
+    store = open_store()
+    published, renewed, dead = (put(store, {"a": name.encode()}) for name in ("published", "renewed", "dead"))
+    time.sleep(0.3)
+
+    def live() -> set[str]:
+        put(open_store(), {"a": b"published"})
+        open_store().renew(renewed.digest)
+        return set()
+
+    assert store.sweep(live, 0.2) == [dead.digest]
+    for ref in (published, renewed):
+        open_store().verify(ref.digest)
+
+
 def check_sweep_leaves_what_is_being_staged(open_store: Open) -> None:
     """A folder whose process lives is not a leftover, however old it is."""
     store = open_store()
@@ -191,6 +207,7 @@ CONTRACT: tuple[Callable[[Open], None], ...] = (
     check_foreign_folders_and_digests,
     check_discard,
     check_sweep_takes_only_what_is_dead_and_old,
+    check_a_publish_during_a_sweep_wins,
     check_sweep_leaves_what_is_being_staged,
     check_store_id_is_the_store,
 )
