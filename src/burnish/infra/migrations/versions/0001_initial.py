@@ -174,6 +174,17 @@ def upgrade() -> None:
     op.create_index("ix_jobs_project_id_created_at", "jobs", ["project_id", "created_at"], unique=False)
     op.create_index("ix_jobs_state_node", "jobs", ["state", "node"], unique=False)
     op.create_table(
+        "models",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("last_version", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
+        sa.UniqueConstraint("project_id", "name", name=op.f("uq_models_project_id_name")),
+    )
+    op.create_table(
         "platform_components",
         sa.Column("id", sa.Uuid(as_uuid=False), nullable=False),
         sa.Column("component_id", sa.String(length=255), nullable=False),
@@ -262,6 +273,66 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "dataset_id", "rows_hash", "format", name=op.f("uq_dataset_versions_dataset_id_rows_hash_format")
         ),
+    )
+    op.create_table(
+        "model_alias_moves",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("model_id", sa.String(length=64), nullable=False),
+        sa.Column("alias", sa.String(length=63), nullable=False),
+        sa.Column("old_version", sa.Integer(), nullable=True),
+        sa.Column("new_version", sa.Integer(), nullable=True),
+        sa.Column("rolled_back", sa.Boolean(), nullable=False),
+        sa.Column("by", sa.String(length=255), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["models.id"], name=op.f("fk_model_alias_moves_model_id_models"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_model_alias_moves")),
+    )
+    op.create_index(
+        op.f("ix_model_alias_moves_model_id_alias_id"), "model_alias_moves", ["model_id", "alias", "id"], unique=False
+    )
+    op.create_table(
+        "model_aliases",
+        sa.Column("model_id", sa.String(length=64), nullable=False),
+        sa.Column("alias", sa.String(length=63), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("moved_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["models.id"], name=op.f("fk_model_aliases_model_id_models"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("model_id", "alias", name=op.f("pk_model_aliases")),
+    )
+    op.create_table(
+        "model_versions",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("model_id", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.String(length=71), nullable=False),
+        sa.Column("adapter_digest", sa.String(length=71), nullable=True),
+        sa.Column("base_digest", sa.String(length=71), nullable=True),
+        sa.Column("artifact", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("adapter", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("card", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+        sa.Column("metrics", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("lineage", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("licence", sa.String(length=255), nullable=True),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("created_by", sa.String(length=255), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["models.id"], name=op.f("fk_model_versions_model_id_models"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_model_versions")),
+        sa.UniqueConstraint("model_id", "version", name=op.f("uq_model_versions_model_id_version")),
+    )
+    op.create_index(
+        op.f("ix_model_versions_project_id_base_digest"), "model_versions", ["project_id", "base_digest"], unique=False
+    )
+    op.create_index(
+        op.f("ix_model_versions_project_id_digest"), "model_versions", ["project_id", "digest"], unique=False
     )
     op.create_table(
         "revisions",
