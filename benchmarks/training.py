@@ -30,7 +30,7 @@ RANK, ALPHA, LEARNING_RATE = 8, 16, 1e-3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of safetensors with tokenizer")
-    parser.add_argument("--data", type=Path, default=Path("examples/data/sentiment_movie/train.jsonl"))
+    parser.add_argument("--data", type=Path, default=Path("examples/data/sentiment_movie/sentiment_movie_train.jsonl"))
     parser.add_argument("--examples", type=int, default=400)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--batch", type=int, default=8)

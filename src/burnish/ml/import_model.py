@@ -4,19 +4,16 @@ The artifact holds safetensors, config, tokenizer, chat template and the card. P
 copied; nothing that ships with a model is run.
 """
 
-import io
 import os
 import re
 import shutil
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from burnish.core.errors import BadModel, NotFound, Unavailable
 from burnish.core.job import JobContext
@@ -33,6 +30,7 @@ from burnish.ml.model import (
     use_threads,
     write_card,
 )
+from burnish.ml.unpack import unpack
 from burnish.ml.weights import PICKLE_SUFFIXES, quantization_name, read_gguf, safetensors_in
 
 KEPT_PATTERNS = (
@@ -124,19 +122,7 @@ def _from_gguf(path: Path, staged: Path, context: JobContext) -> _Origin:
     tensors = read_gguf(path)
     shipped_as = quantization_name(tensors)
     context.log(f"unpacking {path.name} ({shipped_as}) to bfloat16")
-    try:
-        # The unpacking draws a progress bar that cannot be switched off.
-        with quiet(), redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.bfloat16, local_files_only=True, output_loading_info=True
-            )
-    except Exception as error:
-        raise BadModel(
-            f"the GGUF file cannot be unpacked: {error}", where=str(path), hint="its architecture may not be supported"
-        ) from error
-    if missing := sorted(str(key) for key in report.get("missing_keys", ())):
-        raise BadModel(f"weights are missing: {', '.join(missing[:5])}", where=str(path))
+    model, tokenizer = unpack(path)
     _save(model, tokenizer, staged)
     return _Origin(_QUANTIZATION_SUFFIX.sub("", path.stem), str(path.resolve()), shipped_as)
 
@@ -148,10 +134,6 @@ def _save(model: Any, tokenizer: Any, staged: Path) -> None:
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )  # fmt: skip
     model.config.name_or_path = ""
-    # The weights are plain bfloat16 now; Transformers still takes the model for a quantized one and would not save it.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     with quiet():
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)

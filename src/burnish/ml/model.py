@@ -115,7 +115,8 @@ def load_model(folder: Path, dtype: torch.dtype | Literal["auto"], **options: An
         with quiet():
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                output_loading_info=True, **options,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True, **options,
             )  # fmt: skip
     except Exception as error:
         raise BadModel(f"the model cannot be loaded: {error}", where=str(folder)) from error

@@ -69,7 +69,7 @@ def build(architecture: str, folder: Path, seed: int = 0) -> Path:
         _randomize_biases(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    _patch_config(folder / "config.json")
+    _patch_config(folder)
     tensors = safetensors_in(folder)
     dtype, bits = dtype_and_bits(tensors)
     card = ModelCard(
@@ -93,28 +93,30 @@ def build_tokenizer() -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     raw.train_from_iterator([sentence for sentence in _SENTENCES for _ in range(4)], trainer)
-    return _wrap(raw)
+    return _wrap(raw, "<|im_start|>", "<|endoftext|>")
 
 
 def build_character_tokenizer() -> Any:
     """Return a tokenizer of single characters with byte fallback, in SentencePiece's form, and a ChatML template."""
-    tokens = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *map(chr, range(0x21, 0x7F))]
+    # The names that readers of this form of vocabulary expect come first.
+    special = ("<unk>", "<s>", "</s>", *SPECIAL_TOKENS[1:])
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *map(chr, range(0x21, 0x7F))]
     raw = Tokenizer(
         models.BPE(
             vocab={token: index for index, token in enumerate(tokens)}, merges=[], byte_fallback=True,
-            unk_token=SPECIAL_TOKENS[0],
+            unk_token="<unk>",  # noqa: S106
         )
     )  # fmt: skip
     raw.normalizer = normalizers.Replace(" ", "\u2581")
     raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return _wrap(raw, add_prefix_space=False)
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return _wrap(raw, "<s>", "<unk>", add_prefix_space=False)
 
 
-def _wrap(raw: Tokenizer, **options: Any) -> Any:
+def _wrap(raw: Tokenizer, begin: str, unknown: str, **options: Any) -> Any:
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",  # noqa: S106
-        unk_token="<|endoftext|>", additional_special_tokens=list(SPECIAL_TOKENS[1:]), model_max_length=512, **options,  # noqa: S106
+        tokenizer_object=raw, bos_token=begin, eos_token="<|im_end|>", pad_token="<|im_end|>",  # noqa: S106
+        unk_token=unknown, additional_special_tokens=list(SPECIAL_TOKENS[1:]), model_max_length=512, **options,
     )  # fmt: skip
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -127,8 +129,9 @@ def _randomize_biases(model: torch.nn.Module) -> None:
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
 
 
-def _patch_config(path: Path) -> None:
+def _patch_config(folder: Path) -> None:
     """Add what llama.cpp's converter still looks for and Transformers 5 no longer writes."""
+    path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if config["model_type"] == "gpt2":
         config["n_ctx"] = config["n_positions"]
@@ -136,3 +139,7 @@ def _patch_config(path: Path) -> None:
         rope = config.get("rope_parameters") or {}
         config.setdefault("rotary_pct", rope.get("partial_rotary_factor", 0.25))
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    # llama.cpp would begin every prompt with <s> otherwise, Transformers does not.
+    options = json.loads(path.read_text(encoding="utf-8")) | {"add_bos_token": False}
+    path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
