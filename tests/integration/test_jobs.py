@@ -1,6 +1,8 @@
 """Jobs in real host processes, on both databases."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,9 +18,9 @@ from burnish.core.states import JobState
 from burnish.infra import event_log
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
-from burnish.infra.processes import identify
+from burnish.infra.processes import group_members, identify
 from burnish.platform.identity import CallerTokens
-from burnish.platform.jobs import service
+from burnish.platform.jobs import service, store
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.jobs.validation import validate
 from tests.support.jobs_kinds import KINDS
@@ -164,3 +166,286 @@ async def _until(wanted: Callable[[], bool], seconds: float = 10) -> None:
     while not wanted():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+async def test_a_failure_is_typed_and_its_traceback_is_in_the_log(bench: Bench) -> None:
+    await bench.submit("job_bug", "fail", {})
+    await bench.submit("job_row", "count", {"to": 9, "fail_at": 3})
+    view = await bench.ended("job_bug")
+    assert view.state == JobState.FAILED
+    assert view.error is not None
+    assert (view.error.code, view.error.message) == ("job_failed", "RuntimeError: this is a bug")
+    log = "\n".join(str(e.data["message"]) for e in await bench.events("job_bug") if e.type == "log")
+    assert "Traceback" in log
+    assert "printed before it failed" in log
+    view = await bench.ended("job_row")
+    assert view.error is not None
+    assert (view.error.code, view.error.where, view.error.hint) == ("bad_data", "line 3", "mend the row")
+
+
+async def test_a_host_gets_a_clean_environment_and_no_descriptor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BURNISH_DATABASE_URL", "postgresql://user:secret@db/burnish")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    held = os.open("/etc/hostname", os.O_RDONLY)
+    os.set_inheritable(held, True)
+    try:
+        await bench.submit("job_env", "count", {"to": 1, "cpus": 2})
+        view = await bench.ended("job_env")
+    finally:
+        os.close(held)
+    assert view.result is not None
+    environment = view.result["environment"]
+    assert isinstance(environment, dict)
+    assert "secret" not in str(environment)
+    assert not [name for name in environment if name.startswith("BURNISH_")]
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    descriptors = [str(path) for path in view.result["descriptors"] or []]  # type: ignore[union-attr]
+    foreign = [path for path in descriptors if str(bench.settings.home) not in path and path not in ("/dev/null",)]
+    assert not [path for path in foreign if not path.startswith("/proc/")], foreign
+
+
+async def test_a_running_job_is_cancelled_with_all_its_processes(bench: Bench) -> None:
+    await bench.submit("job_c", "count", {"to": 1000, "seconds": 0.05, "children": 2})
+    view = await bench.counted("job_c", 2)
+    assert view.pid is not None
+    host = identify(view.pid)
+    assert host is not None
+    members = group_members(host)
+    assert len(members) == 3
+    await bench.cancel("job_c")
+    view = await bench.ended("job_c")
+    assert view.state == JobState.CANCELLED
+    assert view.cancel_requested
+    for member in members:
+        await gone(member.pid)
+
+
+async def test_a_job_that_will_not_listen_is_killed_after_the_grace(bench: Bench) -> None:
+    await bench.submit("job_deaf", "count", {"to": 1000, "seconds": 0.05, "ignore_stop": True})
+    view = await bench.counted("job_deaf", 2)
+    assert view.pid is not None
+    began = time.monotonic()
+    await bench.cancel("job_deaf")
+    view = await bench.ended("job_deaf")
+    assert view.state == JobState.CANCELLED
+    assert time.monotonic() - began >= 1.0
+
+
+async def test_cancel_before_the_start_and_of_an_unknown_id(benches: Benches) -> None:
+    bench = benches()  # no server yet: nothing starts
+    await bench.submit("job_q", "count", {"to": 1})
+    assert (await bench.cancel("job_q")).state == JobState.CANCELLED
+    assert (await bench.cancel("job_never")).state == JobState.CANCELLED
+    await bench.runtime.start()
+    view = await bench.submit("job_never", "count", {"to": 1})
+    assert view.state == JobState.CANCELLED
+    await bench.submit("job_other", "count", {"to": 1})
+    await bench.ended("job_other")
+    assert (await bench.view("job_q")).state == JobState.CANCELLED
+    assert await bench.states("job_never") == ["cancelled"]
+
+
+async def test_limits_end_a_job_and_say_which(bench: Bench) -> None:
+    await bench.submit("job_wall", "count", {"to": 1000, "seconds": 0.05, "ignore_stop": True, "wall_seconds": 1.0})
+    await bench.submit("job_mem", "alloc", {"allocate_bytes": 200 << 20, "memory_bytes": 128 << 20})
+    await bench.submit("job_child", "alloc", {"allocate_bytes": 200 << 20, "memory_bytes": 128 << 20, "in_child": True})
+    wall, memory, child = [await bench.ended(one) for one in ("job_wall", "job_mem", "job_child")]
+    for view in (wall, memory, child):
+        assert view.state == JobState.FAILED
+        assert view.error is not None
+        assert view.error.code == "limit_exceeded"
+    assert wall.error is not None
+    assert wall.error.where == "resources.wall_seconds"
+    assert "its limit is 1 s" in wall.error.message
+    for view in (memory, child):
+        assert view.error is not None
+        assert view.error.where == "resources.memory_bytes"
+        assert "its limit is 128 MiB" in view.error.message
+        assert "set resources.memory_bytes to" in (view.error.hint or "")
+
+
+async def test_a_stopped_host_is_ended_by_the_server_at_its_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("burnish.platform.jobs.reconciler._LIMIT_SLACK_SECONDS", 0.5)
+    await bench.submit("job_stop", "count", {"to": 10000, "seconds": 0.05, "wall_seconds": 3.0})
+    view = await bench.counted("job_stop", 1)
+    assert view.pid is not None
+    os.kill(view.pid, signal.SIGSTOP)
+    view = await bench.ended("job_stop")
+    assert view.error is not None
+    assert view.error.code == "limit_exceeded"
+
+
+async def test_a_lost_host_goes_on_from_its_last_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    spec = {"to": 12, "checkpoint_every": 3, "crash_at": 8, "crash_marker": str(tmp_path / "crashed")}
+    await bench.submit("job_l", "count", spec)
+    view = await bench.ended("job_l")
+    assert view.state == JobState.SUCCEEDED, view.error
+    assert view.restarts == 1
+    assert view.result is not None
+    assert view.result["resumed_from"] == 6
+    assert await bench.steps("job_l") == [1, 2, 3, 4, 5, 6, 7, 7, 8, 9, 10, 11, 12]
+
+
+async def test_a_host_that_is_lost_again_and_again_fails_the_job(bench: Bench) -> None:
+    await bench.submit("job_ll", "leave", {})
+    view = await bench.ended("job_ll")
+    assert view.state == JobState.FAILED
+    assert view.restarts == 1
+    assert view.error is not None
+    assert view.error.code == "host_lost"
+    assert view.error.retryable
+    log = "\n".join(str(e.data["message"]) for e in await bench.events("job_ll") if e.type == "log")
+    assert log.count("leaving without a word") >= 2
+
+
+async def test_a_job_pauses_at_a_checkpoint_and_resumes_from_it(bench: Bench) -> None:
+    await bench.submit("job_p", "count", {"to": 40, "seconds": 0.05})
+    await bench.counted("job_p", 3)
+    await bench.pause("job_p")
+    view = await bench.until("job_p", lambda one: one.state == JobState.PAUSED)
+    assert view.progress is not None
+    reached = int(view.progress.done)
+    assert 3 <= reached < 40
+    await bench.resume("job_p")
+    view = await bench.ended("job_p")
+    assert view.state == JobState.SUCCEEDED
+    assert view.restarts == 0
+    assert view.result is not None
+    assert view.result["resumed_from"] == reached
+    assert await bench.steps("job_p") == list(range(1, 41))
+
+
+async def test_a_shutdown_pauses_and_the_next_start_resumes(bench: Bench) -> None:
+    await bench.submit("job_s", "count", {"to": 40, "seconds": 0.05})
+    await bench.counted("job_s", 3)
+    assert await bench.runtime.pause_running() == []
+    assert (await bench.view("job_s")).state == JobState.PAUSED
+    await bench.runtime.stop()
+    bench.runtime = bench.new_runtime()
+    await bench.runtime.start()
+    view = await bench.ended("job_s")
+    assert view.state == JobState.SUCCEEDED
+    assert await bench.steps("job_s") == list(range(1, 41))
+
+
+async def test_the_queue_is_by_priority_and_says_why(benches: Benches) -> None:
+    bench = benches(cpus=2)
+    await bench.runtime.start()
+    await bench.submit("job_1", "count", {"to": 10000, "seconds": 0.05, "cpus": 2})
+    await bench.counted("job_1", 1)
+    await bench.submit("job_2", "count", {"to": 1, "cpus": 2})
+    await bench.submit("job_3", "count", {"to": 1, "cpus": 2}, priority=5)
+    view = await bench.until("job_2", lambda one: one.pending_reason is not None)
+    assert view.pending_reason == "waits for 2 cpus; job_1 holds 2"
+    await bench.cancel("job_1")
+    second, third = await bench.ended("job_2"), await bench.ended("job_3")
+    assert second.started_at is not None
+    assert third.finished_at is not None
+    assert third.finished_at <= second.started_at
+
+
+async def test_artifacts_are_found_checked_and_kept(bench: Bench) -> None:
+    await bench.submit("job_src", "count", {"to": 2})
+    view = await bench.ended("job_src")
+    assert view.result is not None
+    source = view.result["output"]
+    await bench.submit("job_copy", "copy", {"source": source})
+    copy = await bench.ended("job_copy")
+    assert copy.state == JobState.SUCCEEDED, copy.error
+    assert copy.result is not None
+    assert copy.result["output"] == source  # the same content is the same artifact
+    wrong = {**ArtifactRef.model_validate(source).model_dump(), "kind": "model"}
+    request = JobRequest(kind="copy", spec={"source": wrong, "more": [wrong]})
+    answer, _ = await validate(request, KINDS, bench.database, bench.store)
+    assert [problem.where for problem in answer.problems] == ["spec.source", "spec.more.0"]
+    assert "is a report, not a model" in answer.problems[0].message
+
+
+async def test_light_jobs_run_in_the_server(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    await bench.submit("job_w", "wait_for_file", {"path": str(path)})
+    await bench.submit("job_f", "wait_for_file", {"path": str(path), "fail": True})
+    await bench.submit("job_x", "wait_for_file", {"path": str(tmp_path / "never"), "tidy_turns": 1})
+    await bench.submit("job_y", "wait_for_file", {"path": str(tmp_path / "never")})
+    view = await bench.until("job_w", lambda one: one.pending_reason is not None)
+    assert view.state == JobState.RUNNING
+    failed = await bench.ended("job_f")
+    assert failed.error is not None
+    assert failed.error.code == "bad_data"
+    path.touch()
+    assert (await bench.ended("job_w")).state == JobState.SUCCEEDED
+    for job_id in ("job_x", "job_y"):
+        await bench.cancel(job_id)
+        assert (await bench.ended(job_id)).state == JobState.CANCELLED
+    assert (tmp_path / "never.tidied").exists()
+
+
+async def test_a_restarted_server_attaches_to_the_same_process(bench: Bench, tmp_path: Path) -> None:
+    effects = tmp_path / "effects"
+    await bench.submit("job_r", "count", {"to": 60, "seconds": 0.05, "effects": str(effects)})
+    before = await bench.counted("job_r", 3)
+    await bench.runtime.stop()
+    assert before.pid is not None
+    assert identify(before.pid) is not None
+    bench.runtime = bench.new_runtime()
+    await bench.runtime.start()
+    after = await bench.counted("job_r", 20)
+    assert after.pid == before.pid
+    view = await bench.ended("job_r")
+    assert view.state == JobState.SUCCEEDED
+    assert view.restarts == 0
+    assert await bench.steps("job_r") == list(range(1, 61))
+    assert len(effects.read_text().splitlines()) == 1
+
+
+async def test_a_host_whose_server_is_gone_is_found_finished(bench: Bench) -> None:
+    await bench.submit("job_g", "count", {"to": 30, "seconds": 0.02})
+    view = await bench.counted("job_g", 1)
+    await bench.runtime.stop()
+    assert view.pid is not None
+    await gone(view.pid)
+    bench.runtime = bench.new_runtime()
+    await bench.runtime.start()
+    view = await bench.ended("job_g")
+    assert view.state == JobState.SUCCEEDED
+    assert await bench.steps("job_g") == list(range(1, 31))
+
+
+async def test_two_servers_of_a_node_never_give_a_core_away_twice(benches: Benches, tmp_path: Path) -> None:
+    bench = benches(cpus=2)
+    second = benches(cpus=2)
+    if bench.database.dialect == "sqlite":
+        pytest.skip("SQLite has one server")
+    effects = tmp_path / "effects"
+    for number in range(6):
+        await bench.submit(f"job_{number}", "count", {"to": 2, "seconds": 0.1, "effects": str(effects)})
+    await asyncio.gather(bench.runtime.start(), second.runtime.start())
+    most = 0
+    ended = 0
+    while ended < 6:
+        async with bench.database.read() as session:
+            most = max(most, len(await store.on_node(session, "here")))
+            ended = len(await service.finished(session, [f"job_{number}" for number in range(6)]))
+        await asyncio.sleep(0.02)
+    assert most == 2
+    assert len(effects.read_text().splitlines()) == 6
+    for number in range(6):
+        assert (await bench.view(f"job_{number}")).restarts == 0
+
+
+async def test_hosts_without_a_row_are_ended(bench: Bench) -> None:
+    await bench.submit("job_o", "count", {"to": 10000, "seconds": 0.05})
+    view = await bench.counted("job_o", 1)
+    assert view.pid is not None
+    await bench.runtime.stop()
+    async with bench.database.write() as session:  # as if a backup without the job had been restored
+        row = await store.find(session, "job_o")
+        await session.delete(row)
+    os.utime(bench.folder("job_o"), (0, 0))
+    assert await bench.runtime.sweep() == ["job_o"]
+    await gone(view.pid)

@@ -134,6 +134,8 @@ class _Host:
         if not self._ended.acquire(blocking=not abruptly):
             return
         self._watchdog.stop()
+        if self._context is not None and not abruptly:
+            self._context.flush()
         result = result.model_copy(
             update={
                 "seconds": time.monotonic() - self._started,

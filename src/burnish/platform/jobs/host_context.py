@@ -96,6 +96,13 @@ class HostContext:
             if report is not None:
                 self._events.write("progress", report)
 
+    def flush(self) -> None:
+        """Write the progress that was held back: called when the job has ended."""
+        with self._lock:
+            if (held := self._progress.held) is not None:
+                self._progress.held = None
+                self._events.write("progress", held)
+
     def metric(self, step: int, values: Mapping[str, float]) -> None:
         """Report numbers of one step."""
         with self._lock:
@@ -136,17 +143,19 @@ class _ProgressClock:
         self._since = 0.0
         self._first = 0.0
         self._sent = 0.0
+        self.held: dict[str, Any] | None = None
+        """The last report, if it was not worth sending yet."""
 
     def report(self, done: float, total: float, phase: str, unit: str) -> dict[str, Any] | None:
         now = time.monotonic()
         fresh = self._phase != (phase, unit, total)
         if fresh:
             self._phase, self._since, self._first = (phase, unit, total), now, done
-        if not fresh and done < total and now - self._sent < _PROGRESS_SECONDS:
-            return None
-        self._sent = now
         pace = (done - self._first) / (now - self._since) if now > self._since else 0.0
-        left = max(0.0, total - done) / pace if pace > 0 else None
-        if done >= total:
-            left = 0.0
-        return {"done": done, "total": total, "phase": phase, "unit": unit, "seconds_left": left}
+        left = 0.0 if done >= total else (total - done) / pace if pace > 0 else None
+        report = {"done": done, "total": total, "phase": phase, "unit": unit, "seconds_left": left}
+        if not fresh and done < total and now - self._sent < _PROGRESS_SECONDS:
+            self.held = report
+            return None
+        self._sent, self.held = now, None
+        return report
