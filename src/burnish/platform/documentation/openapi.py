@@ -1,0 +1,91 @@
+"""One OpenAPI document from the platform's own and the components' parts of it."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from burnish.core.errors import BurnishError
+from burnish.platform.identity.principal import LOCAL
+from burnish.platform.integrator import Integrator
+
+log = logging.getLogger(__name__)
+
+_SCHEMAS = "#/components/schemas/"
+
+
+async def merged(own: Mapping[str, Any], integrator: Integrator) -> dict[str, Any]:
+    """Return the platform's document with the routes of every component that can be asked at the moment."""
+    parts = []
+    for component_type in sorted(integrator.types()):
+        try:
+            description = await integrator.describe(component_type)
+            if description.routes:
+                document = await integrator.call(component_type, "GET", "/openapi.json", principal=LOCAL)
+                parts.append((component_type, description.routes, document))
+        except BurnishError as error:  # its routes are missing from the page; the page is not
+            log.warning("the routes of %s cannot be read: %s", component_type, error.message)
+    return merge(own, parts)
+
+
+def merge(own: Mapping[str, Any], parts: Iterable[tuple[str, tuple[str, ...], Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return ``own`` with the paths of each part that begin with one of its prefixes, and the schemas they use.
+
+    Args:
+        own: the platform's document.
+        parts: (name, path prefixes, document) of each component. Two schemas of one name that differ get the
+            component's name in front.
+    """
+    paths = dict(own.get("paths", {}))
+    schemas = dict(own.get("components", {}).get("schemas", {}))
+    tags = list(own.get("tags", []))
+    for name, prefixes, document in parts:
+        kept = {
+            path: item
+            for path, item in document.get("paths", {}).items()
+            if any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
+        }
+        theirs: Mapping[str, Any] = document.get("components", {}).get("schemas", {})
+        needed = _reachable(kept, theirs)
+        renames = {one: f"{name}_{one}" for one in needed if one in schemas and schemas[one] != theirs[one]}
+        kept = _renamed(kept, renames)
+        for one in needed:
+            schemas[renames.get(one, one)] = _renamed(theirs[one], renames)
+        paths.update(kept)
+        tags += [tag for tag in document.get("tags", []) if tag not in tags]
+    merged = {**own, "paths": dict(sorted(paths.items()))}
+    merged["components"] = {**own.get("components", {}), "schemas": dict(sorted(schemas.items()))}
+    return {**merged, "tags": tags} if tags else merged
+
+
+def _reachable(paths: Mapping[str, Any], schemas: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    queue = list(_references(paths))
+    while queue:
+        name = queue.pop()
+        if name in found or name not in schemas:
+            continue
+        found.append(name)
+        queue.extend(_references(schemas[name]))
+    return sorted(found)
+
+
+def _references(value: Any) -> Iterable[str]:
+    if isinstance(value, Mapping):
+        reference = value.get("$ref")
+        if isinstance(reference, str) and reference.startswith(_SCHEMAS):
+            yield reference.removeprefix(_SCHEMAS)
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
+
+
+def _renamed(value: Any, renames: Mapping[str, str]) -> Any:
+    if not renames:
+        return value
+    text = json.dumps(value)
+    for old, new in renames.items():
+        text = text.replace(f'"{_SCHEMAS}{old}"', f'"{_SCHEMAS}{new}"')
+    return json.loads(text)
