@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from burnish.client.address import RunFile, read_run_file
 from burnish.core.errors import DeadlineExceeded
 
+END_GRACE = 15.0
+"""Seconds from TERM to KILL for a process that was left without a server."""
+
 
 class Stopped(BaseModel):
     """What ``burnish stop`` ended."""
@@ -49,7 +52,7 @@ class RunningServer:
 def running_server(home: Path) -> RunningServer | None:
     """Return the server that holds ``home``; a run file left by one that was killed does not count."""
     found: RunFile | None = read_run_file(home)
-    if found is None or not psutil.pid_exists(found.pid):
+    if found is None or not _lives(found.pid):
         return None
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(found.pid)
@@ -92,26 +95,36 @@ def stop_server(home: Path, *, everything: bool, timeout: float) -> Stopped:
 
 
 def _wait_gone(pid: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while _lives(pid):
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(
+                f"the server (pid {pid}) has not ended within {timeout:g} s", where=f"pid {pid}",
+                hint="it may still be draining; wait with a longer --timeout, or end it with `kill -9` "
+                "(nothing accepted is lost)",
+            )  # fmt: skip
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    """Tell whether the process runs; one that has ended and waits for its parent to notice does not."""
     try:
-        psutil.Process(pid).wait(timeout)
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return
-    except psutil.TimeoutExpired as error:
-        raise DeadlineExceeded(
-            f"the server (pid {pid}) has not ended within {timeout:g} s", where=f"pid {pid}",
-            hint="it may still be draining; wait with a longer --timeout, or end it with `kill -9` (nothing accepted is lost)",
-        ) from error  # fmt: skip
+        return False
 
 
 def _end(processes: list[psutil.Process]) -> tuple[int, ...]:
+    """Ask to end, then kill; nothing of it runs on return."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=15)
-    for process in alive:
+    deadline = time.monotonic() + END_GRACE
+    while time.monotonic() < deadline and any(_lives(process.pid) for process in processes):
+        time.sleep(0.05)
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
     return tuple(sorted(process.pid for process in processes))
 
 
