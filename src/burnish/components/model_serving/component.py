@@ -5,15 +5,22 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from burnish.components.model_serving.api import router
 from burnish.components.model_serving.data_path import DataPath
 from burnish.components.model_serving.engines import ENGINES, Engine
+from burnish.components.model_serving.kinds import deploy_kind
 from burnish.components.model_serving.reconciler import DeploymentReconciler, Timing
 from burnish.components.model_serving.replicas import ReplicaProcesses
 from burnish.components.model_serving.routing import Routes, Traffic
 from burnish.components.model_serving.service import Deployments
+from burnish.core.errors import NotFound
 from burnish.core.settings import Settings
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database
+from burnish.platform.jobs.component_app import component_app
+from burnish.platform.jobs.embedding import Component
+from burnish.platform.jobs.runtime import JobRuntime
+from burnish.platform.model_registry import service as model_registry
 
 COMPONENT_TYPE = "model_serving"
 ROUTES = ("/platform/deployments",)
@@ -32,6 +39,10 @@ class Serving:
     async def start(self) -> None:
         """Start advancing deployments."""
         await self.reconciler.start()
+
+    async def drain(self) -> list[str]:
+        """End this machine's replicas once they are idle, and start no others; the next start serves again."""
+        return await self.reconciler.drain()
 
     async def stop(self) -> None:
         """Stop; the replicas live on and are found again at the next start."""
@@ -61,5 +72,32 @@ def serving(
 
 
 async def names(session: AsyncSession, project_id: str, model_version: str | None) -> Sequence[str]:
-    """Return how else a registry version is called."""
-    return () if model_version is None else (model_version,)
+    """Return how else a registry version is called: ``m@3``, and by its aliases ``m@production`` and ``production``."""
+    if model_version is None:
+        return ()
+    name, _, number = model_version.partition("@")
+    if not number.isdecimal():
+        return (model_version,)
+    try:
+        version = await model_registry.get(session, project_id, name, int(number))
+    except NotFound:
+        return (model_version,)
+    return (model_version, *(f"{name}@{alias}" for alias in version.aliases), *version.aliases)
+
+
+def build(runtime: JobRuntime, *, engines: Mapping[str, Engine] = ENGINES, timing: Timing | None = None) -> Component:
+    """Return the component over a runtime's database, store and settings."""
+    parts = serving(
+        runtime.database, runtime.store, runtime.settings, owner=runtime.owner, engines=engines, timing=timing
+    )
+    app = component_app(
+        COMPONENT_TYPE,
+        {"deploy": deploy_kind(parts.deployments)},
+        runtime,
+        routers=[router(runtime.database, runtime.store, parts.deployments, parts.traffic)],
+        routes=ROUTES,
+        extra_asgi={"/v1": parts.data_path},
+    )
+    return Component(
+        COMPONENT_TYPE, app, start=parts.start, stop=parts.stop, alive=lambda: parts.reconciler.alive, drain=parts.drain
+    )

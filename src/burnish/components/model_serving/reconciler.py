@@ -21,7 +21,7 @@ from burnish.core.specs.base import ArtifactRef
 from burnish.core.specs.serving import DeploySpec, EngineConfig
 from burnish.core.states import ReplicaState, RevisionState
 from burnish.infra.artifact_store import ArtifactStore
-from burnish.infra.database import Database
+from burnish.infra.database import Database, utcnow
 from burnish.infra.processes import ProcessId
 from burnish.infra.reconcile import Reconciler, Turn, wake
 
@@ -95,7 +95,36 @@ class DeploymentReconciler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._watches.clear()
+        self._sweeper = None
         self._checks.clear()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its loops run (readiness)."""
+        return self.reconciler.alive and self._sweeper is not None and not self._sweeper.done()
+
+    async def drain(self) -> list[str]:
+        """Stop, then end this machine's replicas, each once it is idle (or after the drain's bound); say which.
+
+        What is wanted stays as it is: the next start serves it again.
+        """
+        await self.stop()
+        async with self._database.read() as session:
+            rows = [row for row in await store.live_replicas(session) if row.node == self._deployments.node]
+        await asyncio.gather(*(self._drain_one(row) for row in rows))
+        return [f"replica {row.id} (pid {row.pid}, revision {row.revision}) ended" for row in rows]
+
+    async def _drain_one(self, replica: Replica) -> None:
+        await self._traffic.idle(replica.id, self._timing.drain)
+        await asyncio.to_thread(
+            self._processes.end, replica.id, process_of(replica), self._timing.terminate_grace, keep_log=False
+        )
+        await self._traffic.drop(replica.id)
+        async with self._database.write() as session:
+            row = await store.replica(session, replica.id)
+            if row.state not in store.ENDED_REPLICA:
+                row.ended_at = utcnow()
+                await store.move_replica(session, row, ReplicaState.STOPPED)
 
     async def _turn(self, turn: Turn) -> float | None:
         rows = await self._load(turn)

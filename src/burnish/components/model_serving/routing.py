@@ -115,12 +115,15 @@ class _Lane:
         self.transport = transport
         self.running = 0
         self.waiting: deque[asyncio.Future[None]] = deque()
+        self.quiet = asyncio.Event()
+        self.quiet.set()
 
     @property
     def in_flight(self) -> int:
         return self.running + len(self.waiting)
 
     async def enter(self, parallel: int) -> None:
+        self.quiet.clear()
         if self.running < parallel and not self.waiting:
             self.running += 1
             return
@@ -143,6 +146,8 @@ class _Lane:
                 turn.set_result(None)
                 return
         self.running -= 1
+        if self.running == 0:
+            self.quiet.set()
 
 
 class Traffic:
@@ -185,6 +190,16 @@ class Traffic:
         if lane is None:
             lane = self._lanes[target.replica_id] = _Lane(AiohttpTransport(unix_socket=target.socket))
         return lane
+
+    async def idle(self, replica_id: str, timeout: float) -> bool:
+        """Wait until nothing is in flight at a replica; False after ``timeout`` seconds."""
+        lane = self._lanes.get(replica_id)
+        if lane is None:
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await lane.quiet.wait()
+        return lane.quiet.is_set()
 
     async def drop(self, replica_id: str) -> None:
         """Close the connections to a replica that has ended."""

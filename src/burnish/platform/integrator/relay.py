@@ -1,0 +1,127 @@
+"""Passes one request of a client to a component and the answer back, both as streams."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from burnish.core.errors import BurnishError
+from burnish.infra.asgi import Message, Receive, Send
+from burnish.infra.http import Request, Response
+
+_BUFFERED_BYTES = 1 << 20
+"""A body that says that it is this small is read first, so that it can be sent to another instance."""
+
+
+class ClientGone(Exception):
+    """The client hung up; nobody waits for an answer."""
+
+
+async def relay(
+    call: Callable[[Request], AbstractAsyncContextManager[Response]],
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Send the request of an ASGI ``scope`` by ``call`` and its answer to ``send``.
+
+    A client that hangs up cancels the upstream: servers do not cancel an application by themselves.
+
+    Args:
+        call: sends a request to the component.
+        scope: the request.
+        receive: the request's body; a BurnishError that it raises (a body too large) is the answer.
+        send: the client.
+
+    Raises:
+        ClientGone: the client hung up.
+        BurnishError: from ``call`` or ``receive``. The response may have started.
+    """
+    body = _Body(receive)
+    content = await _content(scope, body)
+    request = Request(scope["method"], _target(scope), _headers(scope), content)
+    passing = asyncio.create_task(_pass(call, request, send), name="relay")
+    watching = asyncio.create_task(body.gone(), name="relay-watch")
+    try:
+        await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        hung_up = watching.done() and not passing.done()
+        for task in (passing, watching):
+            task.cancel()
+        outcome = (await asyncio.gather(passing, watching, return_exceptions=True))[0]
+    if body.error is not None and outcome is not None:
+        raise body.error
+    if hung_up:
+        raise ClientGone
+    if isinstance(outcome, Exception):
+        raise outcome
+
+
+async def _pass(call: Callable[[Request], AbstractAsyncContextManager[Response]], request: Request, send: Send) -> None:
+    async with call(request) as response:
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        async for chunk in response.chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Body:
+    """The request's body as it arrives, and the watch over the client after it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = asyncio.Event()
+        self._gone = False
+        self.error: BurnishError | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while not self._ended.is_set():
+            message = await self._next()
+            if message["type"] == "http.disconnect":
+                self._gone = True
+                self._ended.set()
+                raise ClientGone
+            if not message.get("more_body", False):
+                self._ended.set()
+            if chunk := message.get("body", b""):
+                yield chunk
+
+    async def gone(self) -> None:
+        """Return once the client has hung up; begin to look when its body has ended."""
+        await self._ended.wait()
+        while not self._gone:
+            self._gone = (await self._receive())["type"] == "http.disconnect"
+
+    async def _next(self) -> Message:
+        try:
+            return await self._receive()
+        except BurnishError as error:
+            self.error = error
+            raise
+
+
+async def _content(scope: MutableMapping[str, Any], body: _Body) -> bytes | AsyncIterator[bytes]:
+    """Return the body: at once if it is short, as a stream if it is long or of unknown length."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length")
+    if length is None and b"transfer-encoding" not in headers:
+        return b"".join([chunk async for chunk in body.chunks()])
+    if length is not None and length.isdigit() and int(length) <= _BUFFERED_BYTES:
+        return b"".join([chunk async for chunk in body.chunks()])
+    return body.chunks()
+
+
+def _target(scope: MutableMapping[str, Any]) -> str:
+    path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+    path = path.partition(b"?")[0]
+    query: bytes = scope.get("query_string", b"")
+    return (path + (b"?" + query if query else b"")).decode("latin-1")
+
+
+def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
