@@ -94,7 +94,7 @@ KINDS: dict[str, Kind] = {
     "import_model": Kind(
         spec=ImportModelSpec, result=ImportModelResult, run="burnish.ml.import_model:import_model",
         summary="Make a base model an artifact, from a hub name, a folder of safetensors or a GGUF file",
-        resources=import_resources, check=check_import,
+        resources=import_resources, check=check_import, complete=with_fingerprint,
     ),
     "sft": Kind(
         spec=FineTuningSpec, result=FineTuningResult, run=training_function,

@@ -98,6 +98,8 @@ class Kind:
     resources: Callable[[Any], Resources] = _default_resources
     check: Callable[[Check], Awaitable[list[FieldProblem]]] | None = None
     """What is checked beyond the schema. Problems are placed as ``spec.<field>``."""
+    complete: Callable[[Any], Any] | None = None
+    """Fills in what the caller left to us, such as a fingerprint of local files; sync, called in a thread after the checks."""
     pausable: bool = False
     """The job publishes a checkpoint and stops when it is told to pause."""
     max_restarts: int = 3

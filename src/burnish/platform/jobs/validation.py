@@ -37,14 +37,16 @@ async def validate(
     if parsed is None or problems:
         return Validation(problems=tuple(problems)), None
     try:
-        resources = request.resources or kind.resources(parsed)
+        complete: BaseModel = parsed if kind.complete is None else await asyncio.to_thread(kind.complete, parsed)
+        resources = request.resources or kind.resources(complete)
     except BurnishError as error:
         problem = FieldProblem(where=error.where or "spec", message=error.message, hint=error.hint)
         return Validation(problems=(problem, *error.problems)), None
     if kind.run is not None:
         problems += await _too_large(resources, database)
-    spec = parsed.model_dump(mode="json")
-    return Validation(problems=tuple(problems), spec=spec, resources=resources, seconds=kind.seconds(parsed)), parsed
+    spec = complete.model_dump(mode="json")
+    seconds = kind.seconds(complete)
+    return Validation(problems=tuple(problems), spec=spec, resources=resources, seconds=seconds), complete
 
 
 def artifacts_in(value: Any, where: str = "spec") -> Iterator[tuple[str, ArtifactRef]]:
