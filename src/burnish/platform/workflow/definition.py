@@ -190,7 +190,7 @@ def _shape(data: dict[str, Any]) -> tuple[_Shape | None, list[FieldProblem]]:
     try:
         return (None if problems else _Shape.model_validate(data)), problems
     except ValidationError as error:
-        return None, [*problems, *field_problems(error, "", _Shape)]
+        return None, [*problems, *field_problems(error, "", _Shape, data)]
 
 
 def _are_maps(data: Mapping[str, Any]) -> bool:
@@ -210,11 +210,16 @@ def _named_steps(steps: list[Any]) -> tuple[list[FieldProblem], dict[str, Any]]:
     return problems, named
 
 
-def field_problems(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[FieldProblem]:
-    """Return pydantic's complaints as problems with readable places, and the nearest name for an unknown field."""
-    found = []
+def field_problems(
+    error: ValidationError, prefix: str, model: type[BaseModel], value: Any = None
+) -> list[FieldProblem]:
+    """Return pydantic's complaints as problems with readable places, and the nearest name for an unknown field.
+
+    ``value`` is what was validated: it tells the fields in a place from the alternatives of a union.
+    """
+    found: list[FieldProblem] = []
     for one in error.errors(include_url=False, include_context=False):
-        loc = [part for part in one["loc"] if not (isinstance(part, str) and ("[" in part or part in _UNION_TAGS))]
+        loc = _plain_loc(one["loc"], value, missing=one["type"] == "missing")
         where = prefix
         for part in loc:
             where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
@@ -231,7 +236,18 @@ def field_problems(error: ValidationError, prefix: str, model: type[BaseModel]) 
     return found
 
 
-_UNION_TAGS = frozenset({"bool", "str", "int", "float", "constrained-str", "nullable"})
+def _plain_loc(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> list[int | str]:
+    """Return a location without the names of a union's alternatives: only parts that lie in ``value``."""
+    found: list[int | str] = []
+    for position, part in enumerate(loc):
+        if isinstance(value, Mapping) and part in value:
+            value = value[str(part)]
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif position < len(loc) - 1 or not missing:
+            continue
+        found.append(part)
+    return found
 
 
 def _fields_at(model: type[BaseModel], loc: list[Any]) -> list[str]:

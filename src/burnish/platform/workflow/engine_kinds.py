@@ -75,9 +75,9 @@ class EngineKind:
         try:
             self.spec.model_validate(dict(spec))
         except ValidationError as error:
-            found = field_problems(error, where, self.spec)
+            found = field_problems(error, where, self.spec, spec)
             later = tuple(f"{where}.{path}" for path in unresolved)
-            return [p for p in found if not any(_at_or_under(p.where, path) for path in later)]
+            return [p for p in found if not any(_touches(p.where, path) for path in later)]
         return []
 
     def parse(self, spec: Mapping[str, Any], step: str) -> Any:
@@ -89,15 +89,16 @@ class EngineKind:
         try:
             return self.spec.model_validate(dict(spec))
         except ValidationError as error:
-            problems = field_problems(error, f"steps.{step}.with", self.spec)
+            problems = field_problems(error, f"steps.{step}.with", self.spec, spec)
             raise InvalidRequest(
                 f"step {step} was given something else than it takes: {problems[0].where}: {problems[0].message}",
                 where=problems[0].where, hint=problems[0].hint, problems=problems,
             ) from error  # fmt: skip
 
 
-def _at_or_under(place: str, path: str) -> bool:
-    return place == path or place.startswith((path + ".", path + "["))
+def _touches(place: str, path: str) -> bool:
+    """Tell whether one place is the other or lies inside it."""
+    return place == path or place.startswith((path + ".", path + "[")) or path.startswith((place + ".", place + "["))
 
 
 class NoopSpec(Spec):

@@ -58,16 +58,17 @@ class Resolver:
 
     async def _referred(self, parameter: Parameter, value: Any, principal: Principal) -> Any:
         if parameter.type == "dataset":
-            return await self.components.call(
+            found = await self.components.call(
                 "data_management", "GET", "/platform/datasets/resolve", principal=principal, query={"ref": value}
             )
+            return {key: found.get(key) for key in ("name", "version", "artifact")}
         if parameter.type == "model":
-            found = await self.find_model(principal.project_id, value)
-            if found is not None:
-                return dict(found)
+            known = await self.find_model(principal.project_id, value)
+            if known is not None:
+                return dict(known)
             if "@" in value and "/" not in value:
                 raise NotFound(f"the registry has no model {value!r}", hint="`burnish model list` shows what it has")
-            return {"source": value, "artifact": None, "name": None, "version": None}
+            return {"source": value, "artifact": None, "adapter": None, "name": None, "version": None}
         return value
 
 

@@ -98,15 +98,10 @@ class WorkflowService:
     async def examine(self, definition: Definition, given: Mapping[str, Any], principal: Principal) -> Accepted:
         """Return the submission with all that is wrong with it."""
         parameters, problems = await self._resolver.resolve(definition, given, principal)
-        findings = Findings(problems)
-        if not problems:
-            findings = await self._validator.check(definition, parameters, principal)
-        else:  # what does not hang on the parameters is told all the same
-            rest = await self._validator.check(definition, parameters, principal)
-            wrong = {problem.where.split(".")[1] for problem in problems}
-            findings.problems += [
-                p for p in rest.problems if not any(f"parameters.{name}" in p.message for name in wrong)
-            ]
+        wrong = {problem.where.removeprefix("parameters.") for problem in problems}
+        known = {name: value for name, value in parameters.items() if name not in wrong}
+        findings = await self._validator.check(definition, known, principal)
+        findings.problems[:0] = problems
         steps = {name: StepRecord() for name in definition.steps}
         return Accepted(definition, dict(given), parameters, findings, steps)
 

@@ -193,3 +193,18 @@ async def decide_approval(session: AsyncSession, key: str, step: str, approval: 
     for job_id in ids:
         await update_attempt(session, job_id, {"approval": dict(approval)})
     return len(ids)
+
+
+async def succeeded_attempts(session: AsyncSession, project_id: str, workflow_id: str) -> Sequence[StepAttemptRow]:
+    """Return the attempts of an execution that succeeded, in the order in which they ended."""
+    statement = (
+        select(StepAttemptRow)
+        .join(WorkflowExecutionRow, WorkflowExecutionRow.id == StepAttemptRow.execution_id)
+        .where(
+            WorkflowExecutionRow.project_id == project_id,
+            WorkflowExecutionRow.workflow_id == workflow_id,
+            StepAttemptRow.state == JobState.SUCCEEDED,
+        )
+        .order_by(StepAttemptRow.finished_at, StepAttemptRow.job_id)
+    )
+    return (await session.execute(statement)).scalars().all()

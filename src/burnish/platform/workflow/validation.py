@@ -69,7 +69,10 @@ class Validator:
         self._own = {(ENGINE, name): kind.offer(name) for name, kind in kinds.items()}
 
     async def check(self, definition: Definition, parameters: Mapping[str, Any], principal: Principal) -> Findings:
-        """Return all problems, each with its place, and what each step would need."""
+        """Return all problems, each with its place, and what each step would need.
+
+        ``parameters`` lacks those that were given wrongly: what hangs on them is left open.
+        """
         offers = {**self._components.kinds(), **self._own}
         findings = Findings()
         asks: list[Ask] = []
@@ -255,11 +258,19 @@ def _partly(
     try:
         return resolve(value, scope)
     except ExpressionError as error:
-        asked = {path.parts[0] for text in expressions(value) for path in paths(parse(text))}
-        if asked & {"steps", "item", "index"}:
+        asked = [path.parts for text in expressions(value) for path in paths(parse(text))]
+        if any(parts[0] in _COME_LATER or _is_wrong(parts, scope) for parts in asked):
             return _LATER
         problems.append(FieldProblem(where=place, message=error.message, hint=error.hint))
         return _LATER
+
+
+_COME_LATER = frozenset({"steps", "item", "index"})
+
+
+def _is_wrong(parts: tuple[str | int, ...], scope: Scope) -> bool:
+    """Tell whether a reference is to a parameter that was given wrongly, which is told elsewhere."""
+    return parts[0] == "parameters" and parts[1] not in scope["parameters"]
 
 
 def _type_problems(

@@ -1,0 +1,101 @@
+"""The kind ``gate``: loads the examples of evaluations from the artifact store, then judges them."""
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.errors import BadData, InvalidRequest
+from burnish.core.specs.base import ArtifactRef, Spec
+from burnish.core.specs.evaluation import EXAMPLES_FILE, EvaluationResult
+from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Evidence, Rejected
+from burnish.platform.workflow.gate import GateEvidence, Rule, Scored, Verdict, judge
+
+
+class GateSpec(Spec):
+    """Judge a candidate by rules over evaluations."""
+
+    evaluations: dict[str, EvaluationResult | None] = Field(
+        min_length=1, max_length=20, description="Results of `evaluate` by label; null where there is none"
+    )
+    candidate: str = Field(description="Label of the evaluation of what would be deployed")
+    rules: tuple[Rule, ...] = Field(min_length=1, max_length=50)
+    reference_bytes: int | None = Field(default=None, gt=0, description="Size of the uncompressed model")
+    in_production: ArtifactRef | None = Field(default=None, description="What is in production; null where nothing is")
+    artifact: ArtifactRef | None = Field(
+        default=None, description="What will be deployed: must be what the candidate's evaluation served"
+    )
+
+
+async def _prepare(evidence: Evidence, _step: EngineStep, spec: GateSpec) -> GateEvidence:
+    given = {label: result for label, result in spec.evaluations.items() if result is not None}
+    _check_artifact(spec)
+    loaded = await asyncio.gather(
+        *(asyncio.to_thread(load_scored, evidence.store, label, result) for label, result in given.items())
+    )
+    scored: dict[str, Scored | None] = dict.fromkeys(spec.evaluations)
+    scored.update(zip(given, loaded, strict=True))
+    return GateEvidence(
+        candidate=spec.candidate, evaluations=scored, reference_bytes=spec.reference_bytes,
+        in_production=None if spec.in_production is None else spec.in_production.digest,
+    )  # fmt: skip
+
+
+def _check_artifact(spec: GateSpec) -> None:
+    candidate = spec.evaluations.get(spec.candidate)
+    if candidate is None or spec.artifact is None or candidate.served.model.digest == spec.artifact.digest:
+        return
+    raise InvalidRequest(
+        f"the candidate's evaluation served {candidate.served.model.digest[:19]}, but {spec.artifact.digest[:19]} "
+        "would be deployed", where="artifact", hint="evaluate the artifact that is to be deployed",
+    )  # fmt: skip
+
+
+def load_scored(store: ArtifactStore, label: str, result: EvaluationResult) -> Scored:
+    """Return an evaluation with the ids and scores in its ``examples`` artifact, whose bytes are verified.
+
+    Raises:
+        BadData: a line is not an example, or a score is not a finite number.
+        NotFound, ArtifactCorrupt: the artifact is not there, or not what was published.
+    """
+    path = store.open(result.examples) / EXAMPLES_FILE
+    ids, scores = [], []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                example: Mapping[str, Any] = json.loads(line)
+                score = float(example["score"])
+                ids.append(str(example["id"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadData(f"{EXAMPLES_FILE} of {label}, line {number}: not an example with `id` and `score`",
+                              where=f"evaluations.{label}", hint="evaluate it again") from error  # fmt: skip
+            if not math.isfinite(score):
+                raise BadData(f"{EXAMPLES_FILE} of {label}, line {number}: the score is {score}",
+                              where=f"evaluations.{label}", hint="find out why the model gave no number")  # fmt: skip
+            scores.append(score)
+    if not ids:
+        raise BadData(f"the evaluation {label} has no examples", where=f"evaluations.{label}", hint="evaluate it again")
+    return Scored(result, tuple(ids), tuple(scores))
+
+
+async def _apply(_session: AsyncSession, step: EngineStep, spec: GateSpec, evidence: GateEvidence) -> Verdict:
+    verdict = judge(spec.rules, evidence)
+    if verdict.verdict == "pass":
+        return verdict
+    raise Rejected(
+        f"the gate {step.step} did not pass: {verdict.sentence}", where=f"steps.{step.step}",
+        hint=_HINTS[verdict.verdict],
+    ).having(verdict)  # fmt: skip
+
+
+_HINTS = {
+    "fail": "what is in production stays; train longer or on more data, or change the rule if it asks for too much",
+    "inconclusive": "what is in production stays; evaluate on more examples (`max_test`), or train a better candidate",
+}
+
+GATE = EngineKind(GateSpec, Verdict, "Judges evaluations by rules", apply=_apply, prepare=_prepare, writes=False)

@@ -1,0 +1,257 @@
+"""The kinds ``current``, ``register`` and ``promote``: what a workflow asks of the model registry.
+
+``register`` gathers the lineage by itself: dataset cards, the base's card and the jobs that the execution ran.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish import __version__
+from burnish.core.errors import NotFound
+from burnish.core.specs.base import ArtifactRef, Spec, digest_of
+from burnish.core.specs.data import DATASET_CARD_FILE, DatasetCard
+from burnish.core.specs.evaluation import EvaluationResult
+from burnish.core.specs.model import MODEL_CARD_FILE, ModelCard
+from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.platform.model_registry import service as registry
+from burnish.platform.model_registry.schemas import (
+    AliasName,
+    BaseUse,
+    DatasetUse,
+    Lineage,
+    ModelName,
+    NewVersion,
+    StepUse,
+)
+from burnish.platform.workflow import store
+from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Evidence
+
+_SUMMED_UP = frozenset({"history"})
+"""Fields of a training's result that are too long for a lineage: the job keeps them."""
+
+
+class CurrentSpec(Spec):
+    """Find the version behind an alias."""
+
+    name: ModelName
+    alias: AliasName = "production"
+
+
+class CurrentResult(Spec):
+    """The version, where there is one."""
+
+    found: bool
+    version: int | None = None
+    reference: str | None = None
+    artifact: ArtifactRef | None = None
+    adapter: ArtifactRef | None = None
+
+
+async def _current(session: AsyncSession, step: EngineStep, spec: CurrentSpec, _prepared: Any) -> CurrentResult:
+    try:
+        found = await registry.resolve(session, step.project_id, f"{spec.name}@{spec.alias}")
+    except NotFound:
+        return CurrentResult(found=False)
+    return CurrentResult(
+        found=True, version=found.version, reference=found.reference, artifact=found.artifact, adapter=found.adapter
+    )
+
+
+class DatasetGiven(BaseModel):
+    """A dataset as a parameter of type ``dataset`` resolves to."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str | None = None
+    version: str | int | None = None
+    artifact: ArtifactRef
+
+
+class RegisterSpec(Spec):
+    """Make a model version."""
+
+    name: ModelName
+    model: ArtifactRef = Field(description="What is served")
+    adapter: ArtifactRef | None = None
+    base: ArtifactRef | None = Field(default=None, description="The model that it was made from")
+    trained_adapter: ArtifactRef | None = Field(default=None, description="The adapter that was merged into it")
+    datasets: dict[str, ArtifactRef | DatasetGiven | None] = Field(
+        default_factory=dict, max_length=20, description="By role: `source`, `train`, `validation`, `test`"
+    )
+    training: dict[str, JsonValue] | None = Field(default=None, description="The training step's result")
+    compression: dict[str, JsonValue] | None = Field(default=None, description="The compression step's result")
+    evaluations: dict[str, EvaluationResult | None] = Field(default_factory=dict, max_length=20)
+    verdict: dict[str, JsonValue] | None = Field(default=None, description="The gate's result")
+    seed: int | None = None
+    licence: str | None = Field(default=None, max_length=255)
+    description: str = Field(default="", max_length=10_000)
+
+
+class RegisterResult(Spec):
+    """The version."""
+
+    name: str
+    version: int
+    reference: str
+    created: bool = Field(description="False where this very model was registered before")
+    artifact: ArtifactRef
+
+
+@dataclass(frozen=True)
+class _Cards:
+    model: ModelCard | None
+    base: ModelCard | None
+    datasets: Mapping[str, DatasetCard]
+
+
+async def _read_cards(evidence: Evidence, _step: EngineStep, spec: RegisterSpec) -> _Cards:
+    return await asyncio.to_thread(_cards, evidence.store, spec)
+
+
+def _cards(artifact_store: ArtifactStore, spec: RegisterSpec) -> _Cards:
+    given = {role: ref for role, one in spec.datasets.items() if (ref := _ref(one)) is not None}
+    return _Cards(
+        _card(artifact_store, spec.model, MODEL_CARD_FILE, ModelCard),
+        None if spec.base is None else _card(artifact_store, spec.base, MODEL_CARD_FILE, ModelCard),
+        {
+            role: card
+            for role, ref in given.items()
+            if (card := _card(artifact_store, ref, DATASET_CARD_FILE, DatasetCard)) is not None
+        },
+    )
+
+
+def _card(artifact_store: ArtifactStore, ref: ArtifactRef, name: str, model: type[BaseModel]) -> Any:
+    """Return what an artifact says about itself; None for one that says nothing (a third party's, say)."""
+    path = artifact_store.open(ref) / name
+    try:
+        return model.model_validate(json.loads(path.read_text("utf-8")))
+    except (FileNotFoundError, ValueError, ValidationError):
+        return None
+
+
+def _ref(one: ArtifactRef | DatasetGiven | None) -> ArtifactRef | None:
+    return one.artifact if isinstance(one, DatasetGiven) else one
+
+
+async def _register(session: AsyncSession, step: EngineStep, spec: RegisterSpec, cards: _Cards) -> RegisterResult:
+    lineage = Lineage(
+        execution=step.workflow_id, workflow_type=step.workflow_type, definition_digest=step.definition_digest,
+        parameters=dict(step.parameters), datasets=_datasets(spec, cards), base=_base(spec, cards),
+        adapter=None if spec.trained_adapter is None else spec.trained_adapter.digest, seed=spec.seed,
+        training={key: value for key, value in (spec.training or {}).items() if key not in _SUMMED_UP},
+        code_version=_code_version(spec), steps=await _steps(session, step),
+        verdict=None if spec.verdict is None else str(spec.verdict.get("sentence", "")),
+    )  # fmt: skip
+    new = NewVersion(
+        model=spec.model, adapter=spec.adapter, card=cards.model, metrics=_metrics(spec), lineage=lineage,
+        licence=spec.licence, description=spec.description,
+    )  # fmt: skip
+    view, created = await registry.register(session, step.project_id, spec.name, new, step.submitted_by)
+    return RegisterResult(
+        name=view.model, version=view.version, reference=view.reference, created=created, artifact=view.artifact
+    )
+
+
+def _datasets(spec: RegisterSpec, cards: _Cards) -> tuple[DatasetUse, ...]:
+    found = []
+    for role, one in spec.datasets.items():
+        ref = _ref(one)
+        if ref is None:
+            continue
+        card = cards.datasets.get(role)
+        named = one if isinstance(one, DatasetGiven) else None
+        found.append(
+            DatasetUse(
+                role=role, digest=ref.digest, name=None if named is None else named.name,
+                version=None if named is None else named.version, rows=None if card is None else card.rows,
+                rows_hash=None if card is None else card.rows_hash, licence=None if card is None else card.licence,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _base(spec: RegisterSpec, cards: _Cards) -> BaseUse | None:
+    if spec.base is None:
+        return None
+    card = cards.base
+    if card is None:
+        return BaseUse(digest=spec.base.digest)
+    return BaseUse(
+        digest=spec.base.digest, name=card.name, source=card.source, licence=card.licence, shipped_as=card.shipped_as
+    )
+
+
+def _code_version(spec: RegisterSpec) -> str:
+    trained_by = (spec.training or {}).get("code_version")
+    return str(trained_by) if trained_by else __version__
+
+
+async def _steps(session: AsyncSession, step: EngineStep) -> tuple[StepUse, ...]:
+    rows = await store.succeeded_attempts(session, step.project_id, step.workflow_id)
+    return tuple(
+        StepUse(
+            step=row.step, component=row.component, kind=row.kind, job_id=row.reused_from or row.job_id,
+            spec_digest=digest_of(row.spec),
+        )
+        for row in rows
+    )  # fmt: skip
+
+
+def _metrics(spec: RegisterSpec) -> dict[str, JsonValue]:
+    """Return each evaluation's numbers and what compression cost, in short."""
+    found: dict[str, JsonValue] = {}
+    for label, result in spec.evaluations.items():
+        if result is not None:
+            numbers = result.model_dump(mode="json", include={"task", "headline", "metrics", "served"})
+            found[label] = numbers
+    if spec.compression is not None:
+        found["compression"] = {key: value for key, value in spec.compression.items() if key != "params"}
+    return found
+
+
+class PromoteSpec(Spec):
+    """Point an alias at a version, once its deployment is verified."""
+
+    name: ModelName
+    version: int = Field(ge=1)
+    alias: AliasName = "production"
+    deployment: dict[str, JsonValue] | None = Field(
+        default=None, description="Result of `deploy`: naming it here makes this step wait for it"
+    )
+    reason: str = Field(default="", max_length=2_000)
+
+
+class PromoteResult(Spec):
+    """Where the alias points now."""
+
+    name: str
+    alias: str
+    version: int
+    replaced: int | None = None
+
+
+async def _promote(session: AsyncSession, step: EngineStep, spec: PromoteSpec, _prepared: Any) -> PromoteResult:
+    before = await _current(session, step, CurrentSpec(name=spec.name, alias=spec.alias), None)
+    reason = spec.reason or f"promoted by {step.workflow_id}"
+    await registry.move_alias(
+        session, step.project_id, spec.name, spec.alias, spec.version, by=step.submitted_by, reason=reason
+    )
+    return PromoteResult(name=spec.name, alias=spec.alias, version=spec.version, replaced=before.version)
+
+
+REGISTRY_KINDS: Mapping[str, EngineKind] = {
+    "current": EngineKind(
+        CurrentSpec, CurrentResult, "Finds the version behind an alias", apply=_current, writes=False
+    ),
+    "register": EngineKind(
+        RegisterSpec, RegisterResult, "Makes a model version, with its lineage", apply=_register, prepare=_read_cards
+    ),
+    "promote": EngineKind(PromoteSpec, PromoteResult, "Points an alias at a model version", apply=_promote),
+}
