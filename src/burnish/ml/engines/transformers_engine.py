@@ -93,6 +93,7 @@ async def _serve(loaded: Loaded, socket: str) -> None:
         web.post("/v1/completions", engine.completion),
         web.post("/tokenize", engine.tokenize),
         web.post("/detokenize", engine.detokenize),
+        web.post("/apply-template", engine.apply_template),
         web.post("/score", engine.score),
     ])  # fmt: skip
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
@@ -158,10 +159,16 @@ class _Engine:
         body = await request.json()
         return web.json_response({"content": self._loaded.tokenizer.decode(list(body["tokens"]))})
 
-    async def score(self, request: web.Request) -> web.Response:
-        """Teacher forcing: the log-probability of ``tokens`` as the beginning of the answer to ``messages``."""
+    async def apply_template(self, request: web.Request) -> web.Response:
         body = await request.json()
-        prompt = self._loaded.prompt_ids(body)
+        tokenizer = self._loaded.tokenizer
+        text = render(tokenizer, body["messages"], answer=True)
+        return web.json_response({"prompt": text, "add_special": tokenizer.chat_template is None})
+
+    async def score(self, request: web.Request) -> web.Response:
+        """Teacher forcing: the log-probability of ``tokens`` after ``messages`` (or after ``prompt_tokens``)."""
+        body = await request.json()
+        prompt = list(body.get("prompt_tokens") or ()) or self._loaded.prompt_ids(body)
         self._check_length(prompt, len(body["tokens"]))
         found = await asyncio.get_running_loop().run_in_executor(
             self._thread, decoding.score, self._loaded.model, prompt, list(body["tokens"])
