@@ -96,7 +96,7 @@ def _datasets(client: Client, folder: Path) -> dict[str, str]:
 def _parameters(model: str, quick: bool) -> dict[str, Any]:
     chosen = str(Path(model).resolve()) if model and Path(model).exists() else model or HUB_MODEL
     rows = {"max_train": 160, "max_test": 160} if quick else {"max_train": 450, "max_test": 400}
-    return {"model": chosen, "deployment": NAME, **rows}
+    return {"model": chosen, "name": NAME, **rows}
 
 
 @contextlib.contextmanager

@@ -28,9 +28,15 @@ COLOURS = {
 }  # fmt: skip
 
 
+UNFOLDED = 240
+"""Columns of output that goes into a file or a pipe."""
+
+
 def console(*, stderr: bool = False) -> Console:
-    """Return a console on the present stdout or stderr."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    """Return a console on the present stdout or stderr; where that is no terminal, lines are not folded to 80."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else UNFOLDED
+    return Console(stderr=stderr, highlight=False, width=width)
 
 
 def plain(value: Any) -> Any:
@@ -89,7 +95,7 @@ def print_error(error: BurnishError, *, as_json: bool) -> None:
         out.print(f"  [bold]at[/]    [red]{escape(problem.where)}[/]: {escape(problem.message)}", soft_wrap=True)
         if problem.hint:
             out.print(f"        [dim]{escape(problem.hint)}[/]", soft_wrap=True)
-    if error.hint:
+    if error.hint and error.hint not in {problem.hint for problem in error.problems}:
         out.print(f"  [bold]next[/]  {escape(error.hint)}", soft_wrap=True)
 
 

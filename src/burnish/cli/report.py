@@ -8,14 +8,16 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from burnish.cli.output import command, console, seconds, size
 from burnish.cli.summary import share
-from burnish.client import Client, ExecutionView
+from burnish.client import Client, ExecutionView, StepView
 from burnish.core.errors import BurnishError
 from burnish.core.prompting import default_instruction, to_example
 
-ORDER = ("base", "tuned", "compressed")
+VERDICTS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+ORDER = ("base", "tuned", "compressed", "production")
 METRIC_NAMES = {"accuracy": "accuracy, answer restricted to the labels"}
 
 
@@ -34,32 +36,32 @@ class Findings:
     split: dict[str, Any] | None = None
 
 
+KINDS = {
+    "gate": "gate", "import_model": "imported", "sft": "trained", "split": "split", "deploy": "deployed",
+    "register": "registered",
+}  # fmt: skip
+
+
 def findings(view: ExecutionView) -> Findings:
-    """Sort the steps' results by their form, so that a definition with other step names is reported too."""
+    """Sort the steps' results by their kind, so that a definition with other step names is reported too."""
     found = Findings()
     for step in view.steps:
-        results = step.result if isinstance(step.result, list) else [step.result]
-        for result in results:
+        for result in step.result if isinstance(step.result, list) else [step.result]:
             if isinstance(result, dict):
-                _take(found, result, step.name)
-                found.differences += [
-                    one for one in _walk(result) if {"baseline", "candidate", "p_value"} <= one.keys()
-                ]
+                _take(found, step, result)
     return found
 
 
-def _take(found: Findings, result: dict[str, Any], step: str) -> None:
-    if "headline" in result and "served" in result:
-        found.evaluations[result.get("label") or step] = result
-        return
-    marks = {
-        "verdict": "gate", "architecture": "imported", "data_order_hash": "trained", "bits_per_weight": "compressed",
-        "train_rows": "split", "switched": "deployed", "version": "registered",
-    }  # fmt: skip
-    for mark, name in marks.items():
-        if mark in result:
-            setattr(found, name, result)
-            return
+def _take(found: Findings, step: StepView, result: dict[str, Any]) -> None:
+    if step.kind == "evaluate":
+        found.evaluations[result.get("label") or step.name] = result
+    elif step.kind == "compress":
+        smaller = found.compressed is None or result["size_bytes"] < found.compressed["size_bytes"]
+        found.compressed = result if smaller else found.compressed
+    elif step.kind in KINDS:
+        setattr(found, KINDS[step.kind], result)
+    if step.kind != "register":  # which carries what others found
+        found.differences += [one for one in _walk(result) if {"baseline", "candidate", "p_value"} <= one.keys()]
 
 
 def _walk(value: Any) -> Iterator[dict[str, Any]]:
@@ -193,28 +195,13 @@ def _gate(found: Findings) -> None:
     if found.gate is None:
         return
     verdict = str(found.gate["verdict"])
-    colour = {"pass": "green", "fail": "red"}.get(verdict, "yellow")
     table = _table("The gate")
     for column in ("rule", "verdict", "numbers"):
         table.add_column(column)
-    for rule in found.gate.get("rules", ()):
-        own = str(rule.get("verdict", ""))
-        table.add_row(
-            str(rule.get("rule") or rule.get("name")),
-            f"[{ {'pass': 'green', 'fail': 'red'}.get(own, 'yellow') }]{own}[/]",
-            escape(_numbers(rule)),
-        )
+    for rule in found.gate["rules"]:
+        table.add_row(rule["rule"], Text(rule["verdict"], VERDICTS[rule["verdict"]]), Text(rule["sentence"]))
     console().print(table)
-    _say(f"Verdict: [{colour}]{verdict}[/]")
-
-
-def _numbers(rule: dict[str, Any]) -> str:
-    if isinstance(text := rule.get("message") or rule.get("explanation"), str):
-        return text
-    rest = {key: value for key, value in rule.items() if key not in {"rule", "name", "verdict"} and value is not None}
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in rest.items()
-    )
+    _say(f"Verdict: [{VERDICTS[verdict]}]{verdict}[/]")
 
 
 def _artifacts(view: ExecutionView, found: Findings) -> None:
@@ -230,7 +217,7 @@ def _artifacts(view: ExecutionView, found: Findings) -> None:
     if seen:
         console().print(table)
     if found.registered is not None:
-        name = f"{found.registered.get('model') or found.registered.get('name')}@{found.registered['version']}"
+        name = found.registered["reference"]
         _say(f"Registered as [bold]{name}[/], with its lineage: [cyan]{command(f'model show {name}')}[/]")
 
 

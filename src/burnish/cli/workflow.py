@@ -92,7 +92,8 @@ def list_(
     if as_json:
         return print_json(page)
     rows = [
-        (e.workflow_id, e.workflow_type, state_text(e.status), ago(e.created_at or e.started_at)) for e in page.data
+        (e.workflow_id, e.workflow_type, state_text(e.status), f"{e.steps_done}/{e.steps_total}", ago(e.created_at))
+        for e in page.data
     ]
     return print_table(
         ("execution", "workflow", "status", "steps", "submitted"),
