@@ -3,6 +3,8 @@
 The pages exist only in the build. ``python docs/generate.py FOLDER`` writes them into a folder, to look at.
 """
 
+import asyncio
+import importlib
 import inspect
 import json
 import sys
@@ -51,6 +53,7 @@ def errors() -> str:
     from burnish.client.errors import NotReachable, UnknownError
     from burnish.core.errors import all_errors
 
+    importlib.import_module("burnish.app")  # so that the packages' own errors are known
     at_client = (NotReachable, UnknownError, PortBusy)
     rows = [
         f"| <a id=\"{e.code}\"></a>`{e.code}` | {e.status if e not in at_client else '-'} "
@@ -183,15 +186,33 @@ def api(schema: Mapping[str, Any]) -> str:
 
 
 def openapi() -> dict[str, Any]:
-    """Return the schema of a server with everything, without starting it."""
-    from burnish.app import create_app
+    """Return the schema that a server with everything answers; one is started on an empty home, without a port."""
+    import httpx
 
+    from burnish.app import create_app
     from burnish.core.settings import Settings
 
+    async def ask(folder: Path) -> dict[str, Any]:
+        app: Any = create_app(Settings(home=folder, log_level="error"))
+        to_app: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        from_app: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        to_app.put_nowait({"type": "lifespan.startup"})
+        life = asyncio.create_task(app({"type": "lifespan"}, to_app.get, from_app.put))
+        started = asyncio.create_task(from_app.get())
+        await asyncio.wait({life, started}, return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            started.cancel()
+            life.result()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            answer = await client.get("/openapi.json")
+        to_app.put_nowait({"type": "lifespan.shutdown"})
+        await life
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
     with tempfile.TemporaryDirectory() as folder:
-        app: Any = create_app(Settings(home=Path(folder)))
-        found: dict[str, Any] = app.openapi()
-    return found
+        return asyncio.run(ask(Path(folder)))
 
 
 def decisions() -> str:
