@@ -1,10 +1,8 @@
 """Deployments with real replica processes of the fake engine."""
 
 import asyncio
-import json
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,8 +15,6 @@ import pytest
 from burnish.components.model_serving import replicas
 from burnish.components.model_serving import store as store_module
 from burnish.components.model_serving.component import Serving, serving
-from burnish.components.model_serving.engines import Engine
-from burnish.components.model_serving.reconciler import Timing
 from burnish.components.model_serving.schemas import DeploymentView
 from burnish.core.errors import NotFound
 from burnish.core.settings import Settings
@@ -27,19 +23,9 @@ from burnish.core.specs.serving import DeploySpec, EngineConfig
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from burnish.infra.http import AiohttpTransport, AsgiTransport, Request, Response
+from tests.support.serving import FAKE, TIMING, end_replicas, fake_model, replica_pids
 
-FAKE = Engine(
-    "llama_cpp", frozenset({"gguf"}), (sys.executable, str(Path(__file__).parents[1] / "support/fake_engine.py"))
-)
-TIMING = Timing(start=30, drain=20, drain_grace=0.1, terminate_grace=2, lease=5)
 PROJECT = "default"
-
-
-def model(store: FileArtifactStore, name: str, **fake: Any) -> ArtifactRef:
-    """Publish a model that says ``name``."""
-    staged = store.stage(name)
-    (staged / "fake.json").write_text(json.dumps({"name": name, **fake}))
-    return store.publish(staged, "gguf")
 
 
 class Server:
@@ -125,39 +111,17 @@ async def server(database: Database, store: FileArtifactStore, home: Path) -> As
         async with running(made):
             yield made
     finally:
-        await end_all(home)
-
-
-async def end_all(home: Path) -> None:
-    """Kill what replicas are left, by the pids of this home's configurations."""
-    for pid in pids(home):
-        os.kill(pid, signal.SIGKILL)
-    for child in replicas._children.values():
-        await asyncio.to_thread(child.wait)
-
-
-def pids(home: Path) -> list[int]:
-    """Return the living processes whose command line names a replica of this home."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if os.fsencode(home / "run" / "replicas") in line:
-                found.append(int(entry.name))
-    return found
+        await end_replicas(home)
 
 
 async def test_a_deployed_model_answers(server: Server, store: FileArtifactStore, home: Path) -> None:
-    revision = await server.deploy(model(store, "first"), model_version="m@1")
+    revision = await server.deploy(fake_model(store, "first"), model_version="m@1")
     await server.serves(revision)
     status, headers, body = await server.chat()
     assert (status, body["choices"][0]["message"]["content"]) == (200, "first w1 w2")
     assert body["usage"]["completion_tokens"] == 3
     assert (headers["x-burnish-revision"], headers["x-burnish-model-version"]) == ("1", "m@1")
-    assert len(pids(home)) == 1
+    assert len(replica_pids(home)) == 1
 
 
 async def text_of(response: Response) -> str:
@@ -172,7 +136,7 @@ async def text_of(response: Response) -> str:
 async def test_a_switch_drops_no_request_and_cuts_no_stream(
     server: Server, store: FileArtifactStore, home: Path
 ) -> None:
-    await server.serves(await server.deploy(model(store, "old", token_seconds=0.05)))
+    await server.serves(await server.deploy(fake_model(store, "old", token_seconds=0.05)))
     answers: list[str] = []
     done = asyncio.Event()
 
@@ -184,9 +148,10 @@ async def test_a_switch_drops_no_request_and_cuts_no_stream(
     async with server.streaming(max_tokens=60) as response:
         chunks = response.chunks()
         first = await anext(chunks)
-        revision = await server.deploy(model(store, "new", token_seconds=0.01))
-        view = await server.until(lambda v: v.serving == revision)
-        assert [r.state for r in view.revisions] == ["serving", "draining"]
+        revision = await server.deploy(fake_model(store, "new", token_seconds=0.01))
+        view = await server.until(lambda v: v.serving == revision and v.revisions[1].state == "draining")
+        assert view.revisions[0].state == "serving"
+        view = await server.until(lambda v: any(r.state == "draining" for r in v.replicas))
         assert {r.state for r in view.replicas} == {"ready", "draining"}
         raw = first + b"".join([chunk async for chunk in chunks])
     assert raw.count(b'"old"') == 1
@@ -197,12 +162,12 @@ async def test_a_switch_drops_no_request_and_cuts_no_stream(
     await asyncio.gather(*askers)
     assert answers[-1] == "new"
     assert answers == sorted(answers, reverse=True), "no answer of the old one after one of the new"
-    assert len(pids(home)) == 1
+    assert len(replica_pids(home)) == 1
 
 
 async def test_a_corrupted_model_fails_and_the_old_one_serves_on(server: Server, store: FileArtifactStore) -> None:
-    await server.serves(await server.deploy(model(store, "old")))
-    bad = model(store, "bad")
+    await server.serves(await server.deploy(fake_model(store, "old")))
+    bad = fake_model(store, "bad")
     path = store.open(bad) / "fake.json"
     times = path.stat()
     path.chmod(0o644)
@@ -224,8 +189,8 @@ async def test_a_corrupted_model_fails_and_the_old_one_serves_on(server: Server,
 async def test_a_model_that_does_not_serve_fails_with_its_words(
     server: Server, store: FileArtifactStore, fake: dict[str, str], said: str
 ) -> None:
-    await server.serves(await server.deploy(model(store, "old")))
-    await server.deploy(model(store, "bad", **fake))
+    await server.serves(await server.deploy(fake_model(store, "old")))
+    await server.deploy(fake_model(store, "bad", **fake))
     view = await server.until(lambda v: v.error)
     assert view.error is not None
     assert view.error.code == "bad_model"
@@ -236,16 +201,16 @@ async def test_a_model_that_does_not_serve_fails_with_its_words(
 
 
 async def test_a_first_deployment_that_fails_is_failed(server: Server, store: FileArtifactStore) -> None:
-    await server.deploy(model(store, "bad", fail="cannot"))
+    await server.deploy(fake_model(store, "bad", fail="cannot"))
     view = await server.until(lambda v: v.state == "failed")
     assert (view.wanted, view.serving, view.replicas) == (None, None, ())
     status, _, body = await server.chat()
     assert (status, body["error"]["code"]) == (404, "model_not_found")
-    await server.serves(await server.deploy(model(store, "good")))
+    await server.serves(await server.deploy(fake_model(store, "good")))
 
 
 async def test_a_dead_replica_is_replaced_and_requests_wait_for_it(server: Server, store: FileArtifactStore) -> None:
-    view = await server.serves(await server.deploy(model(store, "m")))
+    view = await server.serves(await server.deploy(fake_model(store, "m")))
     pid = view.replicas[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -256,7 +221,7 @@ async def test_a_dead_replica_is_replaced_and_requests_wait_for_it(server: Serve
 
 
 async def test_a_request_in_flight_survives_its_replica(server: Server, store: FileArtifactStore) -> None:
-    view = await server.serves(await server.deploy(model(store, "m", token_seconds=0.1)))
+    view = await server.serves(await server.deploy(fake_model(store, "m", token_seconds=0.1)))
     asked = asyncio.create_task(server.chat(max_tokens=10))
     await server.until(lambda v: v.replicas[0].in_flight == 1)
     os.kill(view.replicas[0].pid or 0, signal.SIGKILL)
@@ -265,7 +230,7 @@ async def test_a_request_in_flight_survives_its_replica(server: Server, store: F
 
 
 async def test_a_stream_whose_replica_dies_ends_with_an_error(server: Server, store: FileArtifactStore) -> None:
-    view = await server.serves(await server.deploy(model(store, "m", token_seconds=0.1)))
+    view = await server.serves(await server.deploy(fake_model(store, "m", token_seconds=0.1)))
     async with server.streaming(max_tokens=50) as response:
         chunks = response.chunks()
         raw = await anext(chunks)
@@ -278,8 +243,8 @@ async def test_a_stream_whose_replica_dies_ends_with_an_error(server: Server, st
 async def test_replicas_outlive_their_server(database: Database, store: FileArtifactStore, home: Path) -> None:
     try:
         async with running(Server(database, store, home)) as first:
-            before = await first.serves(await first.deploy(model(store, "m", token_seconds=0.01)))
-        assert pids(home) == [before.replicas[0].pid]
+            before = await first.serves(await first.deploy(fake_model(store, "m", token_seconds=0.01)))
+        assert replica_pids(home) == [before.replicas[0].pid]
         async with running(Server(database, store, home, "two")) as second:
             assert await second.says() == "m w1 w2"
             after = await second.serves(1)
@@ -288,14 +253,14 @@ async def test_replicas_outlive_their_server(database: Database, store: FileArti
             await second.until(lambda v: v.state == "ready" and v.replicas[0].id != before.replicas[0].id)
             await second.change("stop")
             await second.until(lambda v: v.state == "stopped")
-            assert pids(home) == []
+            assert replica_pids(home) == []
     finally:
-        await end_all(home)
+        await end_replicas(home)
 
 
 async def test_roll_back_stop_start_delete(server: Server, store: FileArtifactStore, home: Path) -> None:
-    await server.serves(await server.deploy(model(store, "one")))
-    await server.serves(await server.deploy(model(store, "two")))
+    await server.serves(await server.deploy(fake_model(store, "one")))
+    await server.serves(await server.deploy(fake_model(store, "two")))
     await server.change("rollback", "dep", None)
     view = await server.serves(1)
     assert await server.says() == "one w1 w2"
@@ -311,17 +276,17 @@ async def test_roll_back_stop_start_delete(server: Server, store: FileArtifactSt
     assert await server.says() == "two w1 w2"
     await server.change("delete")
     deadline = time.monotonic() + 20
-    while pids(home):
+    while replica_pids(home):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
     with pytest.raises(NotFound):
         await server.view()
-    await server.deploy(model(store, "three"), "other")
+    await server.deploy(fake_model(store, "three"), "other")
     await server.serves(1, "other")
 
 
 async def test_several_deployments_and_the_same_twice(server: Server, store: FileArtifactStore) -> None:
-    one, two = model(store, "one"), model(store, "two")
+    one, two = fake_model(store, "one"), fake_model(store, "two")
     await asyncio.gather(*(server.deploy(ref, name) for ref, name in ((one, "a"), (two, "b"), (one, "c"))))
     for name in "abc":
         await server.serves(1, name)
@@ -332,18 +297,20 @@ async def test_several_deployments_and_the_same_twice(server: Server, store: Fil
 
 
 async def test_a_superseded_revision_never_serves(server: Server, store: FileArtifactStore, home: Path) -> None:
-    await server.serves(await server.deploy(model(store, "one")))
-    await server.deploy(model(store, "slow", start_seconds=20))
+    await server.serves(await server.deploy(fake_model(store, "one")))
+    await server.deploy(fake_model(store, "slow", start_seconds=20))
     await server.until(lambda v: any(r.revision == 2 and r.pid for r in v.replicas))
-    await server.deploy(model(store, "three"))
+    await server.deploy(fake_model(store, "three"))
     view = await server.serves(3)
     await server.until(lambda v: len(v.replicas) == 1)
     assert [r.state for r in view.revisions if r.number == 2] == ["retired"]
-    assert len(pids(home)) == 1
+    assert len(replica_pids(home)) == 1
 
 
 async def test_replicas_share_the_requests(server: Server, store: FileArtifactStore) -> None:
-    await server.serves(await server.deploy(model(store, "m", token_seconds=0.05), replicas=2, parallel=1, queue=0))
+    await server.serves(
+        await server.deploy(fake_model(store, "m", token_seconds=0.05), replicas=2, parallel=1, queue=0)
+    )
     answers = await asyncio.gather(*(server.chat() for _ in range(3)))
     assert sorted(status for status, _, _ in answers) == [200, 200, 429]
     refused = next(answer for answer in answers if answer[0] == 429)
@@ -352,7 +319,7 @@ async def test_replicas_share_the_requests(server: Server, store: FileArtifactSt
 
 
 async def test_a_client_that_hangs_up_stops_the_generation(server: Server, store: FileArtifactStore) -> None:
-    await server.serves(await server.deploy(model(store, "m", token_seconds=0.05), parallel=1))
+    await server.serves(await server.deploy(fake_model(store, "m", token_seconds=0.05), parallel=1))
     async with server.streaming(max_tokens=1000) as response:
         await anext(response.chunks())
         waiting = asyncio.create_task(server.chat())
@@ -370,7 +337,7 @@ async def test_a_client_that_hangs_up_stops_the_generation(server: Server, store
 
 async def test_an_orphan_is_ended(server: Server, store: FileArtifactStore, home: Path) -> None:
     """A server that died between starting a process and anything else leaves it to the next one's sweep."""
-    folder = store.open(model(store, "m"))
+    folder = store.open(fake_model(store, "m"))
     processes = replicas.ReplicaProcesses(home / "run" / "replicas")
     config = EngineConfig(
         engine="llama_cpp", model_dir=str(folder), served_name="x", socket=str(processes.socket_path("rep_x"))
@@ -378,6 +345,6 @@ async def test_an_orphan_is_ended(server: Server, store: FileArtifactStore, home
     started = processes.start("rep_x", FAKE, config)
     assert processes.start("rep_x", FAKE, config) == started, "one replica is never two processes"
     assert await server.parts.reconciler.sweep() == ["rep_x"]
-    assert pids(home) == []
+    assert replica_pids(home) == []
     with pytest.raises(replicas.ReplicaEnded):
         processes.start("rep_x", FAKE, config)

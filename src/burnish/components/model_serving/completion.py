@@ -135,7 +135,8 @@ class Answer:
     model: str
     chat: bool
     created: int
-    logprobs: bool
+    logprobs: int | None
+    """Alternatives to show for each token; None: no log-probabilities at all."""
     usage: Usage = field(default_factory=Usage)
     choices: dict[int, _Choice] = field(default_factory=dict)
 
@@ -165,12 +166,12 @@ class Answer:
         done: Chunk = {"index": index, "finish_reason": choice.finish_reason or "stop", "logprobs": None}
         if self.chat:
             done["message"] = {"role": "assistant", "content": text, "refusal": None}
-            if self.logprobs:
-                done["logprobs"] = {"content": [chat_logprob(token) for token in choice.logprobs], "refusal": None}
+            if self.logprobs is not None:
+                done["logprobs"] = {"content": [chat_logprob(token, self.logprobs) for token in choice.logprobs], "refusal": None}
         else:
             done["text"] = text
-            if self.logprobs:
-                done["logprobs"] = completion_logprobs(choice.logprobs, 0)[0]
+            if self.logprobs is not None:
+                done["logprobs"] = completion_logprobs(choice.logprobs, self.logprobs, 0)[0]
         return done
 
 
@@ -182,7 +183,8 @@ class CompletionStream:
     model: str
     chat: bool
     created: int
-    logprobs: bool
+    logprobs: int | None
+    """Alternatives to show for each token; None: no log-probabilities at all."""
     include_usage: bool
     offsets: dict[int, int] = field(default_factory=dict)
 
@@ -201,12 +203,12 @@ class CompletionStream:
         return [*([self._event([], usage.body())] if self.include_usage else []), DONE]
 
     def _logprobs(self, index: int, given: Chunk | None) -> Chunk | None:
-        if not self.logprobs or not given:
+        if self.logprobs is None or not given:
             return None
         tokens = given.get("content") or []
         if self.chat:
-            return {"content": [chat_logprob(token) for token in tokens], "refusal": None}
-        body, self.offsets[index] = completion_logprobs(tokens, self.offsets.get(index, 0))
+            return {"content": [chat_logprob(token, self.logprobs) for token in tokens], "refusal": None}
+        body, self.offsets[index] = completion_logprobs(tokens, self.logprobs, self.offsets.get(index, 0))
         return body
 
     def _event(self, choices: list[Chunk], usage: Chunk | None = None) -> bytes:
@@ -219,16 +221,16 @@ class CompletionStream:
         return b"data: " + orjson.dumps(event) + b"\n\n"
 
 
-def chat_logprob(token: Chunk) -> Chunk:
+def chat_logprob(token: Chunk, top: int) -> Chunk:
     """Return a token's log-probability in the form of chat completions."""
     names = ("token", "bytes", "logprob")
     return {
         **{name: token.get(name) for name in names},
-        "top_logprobs": [{name: other.get(name) for name in names} for other in token.get("top_logprobs", ())],
+        "top_logprobs": [{name: other.get(name) for name in names} for other in token.get("top_logprobs", ())[:top]],
     }
 
 
-def completion_logprobs(tokens: list[Chunk], offset: int) -> tuple[Chunk, int]:
+def completion_logprobs(tokens: list[Chunk], top: int, offset: int) -> tuple[Chunk, int]:
     """Return log-probabilities in the older form of plain completions, and where the next token starts."""
     offsets = []
     for token in tokens:
@@ -238,7 +240,7 @@ def completion_logprobs(tokens: list[Chunk], offset: int) -> tuple[Chunk, int]:
         "tokens": [token["token"] for token in tokens],
         "token_logprobs": [token["logprob"] for token in tokens],
         "top_logprobs": [
-            {other["token"]: other["logprob"] for other in token.get("top_logprobs", ())} for token in tokens
+            {other["token"]: other["logprob"] for other in token.get("top_logprobs", ())[:top]} for token in tokens
         ],
         "text_offset": offsets,
     }

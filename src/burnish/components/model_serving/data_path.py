@@ -156,7 +156,7 @@ class DataPath:
 async def _collect(call: _Call, ask: Callable[[Request], Any]) -> None:
     """Put the whole answer together, then send it."""
     answer = c.Answer(
-        _answer_id(call), call.route.deployment, call.chat, int(time.time()), _wants_logprobs(call.request)
+        _answer_id(call), call.route.deployment, call.chat, int(time.time()), _alternatives(call.request)
     )
     for number, prompt in enumerate(call.prompts()):
         usage = c.Usage()
@@ -199,7 +199,7 @@ async def _pass_through(chunks: AsyncIterator[bytes], out: "_Out") -> None:
 
 async def _rewrite(call: _Call, ask: Callable[[Request], Any], out: "_Out") -> None:
     stream = c.CompletionStream(
-        _answer_id(call), call.route.deployment, call.chat, int(time.time()), _wants_logprobs(call.request),
+        _answer_id(call), call.route.deployment, call.chat, int(time.time()), _alternatives(call.request),
         include_usage=_wants_usage(call.request),
     )  # fmt: skip
     total = c.Usage()
@@ -250,6 +250,8 @@ def _asked_for(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
     body = request.model_dump(mode="json", exclude_none=True, by_alias=True)
     if body.get("response_format", {}).get("type") == "text":
         del body["response_format"]
+    if isinstance(request, CompletionRequest) and request.logprobs == 0:
+        body["logprobs"] = 1  # the token's own alone: engines take 0 for none at all
     return body
 
 
@@ -306,8 +308,11 @@ def _wants_usage(request: ChatRequest | CompletionRequest) -> bool:
     return request.stream_options is not None and request.stream_options.include_usage
 
 
-def _wants_logprobs(request: ChatRequest | CompletionRequest) -> bool:
-    return bool(request.logprobs) if isinstance(request, ChatRequest) else request.logprobs is not None
+def _alternatives(request: ChatRequest | CompletionRequest) -> int | None:
+    """Return how many alternatives to show for each token; None: no log-probabilities."""
+    if isinstance(request, ChatRequest):
+        return (request.top_logprobs or 0) if request.logprobs else None
+    return request.logprobs
 
 
 def _answer_id(call: _Call) -> str:

@@ -199,11 +199,12 @@ def _uphold(facts: DeploymentFacts, revision: RevisionFacts, replicas: list[Repl
     lost = {action.replica for action in actions if isinstance(action, LoseReplica)}
     live = [replica for replica in replicas if replica.state in _LIVE and replica.id not in lost]
     actions += _fill(revision, len(live), bool(lost))
-    if candidate and revision.state in _CANDIDATE:
+    if candidate:
         if revision.state is RevisionState.STARTING and any(replica.process == "alive" for replica in live):
             actions.append(Advance(revision.number))
         ready = sum(replica.state is ReplicaState.READY and replica.process == "alive" for replica in live)
-        if ready >= revision.replicas and revision.state is RevisionState.VERIFYING:
+        # It may be `serving` still: wanted again before it had begun to drain.
+        if ready >= revision.replicas and revision.state in (RevisionState.VERIFYING, RevisionState.SERVING):
             actions.append(Switch(revision.number))
     return actions
 

@@ -76,12 +76,30 @@ class _Body:
         self.error: BurnishError | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body to the upstream. If the client goes, wait to be cancelled: a cut body is not an ended one."""
+        async for chunk in self._chunks():
+            yield chunk
+        if self._gone:
+            await asyncio.Event().wait()
+
+    async def whole(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            ClientGone: the client hung up before its end.
+        """
+        parts = [chunk async for chunk in self._chunks()]
+        if self._gone:
+            raise ClientGone
+        return b"".join(parts)
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
         while not self._ended.is_set():
             message = await self._next()
             if message["type"] == "http.disconnect":
                 self._gone = True
                 self._ended.set()
-                raise ClientGone
+                return
             if not message.get("more_body", False):
                 self._ended.set()
             if chunk := message.get("body", b""):
@@ -106,9 +124,9 @@ async def _content(scope: MutableMapping[str, Any], body: _Body) -> bytes | Asyn
     headers = dict(scope["headers"])
     length = headers.get(b"content-length")
     if length is None and b"transfer-encoding" not in headers:
-        return b"".join([chunk async for chunk in body.chunks()])
+        return await body.whole()
     if length is not None and length.isdigit() and int(length) <= _BUFFERED_BYTES:
-        return b"".join([chunk async for chunk in body.chunks()])
+        return await body.whole()
     return body.chunks()
 
 

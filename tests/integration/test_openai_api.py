@@ -1,0 +1,241 @@
+"""The official ``openai`` client against ``/v1``, unchanged, through gateway, integrator and component."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from burnish.infra.artifact_store.files import FileArtifactStore
+from burnish.infra.database import Database
+from tests.support.serving import FakeServer, fake_model, fake_server
+
+
+class Served:
+    """A running server, the official client and a plain one."""
+
+    def __init__(
+        self, server: FakeServer, store: FileArtifactStore, client: AsyncOpenAI, http: httpx.AsyncClient
+    ) -> None:
+        self.server, self.store, self.client, self.http = server, store, client, http
+
+    async def deploy(self, name: str = "dep", fake: dict[str, Any] | None = None, **spec: Any) -> None:
+        ref = fake_model(self.store, name, **(fake or {}))
+        body = {"deployment": name, "model": ref.model_dump(), **spec}
+        answer = await self.http.post("/platform/deployments", json=body)
+        assert answer.status_code == 200, answer.text
+        await self.until(lambda view: view["state"] == "ready", name)
+
+    async def until(self, wanted: Callable[[dict[str, Any]], object], name: str = "dep") -> dict[str, Any]:
+        deadline = time.monotonic() + 30
+        while True:
+            view: dict[str, Any] = (await self.http.get(f"/platform/deployments/{name}")).json()
+            if wanted(view):
+                return view
+            assert time.monotonic() < deadline, view
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def served(sqlite_url: str, store: FileArtifactStore, home: Path) -> AsyncIterator[Served]:
+    database = Database(sqlite_url)
+    try:
+        async with (
+            fake_server(database, store, home) as server,
+            AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+            httpx.AsyncClient(base_url=server.url, timeout=30) as http,
+        ):
+            yield Served(server, store, client, http)
+    finally:
+        await database.dispose()
+
+
+HI: Any = [{"role": "user", "content": "hi there"}]
+
+
+async def test_chat(served: Served) -> None:
+    await served.deploy(model_version="m@1")
+    raw = await served.client.chat.completions.with_raw_response.create(
+        model="dep", messages=HI, max_tokens=4, n=2, logprobs=True, top_logprobs=1
+    )
+    assert raw.headers["x-burnish-model-version"] == "m@1"
+    assert raw.headers["x-burnish-revision"] == "1"
+    assert raw.headers["x-request-id"]
+    answer = raw.parse()
+    assert answer.object == "chat.completion"
+    assert [choice.message.content for choice in answer.choices] == ["dep w1 w2 w3"] * 2
+    assert [choice.finish_reason for choice in answer.choices] == ["length"] * 2
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 8, 10)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [token.token for token in logprobs.content] == ["dep", " w1", " w2", " w3"]
+    assert logprobs.content[0].top_logprobs[0].token == "dep"
+    by_version = await served.client.chat.completions.create(model="m@1", messages=HI, max_completion_tokens=1)
+    assert by_version.model == "dep"
+    assert by_version.choices[0].message.content == "dep"
+
+
+@pytest.mark.parametrize("usage", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_streamed_chat(served: Served, n: int, usage: bool) -> None:
+    await served.deploy(fake={"token_seconds": 0.02})
+    options: Any = {"stream_options": {"include_usage": True}} if usage else {}
+    stream = await served.client.chat.completions.create(
+        model="dep", messages=HI, max_tokens=20, n=n, stream=True, **options
+    )
+    texts = ["" for _ in range(n)]
+    times, used = [], []
+    async for chunk in stream:
+        times.append(time.monotonic())
+        used.append(chunk.usage)
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [" ".join(["dep", *(f"w{i}" for i in range(1, 20))])] * n
+    assert times[-1] - times[0] > 0.2, "it came as it was generated"
+    assert [u.completion_tokens for u in used if u is not None] == ([20 * n] if usage else [])
+    assert (used[-1] is not None) is usage
+
+
+async def test_completions(served: Served) -> None:
+    await served.deploy()
+    answer = await served.client.completions.create(model="dep", prompt=["a b", "c d e"], max_tokens=2, logprobs=1)
+    assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "dep w1"), (1, "dep w1")]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 4)
+    logprobs = answer.choices[1].logprobs
+    assert logprobs is not None
+    assert (logprobs.tokens, logprobs.text_offset) == (["dep", " w1"], [0, 3])
+    assert logprobs.top_logprobs == [{"dep": -0.5}, {" w1": -0.5}]
+    stream = await served.client.completions.create(
+        model="dep", prompt="a", max_tokens=3, stream=True, logprobs=0, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "dep w1 w2"
+    offsets = [c.logprobs.text_offset for chunk in chunks for c in chunk.choices if c.logprobs]
+    assert offsets == [[0], [3], [6]]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].choices == []
+
+
+async def test_models(served: Served) -> None:
+    assert [model.id async for model in served.client.models.list()] == []
+    await served.deploy("one", model_version="m@7")
+    await served.deploy("two")
+    assert [(model.id, model.owned_by) async for model in served.client.models.list()] == [
+        ("one", "burnish"),
+        ("two", "burnish"),
+    ]
+    assert (await served.client.models.retrieve("two")).id == "two"
+    assert (await served.client.models.retrieve("m@7")).id == "one"
+    with pytest.raises(openai.NotFoundError) as missing:
+        await served.client.models.retrieve("three")
+    assert missing.value.code == "model_not_found"
+
+
+async def test_errors_are_openais(served: Served) -> None:
+    await served.deploy(context_length=64)
+    create: Any = served.client.chat.completions.create
+    with pytest.raises(openai.NotFoundError) as missing:
+        await create(model="nothing", messages=HI)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    long = [{"role": "user", "content": "word " * 100}]
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await create(model="dep", messages=long, stream=stream)
+        assert refused.value.code == "context_length_exceeded"
+    for more, code, param in (
+        ({"temperature": 3}, "invalid_value", "temperature"),
+        ({"extra_body": {"nonsense": 1}}, "unknown_parameter", "nonsense"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter", "tools"),
+        ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format"),
+        ({"logit_bias": {"word": 1}}, "invalid_value", "logit_bias"),
+        ({"top_logprobs": 2}, "invalid_value", None),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "invalid_value",
+            None,
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError) as wrong:
+            await create(**{"model": "dep", "messages": HI, **more})
+        assert (wrong.value.code, wrong.value.param if param else None) == (code, param), wrong.value.message
+    broken = await served.http.post("/v1/chat/completions", content=b"{")
+    assert (broken.status_code, broken.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert (await served.http.post("/v1/chat/completions", json={"messages": HI})).json()["error"]["param"] == "model"
+    assert (await served.http.get("/v1/chat/completions")).status_code == 405
+    assert (await served.http.get("/v1/nothing")).json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_what_the_engine_is_asked_is_explicit(served: Served) -> None:
+    await served.deploy()
+    parts = [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]
+    create: Any = served.client.chat.completions.create
+    await create(
+        model="dep",
+        max_tokens=1,
+        seed=5,
+        stop=["x"],
+        logit_bias={"7": 100},
+        messages=[{"role": "developer", "content": parts}],
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}},
+    )
+    view = await served.until(lambda v: True)
+    body = await asked(view, served)
+    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"], body["repeat_penalty"]) == (1, 1, 0, 0, 1)
+    assert body["messages"] == [{"role": "system", "content": "be kind"}]
+    assert (body["seed"], body["stop"], body["logit_bias"]) == (5, ["x"], {"7": 100})
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert body["stream"] is True
+
+
+async def stats(view: dict[str, Any], served: Served) -> dict[str, Any]:
+    """Ask the replica itself."""
+    home = served.server.gateway._settings.home
+    replica = view["replicas"][0]["id"]
+    config = (home / "run" / "replicas" / replica / "config.json").read_text()
+    socket = json.loads(config)["socket"]
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=socket), base_url="http://engine") as client:
+        answer: dict[str, Any] = (await client.get("/stats")).json()
+        return answer
+
+
+async def asked(view: dict[str, Any], served: Served) -> dict[str, Any]:
+    body: dict[str, Any] = (await stats(view, served))["bodies"][-1]
+    return body
+
+
+async def test_a_full_queue_is_a_rate_limit(served: Served) -> None:
+    await served.deploy(fake={"token_seconds": 0.05}, parallel=1, queue=1)
+    create = served.client.chat.completions.create
+    asks = [asyncio.create_task(create(model="dep", messages=HI, max_tokens=10)) for _ in range(2)]
+    await served.until(lambda v: v["replicas"][0]["in_flight"] == 2)
+    with pytest.raises(openai.RateLimitError) as full:
+        await create(model="dep", messages=HI)
+    assert full.value.response.headers["retry-after"] == "1"
+    await asyncio.gather(*asks)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_hanging_up_stops_the_generation(served: Served, stream: bool) -> None:
+    await served.deploy(fake={"token_seconds": 0.05})
+    if stream:
+        answer = await served.client.chat.completions.create(model="dep", messages=HI, max_tokens=5000, stream=True)
+        await anext(aiter(answer))
+        await answer.close()
+    else:
+        ask = asyncio.create_task(served.client.chat.completions.create(model="dep", messages=HI, max_tokens=5000))
+        await served.until(lambda v: v["replicas"][0]["in_flight"] == 1)
+        ask.cancel()
+    view = await served.until(lambda v: v["replicas"][0]["in_flight"] == 0)
+    deadline = time.monotonic() + 5
+    while (counted := await stats(view, served))["running"]:
+        assert time.monotonic() < deadline
+    assert counted["cancelled"] == 1
