@@ -87,7 +87,7 @@ def count(spec: CountSpec, context: JobContext) -> CountResult:
     for step in range(start + 1, spec.to + 1):
         time.sleep(spec.seconds)
         _maybe_break(spec, step)
-        context.metric(step, {"loss": 1 / step})
+        context.metric(step, {"loss": 1 / step, "pid": os.getpid()})
         context.progress(step, spec.to, phase="counting")
         stopping = context.stop_requested() and not spec.ignore_stop
         if stopping or (spec.checkpoint_every and step % spec.checkpoint_every == 0):

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from burnish.core.errors import BurnishError, UpstreamFailed
 from burnish.core.protocol import CALLER_HEADER, PROTOCOL_VERSION, Description, Health
-from burnish.core.states import InstanceState
 from burnish.infra import signals
 from burnish.infra.database import Database, utcnow
 from burnish.infra.http import Request, Response, Transport
@@ -111,7 +110,7 @@ class Prober:
                 heard = fresh.last_heartbeat
                 silent = heard is not None and (utcnow() - heard).total_seconds() > service.SILENT_SECONDS
                 await service.did_not_answer(session, fresh, problem, silent=silent)
-            return PROBE_SECONDS if fresh.status == InstanceState.HEALTHY else PROBE_SECONDS / 5
+            return PROBE_SECONDS if problem is None else PROBE_SECONDS / 5
 
 
 def _path_below(health_endpoint: str, api_endpoint: str) -> str:

@@ -23,7 +23,20 @@ class Registered(BaseModel):
 class ComponentView(BaseModel):
     """One instance of a component."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "5f0c6c0e-6a52-4f0e-9a54-0d7b5f7a2f11", "component_id": "fine_tuning-laptop-1",
+                    "component_type": "fine_tuning", "name": "fine tuning", "version": "0.1.0", "status": "healthy",
+                    "health_endpoint": "embedded://fine_tuning-laptop-1/health",
+                    "api_endpoint": "embedded://fine_tuning-laptop-1", "embedded": True, "kinds": ["import_model", "sft"],
+                    "registered_at": "2026-11-24T12:00:00Z", "last_heartbeat": "2026-11-24T12:05:00Z",
+                }
+            ]
+        },
+    )  # fmt: skip
 
     id: str = Field(description="UUID of the row")
     component_id: str

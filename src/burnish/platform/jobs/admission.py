@@ -89,7 +89,7 @@ def never_fits(need: Resources, nodes: Sequence[Capacity]) -> list[tuple[str, st
     """Return ``(dimension, message, hint)`` for what no node could ever give; empty if some node could."""
     if not nodes or any(not _lasting(node.lacking(need)) for node in nodes):
         return []
-    best = min(nodes, key=lambda node: len(node.lacking(need)))
+    best = max(nodes, key=lambda node: (-len(node.lacking(need)), node.cpus, node.memory_bytes))
     return [
         (
             name,

@@ -6,6 +6,8 @@ A component is about twenty lines::
     app = component_app("shouting", kinds, runtime)
 """
 
+import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -38,7 +40,9 @@ from burnish.core.protocol import (
 from burnish.infra import event_log
 from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.event_log import SSE_HEADERS, stream
+from burnish.infra.home import require_disk
 from burnish.infra.problems import problem_body, problems
+from burnish.infra.storable import storable
 from burnish.platform.identity import Principal, current_principal
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.jobs import service
@@ -48,11 +52,12 @@ from burnish.platform.jobs.validation import validate
 
 __all__ = ["Check", "Kind", "LightJob", "Wait", "component_app", "install_problems"]
 
+_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 _OPEN_PATHS = frozenset({"/health", "/describe"})
 
 Caller = Annotated[Principal, Depends(current_principal)]
 JobId = Annotated[
-    str, Path(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", description="The id that the caller gave")
+    str, Path(min_length=1, max_length=100, pattern=_ID_PATTERN, description="The id that the caller gave")
 ]  # fmt: skip
 
 
@@ -176,15 +181,22 @@ async def submit(request: JobRequest, component_type: str, kinds: Mapping[str, K
     Raises:
         InvalidRequest: the job is wrong; ``problems`` says where.
         Conflict: the id is another job's.
+        OutOfDisk: the home's disk is below its reserve.
     """
-    if not request.job_id:
-        raise InvalidRequest("a job needs an id", where="job_id", hint="give one; the same id twice is the same job")
+    if not re.fullmatch(_ID_PATTERN, request.job_id) or len(request.job_id) > 100:
+        raise InvalidRequest(
+            f"{request.job_id!r} is no job id", where="job_id",
+            hint="give 1 to 100 letters, digits, and . _ : -; the same id twice is the same job",
+        )  # fmt: skip
+    if request.origin is not None and (len(request.origin) > 255 or not storable(request.origin)):
+        raise InvalidRequest("the origin is no id", where="origin")
     if request.partial:
         raise InvalidRequest("a partial job can only be validated", where="partial")
     async with runtime.database.write() as session:
         known = await service.resubmitted(session, request, component_type)
     if known is not None:
         return known
+    await asyncio.to_thread(require_disk, runtime.settings.home, runtime.settings.disk_reserve_bytes)
     answer, parsed = await validate(request, kinds, runtime.database, runtime.store)
     if answer.problems or answer.spec is None or answer.resources is None:
         first = answer.problems[0].message if answer.problems else "the job is wrong"

@@ -13,6 +13,7 @@
 Standard library and pydantic only besides ``core``: the host imports this.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -186,7 +187,16 @@ class EventWriter:
     def write(self, kind: EventType, data: Mapping[str, Any], *, durable: bool = False) -> None:
         """Append one event; ``durable`` makes it survive a power cut."""
         line = json.dumps({"type": kind, "data": dict(data)}, separators=(",", ":"), ensure_ascii=False, default=str)
-        os.write(self._descriptor, _finite(line).encode("utf-8", "replace") + b"\n")
+        content = _finite(line).encode("utf-8", "replace") + b"\n"
+        size = os.fstat(self._descriptor).st_size
+        written = 0
+        try:
+            written = os.write(self._descriptor, content)
+        finally:
+            if written != len(content):  # the disk is full: no half line stays
+                os.ftruncate(self._descriptor, size)
+        if written != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), EVENTS_FILE)
         if durable:
             os.fsync(self._descriptor)
 

@@ -4,6 +4,7 @@ It owns nothing but its folder: no database, no key, no descriptor of the server
 missed; the result waits in the folder. SIGTERM asks it to cancel, SIGUSR1 to pause after its next checkpoint.
 """
 
+import errno
 import importlib
 import os
 import signal
@@ -12,13 +13,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from burnish.core.errors import BurnishError, ErrorBody, JobFailed
-from burnish.core.job import Stopped
+from burnish.core.errors import BurnishError, ErrorBody, JobFailed, OutOfDisk
+from burnish.core.job import JobContext, Stopped
 from burnish.core.specs.base import Spec
 from burnish.infra.processes import this_process
 from burnish.platform.jobs.files import (
@@ -35,6 +37,7 @@ from burnish.platform.jobs.files import (
 from burnish.platform.jobs.host_context import HostContext
 from burnish.platform.jobs.watchdog import Watchdog
 
+_DISK_PATIENCE_SECONDS = 600.0
 _RESTART = "the message above is the reason; mend the spec or the data, then retry"
 
 
@@ -108,7 +111,7 @@ class _Host:
         context.check_stop()
         spec_class = resolve(self._order.spec_type)
         spec: Spec = spec_class.model_validate(self._order.spec)
-        function: Callable[[Any, HostContext], Any] = resolve(self._order.run)
+        function: Callable[[Any, JobContext], Any] = resolve(self._order.run)
         result = function(spec, context)
         if not isinstance(result, BaseModel):
             raise JobFailed(f"{self._order.run} returned {type(result).__name__}, not a result model")
@@ -116,11 +119,14 @@ class _Host:
 
     def _failure(self, error: Exception) -> ErrorBody:
         text = "".join(traceback.format_exception(error))
-        self._events.write("log", {"level": "error", "message": text[-8_000:]})
+        with suppress(OSError):  # the disk may be what is full
+            self._events.write("log", {"level": "error", "message": text[-8_000:]})
         if isinstance(error, BurnishError):
             return error.body()
         if isinstance(error, ValidationError):
             return JobFailed(f"the spec of {self._order.run} does not validate: {error}", hint=_RESTART).body()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OutOfDisk("the disk is full", where=str(error.filename or ""), hint="free space, then retry").body()
         if isinstance(error, MemoryError):
             return JobFailed("the job ran out of memory", hint="raise resources.memory_bytes").body()
         return JobFailed(f"{type(error).__name__}: {error}", hint=_RESTART).body()
@@ -135,18 +141,31 @@ class _Host:
             return
         self._watchdog.stop()
         if self._context is not None and not abruptly:
-            self._context.flush()
+            with suppress(OSError):
+                self._context.flush()
         result = result.model_copy(
             update={
                 "seconds": time.monotonic() - self._started,
                 "peak_memory_bytes": self._watchdog.peak_memory_bytes,
             }
         )
-        write_json(result_path(self._folder, self._order.incarnation), result)
+        self._write(result)
         sys.stdout.flush()
         sys.stderr.flush()
         if abruptly:
             os.killpg(0, signal.SIGKILL)
+
+    def _write(self, result: HostResult) -> None:
+        """Write the result; a full disk is waited for, as hours of work may stand in it."""
+        deadline = time.monotonic() + _DISK_PATIENCE_SECONDS
+        while True:
+            try:
+                write_json(result_path(self._folder, self._order.incarnation), result)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOSPC or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
 
 def resolve(name: str) -> Any:

@@ -4,10 +4,14 @@ A turn lasts as long as its host lives: it looks at files a few times a second a
 """
 
 import asyncio
+import functools
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,6 +30,9 @@ from burnish.platform.jobs.watchdog import memory_error, wall_error
 
 log = logging.getLogger(__name__)
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_THREADS = 8
 _LOOK_SECONDS = 0.1
 _FOLLOW_SECONDS = 0.25
 _REREAD_SECONDS = 2.0
@@ -65,6 +72,16 @@ class JobTurns:
         self._artifact_url = artifact_url
         self._grace = grace_seconds
         self._stopping = asyncio.Event()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="jobs")
+        """Of its own: work that others hand to threads (hashing, say) must not delay a look at a host."""
+
+    async def _in_thread(self, function: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R:
+        call = functools.partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def close(self) -> None:
+        """End the threads, once no turn runs any more."""
+        self._threads.shutdown(wait=False)
 
     def stop(self) -> None:
         """Make running turns end soon; their hosts live on."""
@@ -110,7 +127,7 @@ class JobTurns:
             return
         now = time.monotonic()
         told = watched.told_to_cancel_at
-        host, alive, result, locked, older = await asyncio.to_thread(self._observe, watched)
+        host, alive, result, locked, older = await self._in_thread(self._observe, watched)
         watched.host, watched.result = host, result
         if alive and state == JobState.RUNNING:
             await self._measure(watched, now)
@@ -149,9 +166,9 @@ class JobTurns:
             case Step.WAIT_FOR_HOST:
                 return False
             case Step.REPLACE:
-                older = await asyncio.to_thread(self._backend.newest_other, self._folder(job), job.incarnation)
+                older = await self._in_thread(self._backend.newest_other, self._folder(job), job.incarnation)
                 if older is not None:
-                    await asyncio.to_thread(self._backend.kill, older)
+                    await self._in_thread(self._backend.kill, older)
                 return False
             case Step.ATTACH:
                 return await self._attach(turn, watched)
@@ -176,14 +193,14 @@ class JobTurns:
         if watched.started_here_at is None:
             async with turn.write():  # the lease is ours at this moment: a server that was frozen starts nothing
                 pass
-            if await asyncio.to_thread(self._backend.start, folder, self._order(job)):
+            if await self._in_thread(self._backend.start, folder, self._order(job)):
                 watched.started_here_at = time.monotonic()
             return False
-        status = await asyncio.to_thread(self._backend.starting_ended, folder)
+        status = await self._in_thread(self._backend.starting_ended, folder)
         late = time.monotonic() - watched.started_here_at > _HOST_START_SECONDS
         if status is None and not late:
             return False
-        if await asyncio.to_thread(self._backend.find, folder, job.incarnation) is not None:
+        if await self._in_thread(self._backend.find, folder, job.incarnation) is not None:
             return False
         why = "it did not start in time" if status is None else f"it ended with status {status} before it began"
         await self._record_lost(turn, watched, why)
@@ -223,7 +240,7 @@ class JobTurns:
         return True
 
     async def _new_events(self, job: JobTable) -> tuple[list[HostEvent], int]:
-        return await asyncio.to_thread(self._backend.events, self._folder(job), job.events_offset, _BATCH_BYTES)
+        return await self._in_thread(self._backend.events, self._folder(job), job.events_offset, _BATCH_BYTES)
 
     async def _end(self, turn: Turn, watched: _Watched, step: Step) -> None:
         """The host is done: nothing of it may live on, every event is in the log, then the end is recorded."""
@@ -249,9 +266,9 @@ class JobTurns:
 
     async def _clear_session(self, host: ProcessId, *, patiently: bool) -> None:
         deadline = time.monotonic() + (3.0 if patiently else 0.0)
-        while time.monotonic() < deadline and await asyncio.to_thread(self._backend.alive, host):  # noqa: ASYNC110 - a process, not ours
+        while time.monotonic() < deadline and await self._in_thread(self._backend.alive, host):  # noqa: ASYNC110 - a process, not ours
             await asyncio.sleep(0.02)
-        if not await asyncio.to_thread(self._backend.kill, host):
+        if not await self._in_thread(self._backend.kill, host):
             log.warning("processes of session %d do not die", host.pid)
 
     async def _record_lost(self, turn: Turn, watched: _Watched, why: str) -> None:
@@ -261,7 +278,7 @@ class JobTurns:
 
     async def _log_printed(self, turn: Turn, watched: _Watched) -> None:
         """Keep the end of what the host printed: after a death it is all there is to read."""
-        text = await asyncio.to_thread(self._backend.printed, self._folder(watched.job), _PRINTED_BYTES)
+        text = await self._in_thread(self._backend.printed, self._folder(watched.job), _PRINTED_BYTES)
         if not text:
             return
         async with turn.write() as session:
@@ -271,13 +288,13 @@ class JobTurns:
     async def _signal(self, watched: _Watched, step: Step) -> None:
         assert watched.host is not None, "only living hosts are signalled"
         if step is Step.TERMINATE:
-            await asyncio.to_thread(self._backend.ask_cancel, watched.host)
+            await self._in_thread(self._backend.ask_cancel, watched.host)
             watched.told_to_cancel_at = time.monotonic()
         elif step is Step.ASK_PAUSE:
-            await asyncio.to_thread(self._backend.ask_pause, watched.host)
+            await self._in_thread(self._backend.ask_pause, watched.host)
             watched.told_to_pause = True
         else:
-            await asyncio.to_thread(self._backend.kill, watched.host)
+            await self._in_thread(self._backend.kill, watched.host)
 
     async def _measure(self, watched: _Watched, now: float) -> None:
         """The backup of the host's own watchdog, for a host that is stopped or cannot run it."""
@@ -286,7 +303,7 @@ class JobTurns:
         watched.measured_at = now
         resources = Resources.model_validate(watched.job.resources)
         limit = int(resources.memory_bytes * _LIMIT_SLACK)
-        memory = await asyncio.to_thread(self._backend.memory_bytes, watched.host, limit)
+        memory = await self._in_thread(self._backend.memory_bytes, watched.host, limit)
         if memory > limit:
             watched.over_limit = memory_error(memory, resources.memory_bytes)
         if resources.wall_seconds is None or watched.job.host_started_at is None:
@@ -301,7 +318,7 @@ class JobTurns:
 
     async def _tidy(self, job: JobTable) -> None:
         if job.finished_at is not None and job.directory is not None:
-            await asyncio.to_thread(self._backend.remove, self._folder(job))
+            await self._in_thread(self._backend.remove, self._folder(job))
 
     def _folder(self, job: JobTable) -> Path:
         return Path(job.directory) if job.directory else self._backend.folder(job.id)

@@ -93,6 +93,9 @@ class JobRuntime:
         for loop in self._loops:
             await loop.stop()
         self._loops = []
+        if self._turns is not None:
+            self._turns.close()
+            self._turns = None
 
     @property
     def alive(self) -> bool:

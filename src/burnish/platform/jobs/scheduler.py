@@ -8,15 +8,18 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import Unavailable
+from burnish.core.protocol import COMPONENT_TYPES
 from burnish.core.settings import Settings
 from burnish.core.specs.base import Resources
 from burnish.core.states import JobState
+from burnish.infra import signals
 from burnish.infra.database import Database
 from burnish.platform.jobs import store
 from burnish.platform.jobs.admission import Capacity, Holding, Waiting, admit
@@ -27,7 +30,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _NODE_SECONDS = 10.0
+_MEASURE_SECONDS = 1.0
 _MEMORY_SHARE = 0.85
+_UNFINISHED = (JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.PAUSED)
 
 
 def node_capacity(settings: Settings) -> Capacity:
@@ -59,6 +64,7 @@ class Scheduler:
         self._backend = backend
         self._task: asyncio.Task[None] | None = None
         self._node_at = 0.0
+        self._measured_at = 0.0
         self.beats = 0
         """Rises with each look at the queue; readiness watches it."""
 
@@ -88,6 +94,8 @@ class Scheduler:
                 if time.monotonic() - self._node_at > _NODE_SECONDS:
                     await self._describe_node()
                 await self.look()
+                if time.monotonic() > self._measured_at + _MEASURE_SECONDS:
+                    await self._measure()
             except Unavailable as error:
                 log.warning("scheduler: %s", error.message)
             except Exception:
@@ -104,6 +112,20 @@ class Scheduler:
         async with self._database.write() as session:
             await store.put_node(session, node)
         self._node_at = time.monotonic()
+
+    async def _measure(self) -> None:
+        """Set the gauges of jobs from the rows, so that they are right after a restart, too."""
+        async with self._database.read() as session:
+            counts = await store.counts(session)
+        self._measured_at = time.monotonic()
+        by_type: dict[str, Counter[str]] = {one: Counter() for one in COMPONENT_TYPES}
+        for (component_type, _, state), number in counts.items():
+            by_type.setdefault(component_type, Counter())[state] += number
+        for component_type, states in by_type.items():
+            signals.set_counts(signals.JOBS, states, _UNFINISHED, component_type=component_type)
+        training = by_type["fine_tuning"]
+        signals.ACTIVE_TRAINING_JOBS.set(training[JobState.STARTING] + training[JobState.RUNNING])
+        signals.QUEUE.labels(queue="jobs").set(sum(states[JobState.QUEUED] for states in by_type.values()))
 
     async def look(self) -> int:
         """Look at the queue once; return how many jobs were admitted."""

@@ -18,6 +18,22 @@ from burnish.infra.database import Database
 class JobItem(JobView):
     """A job in the platform's list: as its component answers it, and whose it is."""
 
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "job_id": "job_01k9zq7d3x8m2v5n0c4r6t1y", "kind": "sft", "state": "running", "project_id": "default",
+                    "progress": {"done": 120, "total": 200, "unit": "steps", "phase": "training", "seconds_left": 41.5,
+                                 "metrics": {"loss": 0.31}},
+                    "restarts": 0, "pid": 4711, "component_type": "fine_tuning", "origin": "wf_01k9zq7d3x8m2v5n0c4r6t1x",
+                    "node": "laptop", "priority": 0, "spec": {"epochs": 1},
+                }
+            ]
+        },
+    )  # fmt: skip
+
     component_type: str
     origin: str | None = Field(default=None, description="The execution that it belongs to")
     node: str | None = None
@@ -28,7 +44,14 @@ class JobItem(JobView):
 class LogLine(BaseModel):
     """One line of a job's log."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"id": "0-41", "at": "2026-11-24T12:00:00Z", "level": "info", "message": "400 examples, 50 steps"}
+            ]
+        },
+    )
 
     id: str
     at: datetime

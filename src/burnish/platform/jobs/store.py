@@ -1,6 +1,6 @@
 """Queries of jobs, and the one function through which a job's state changes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, func, or_, select, tuple_, update
@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import Conflict
 from burnish.core.states import JOB, JobState, check
-from burnish.infra import event_log
-from burnish.infra.database import epoch_now, notify, utcnow
+from burnish.infra import event_log, signals
+from burnish.infra.database import after_commit, epoch_now, notify, utcnow
 from burnish.infra.reconcile import wake
 from burnish.platform.jobs.tables import ClaimTable, JobTable, NodeTable
 
@@ -59,7 +59,26 @@ async def change_state(
         await notify(session, FINISHED_TOPIC)
     if new in _FINAL or new == JobState.PAUSED:
         await notify(session, QUEUE_TOPIC)  # resources became free
+    after_commit(session, _counted(job, JobState(previous), new))
     await append_event(session, job, "state", {"state": new, "previous": previous, "reason": reason, **(data or {})})
+
+
+def _counted(job: JobTable, previous: JobState, new: JobState) -> Callable[[], None]:
+    """Return what counts a change of state, once it is committed."""
+    began, ended, kind = job.started_at, job.finished_at, job.kind
+    created, component_type = job.created_at, job.component_type
+
+    def count() -> None:
+        if new == JobState.RUNNING and previous == JobState.STARTING and job.incarnation == 1 and began is not None:
+            signals.JOB_PENDING_SECONDS.labels(kind).observe(max(0.0, (began - created).total_seconds()))
+        if new == JobState.QUEUED and previous == JobState.RUNNING:
+            signals.JOB_RESTARTS.labels(kind).inc()
+        if new in _FINAL:
+            signals.JOBS_FINISHED.labels(component_type, kind, str(new)).inc()
+            if began is not None and ended is not None:
+                signals.JOB_SECONDS.labels(kind, str(new)).observe(max(0.0, (ended - began).total_seconds()))
+
+    return count
 
 
 async def append_event(session: AsyncSession, job: JobTable, kind: Any, data: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from burnish.core.specs.base import ArtifactRef, Resources
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
+from burnish.infra.storable import unstorable
 from burnish.platform.jobs import store
 from burnish.platform.jobs.admission import Capacity, never_fits
 from burnish.platform.jobs.schemas import Check, Kind
@@ -29,6 +30,8 @@ async def validate(
         return Validation(problems=(_unknown_kind(request.kind, kinds),)), None
     unresolved = tuple(request.unresolved) if request.partial else ()
     given = _without(request.spec, unresolved)
+    if odd := tuple(unstorable(given, "spec")):
+        return Validation(problems=odd), None
     parsed, problems = _parse(kind, given, unresolved)
     problems += await _missing_artifacts(given, request.project_id, database, artifact_store)
     if kind.check is not None and not problems:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from burnish.core.errors import ErrorBody, LimitExceeded
 from burnish.core.specs.base import Resources
-from burnish.infra.processes import ProcessId, group_memory_bytes
+from burnish.infra.processes import ProcessId, group_memory_bytes, rss_bytes
 
 _LOOK_SECONDS = 0.25
+_LOOKS_AT_GROUP = 4
+"""Every so many looks the whole session is measured; the host itself, which is cheap, at every look."""
 
 
 def memory_error(measured: int, limit: int) -> ErrorBody:
@@ -64,15 +66,19 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
+        looks = 0
         while not self._done.wait(_LOOK_SECONDS):
-            error = self._look()
+            looks += 1
+            error = self._look(whole_session=looks % _LOOKS_AT_GROUP == 1)
             if error is not None:
                 self._exceeded(error)
                 return
 
-    def _look(self) -> ErrorBody | None:
+    def _look(self, *, whole_session: bool) -> ErrorBody | None:
         limit = self._resources.memory_bytes
-        memory = group_memory_bytes(self._process, limit)
+        memory = rss_bytes(self._process.pid)
+        if whole_session or memory > limit:
+            memory = group_memory_bytes(self._process, limit)
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
         if memory > limit:
             return memory_error(memory, limit)

@@ -1,0 +1,83 @@
+"""What server and host tell each other through files."""
+
+import os
+from pathlib import Path
+
+from burnish.platform.jobs.files import (
+    EVENTS_FILE,
+    EventWriter,
+    FolderLock,
+    HostResult,
+    is_locked,
+    read_events,
+    read_json,
+    result_path,
+    write_json,
+)
+
+
+def test_events_are_read_from_an_offset_and_only_whole_lines(tmp_path: Path) -> None:
+    assert read_events(tmp_path, 0, 1000) == ([], 0)
+    writer = EventWriter(tmp_path)
+    for number in range(5):
+        writer.write("metric", {"step": number, "values": {"loss": 0.5}})
+    with (tmp_path / EVENTS_FILE).open("ab") as stream:
+        stream.write(b'{"type":"log","data":{"mess')
+    found, offset = read_events(tmp_path, 0, 1 << 20)
+    assert [event.data["step"] for event in found] == [0, 1, 2, 3, 4]
+    assert read_events(tmp_path, offset, 1 << 20) == ([], offset)
+    EventWriter(tmp_path).write("log", {"message": "next"})  # the next host cuts the half line off
+    found, end = read_events(tmp_path, offset, 1 << 20)
+    assert [event.data for event in found] == [{"message": "next"}]
+    assert end == (tmp_path / EVENTS_FILE).stat().st_size
+
+
+def test_small_batches_give_every_event_once(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    for number in range(50):
+        writer.write("log", {"message": "x" * (number * 7), "number": number})
+    seen, offset = [], 0
+    while True:
+        found, after = read_events(tmp_path, offset, 64)
+        if not found:
+            break
+        seen += [event.data["number"] for event in found]
+        assert after > offset
+        offset = after
+    assert seen == list(range(50))
+
+
+def test_odd_content_is_kept_and_an_unreadable_line_is_no_obstacle(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    writer.write("metric", {"step": 1, "values": {"loss": float("nan"), "other": float("-inf")}})
+    writer.write("log", {"message": "line\u2028separator\nand \ud800 surrogate"})
+    with (tmp_path / EVENTS_FILE).open("ab") as stream:
+        stream.write(b"not json\n")
+    writer.write("log", {"message": "after"})
+    found, _ = read_events(tmp_path, 0, 1 << 20)
+    assert found[0].data["values"] == {"loss": "nan", "other": "-inf"}
+    assert str(found[1].data["message"]).startswith("line\u2028separator\nand ")
+    assert "an unreadable line" in str(found[2].data["message"])
+    assert found[3].data["message"] == "after"
+
+
+def test_a_result_appears_whole(tmp_path: Path) -> None:
+    path = result_path(tmp_path, 3)
+    assert read_json(path, HostResult) is None
+    write_json(path, HostResult(status="succeeded", result={"n": 1}))
+    found = read_json(path, HostResult)
+    assert found is not None
+    assert found.result == {"n": 1}
+    assert os.listdir(tmp_path) == ["result.3.json"]
+
+
+def test_one_lock_holder_at_a_time(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    assert first.acquire()
+    assert not second.acquire()
+    assert is_locked(tmp_path)
+    first.release()
+    assert second.acquire()
+    second.release()
+    assert not is_locked(tmp_path)
