@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -41,10 +42,20 @@ class FakeJob:
     result: dict[str, Any] | None = None
     error: ErrorBody | None = None
     cancelled: bool = False
+    started_at: datetime | None = None
+
+    def started(self) -> None:
+        """Note that it began just now: its step's timeout counts from here."""
+        self.started_at = datetime.now(UTC)
 
     def view(self) -> JobView:
         return JobView(
-            job_id=self.request.job_id, kind=self.request.kind, state=self.state, result=self.result, error=self.error
+            job_id=self.request.job_id,
+            kind=self.request.kind,
+            state=self.state,
+            result=self.result,
+            error=self.error,
+            started_at=self.started_at,
         )
 
 
@@ -59,6 +70,8 @@ class FakeComponents:
     down: bool = False
     pausable: bool = True
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    artifact: ArtifactRef | None = None
+    """What every job gives, instead of a made-up reference."""
     failures: dict[int, list[ErrorBody]] = field(default_factory=dict)
     """Errors of the next jobs whose spec has this ``number``."""
 
@@ -128,7 +141,9 @@ class FakeComponents:
                 code="job_failed", message="it was told to fail", hint="do not")  # fmt: skip
             return
         job.state = JobState.SUCCEEDED
-        artifact = ArtifactRef(digest=f"sha256:{spec.number:064x}", kind="model", size_bytes=spec.number)
+        artifact = self.artifact or ArtifactRef(
+            digest=f"sha256:{spec.number:064x}", kind="model", size_bytes=spec.number
+        )
         job.result = WorkResult(number=spec.number + 1, text=spec.text, artifact=artifact).model_dump(mode="json")
 
     def _job(self, job_id: str, verb: str) -> dict[str, Any]:

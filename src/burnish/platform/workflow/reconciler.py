@@ -88,26 +88,37 @@ class WorkflowReconciler:
         definition = self._definitions.of(row.definition_digest, row.definition)
         execution = Execution(row, attempts, definition, self._kinds)
         while True:
-            delay = await self._act(execution)
-            if not execution.has_news():
+            delay, fault = await self._act(execution)
+            if execution.has_news():
+                async with turn.write() as session:
+                    await execution.advance(session)
+            elif fault is None:
                 return _soonest(delay, execution.next_try())
-            async with turn.write() as session:
-                await execution.advance(session)
+            if fault is not None:  # a fault of ours with one attempt: what was found out of the others is written
+                raise fault
             if execution.ended:
                 return None
 
-    async def _act(self, execution: Execution) -> float | None:
-        """Deal with every open attempt; return the seconds until one must be looked at again."""
-        found = list(execution.attempts.values())
-        if len(found) < 2:
-            return await self._deal(execution, found[0]) if found else None
+    async def _act(self, execution: Execution) -> tuple[float | None, Exception | None]:
+        """Deal with every open attempt; return the seconds until one must be looked at again, and a fault if there was."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def one(attempt: Attempt) -> float | None:
             async with limit:
                 return await self._deal(execution, attempt)
 
-        return _soonest(*await asyncio.gather(*(one(attempt) for attempt in found)))
+        found = list(execution.attempts.values())
+        results = await asyncio.gather(*(one(attempt) for attempt in found), return_exceptions=True)
+        delays: list[float | None] = []
+        fault: Exception | None = None
+        for result in results:
+            if isinstance(result, Exception):
+                fault = result
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                delays.append(result)
+        return _soonest(*delays), fault
 
     async def _deal(self, execution: Execution, attempt: Attempt) -> float | None:
         if attempt.outcome is not None or attempt.ready:

@@ -1,0 +1,185 @@
+"""The gate: each rule by its numbers, evidence that is not comparable, and how often it errs."""
+
+import random
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from burnish.core.errors import BurnishError
+from burnish.core.specs import ArtifactRef, Estimate, EvaluationResult, ServedAs
+from burnish.platform.workflow.expressions import resolve
+from burnish.platform.workflow.gate import GateEvidence, Rule, Scored, Verdict, judge
+from burnish.platform.workflow.library import definition_named
+
+RULES: TypeAdapter[tuple[Rule, ...]] = TypeAdapter(tuple[Rule, ...])
+
+
+def _ref(name: str) -> ArtifactRef:
+    return ArtifactRef(digest="sha256:" + name.encode().hex().ljust(64, "0")[:64], kind="gguf", size_bytes=1)
+
+
+def scored(
+    label: str,
+    scores: list[float],
+    *,
+    size: int = 50,
+    ids: list[str] | None = None,
+    dataset: str = "test",
+    p95: float = 0.1,
+) -> Scored:
+    n = len(scores)
+    value = sum(scores) / n
+    result = EvaluationResult(
+        task="classification", label=label, headline="accuracy", metrics={"accuracy": Estimate(value=value, low=value - 0.02, high=value + 0.02, n=n)},
+        dataset=_ref(dataset), examples=_ref("examples" + label),
+        served=ServedAs(
+            engine="llama_cpp", model=_ref(label), dtype="q8_0", size_bytes=size, memory_bytes=1, tokens_per_second=1,
+            latency_p50_seconds=p95 / 2, latency_p95_seconds=p95, load_seconds=1,
+        ),
+    )  # fmt: skip
+    return Scored(result, tuple(ids or [f"e{i}" for i in range(n)]), tuple(scores))
+
+
+def evidence(
+    candidate: str = "compressed", reference: int | None = 100, serving: str | None = None, **given: Scored | None
+) -> GateEvidence:
+    return GateEvidence(candidate, given, reference, None if serving is None else _ref(serving).digest)
+
+
+def verdict_of(rule: dict[str, Any], found: GateEvidence) -> Verdict:
+    return judge(RULES.validate_python([rule]), found)
+
+
+def answers(n: int, right: int) -> list[float]:
+    return [1.0] * right + [0.0] * (n - right)
+
+
+@pytest.mark.parametrize(
+    ("base", "candidate", "wanted"),
+    [(200, 300, "pass"), (300, 200, "fail"), (300, 302, "inconclusive"), (300, 300, "inconclusive")],
+)
+def test_better_is_decided_by_the_interval(base: int, candidate: int, wanted: str) -> None:
+    found = evidence(base=scored("base", answers(400, base)), compressed=scored("compressed", answers(400, candidate)))
+    verdict = verdict_of({"type": "better", "than": "base"}, found)
+    assert verdict.verdict == wanted
+    sentence = verdict.rules[0].sentence
+    assert "95 % interval" in sentence
+    assert "400 examples" in sentence
+    assert verdict.rules[0].comparison is not None
+
+
+def test_a_gain_below_the_bar_fails_and_one_around_it_is_inconclusive() -> None:
+    found = evidence(base=scored("base", answers(400, 200)), compressed=scored("compressed", answers(400, 240)))
+    assert verdict_of({"type": "better", "than": "base", "min_gain": 0.3}, found).verdict == "fail"
+    assert verdict_of({"type": "better", "than": "base", "min_gain": 0.1}, found).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(("lost", "wanted"), [(0, "pass"), (4, "pass"), (20, "inconclusive"), (80, "fail")])
+def test_not_worse_is_non_inferiority(lost: int, wanted: str) -> None:
+    found = evidence(
+        tuned=scored("tuned", answers(400, 320)), compressed=scored("compressed", answers(400, 320 - lost))
+    )
+    assert verdict_of({"type": "not_worse", "than": "tuned", "margin": 0.05}, found).verdict == wanted
+
+
+def test_size_latency_and_value_rules_say_their_numbers() -> None:
+    candidate = scored("compressed", answers(400, 320), size=55, p95=0.2)
+    found = evidence(compressed=candidate, base=scored("base", answers(400, 320), size=110, p95=0.1))
+    for rule, wanted in (
+        ({"type": "max_size", "ratio": 0.6}, "pass"), ({"type": "max_size", "ratio": 0.5}, "fail"),
+        ({"type": "max_size", "bytes": 54}, "fail"), ({"type": "max_size", "ratio": 0.5, "than": "base"}, "pass"),
+        ({"type": "max_latency", "seconds": 0.25}, "pass"), ({"type": "max_latency", "seconds": 0.15}, "fail"),
+        ({"type": "max_latency", "seconds": 0.15, "percentile": "p50"}, "pass"),
+        ({"type": "max_latency", "ratio": 1.5, "than": "base"}, "fail"),
+        ({"type": "min_value", "value": 0.7}, "pass"), ({"type": "min_value", "value": 0.79}, "inconclusive"),
+        ({"type": "min_value", "value": 0.9}, "fail"),
+    ):  # fmt: skip
+        verdict = verdict_of(rule, found)
+        assert verdict.verdict == wanted, rule
+        assert verdict.rules[0].numbers["value"] is not None
+        assert any(character.isdigit() for character in verdict.rules[0].sentence)
+
+
+def test_one_failing_rule_fails_and_the_sentence_names_it() -> None:
+    found = evidence(compressed=scored("compressed", answers(400, 320)), base=scored("base", answers(400, 100)))
+    verdict = judge(
+        RULES.validate_python([{"type": "better", "than": "base"}, {"type": "max_size", "bytes": 1}]), found
+    )
+    assert verdict.verdict == "fail"
+    assert "size" in verdict.sentence
+    assert "better" not in verdict.sentence
+
+
+def test_production_is_compared_only_where_something_else_is_there() -> None:
+    rule = {"type": "better", "than": "production", "in_production": True}
+    compressed = scored("compressed", answers(400, 320))
+    none = verdict_of(rule, evidence(compressed=compressed))
+    assert (none.verdict, "nothing is in production" in none.rules[0].sentence) == ("pass", True)
+    same = verdict_of(rule, evidence(compressed=compressed, serving="compressed"))
+    assert (same.verdict, "already in production" in same.rules[0].sentence) == ("pass", True)
+    with pytest.raises(BurnishError, match="no evaluation 'production'"):
+        verdict_of(rule, evidence(compressed=compressed, serving="other"))
+
+
+def test_what_is_missing_or_not_paired_is_an_error() -> None:
+    compressed = scored("compressed", answers(100, 80))
+    rule = {"type": "better", "than": "base"}
+    for base, words in (
+        (None, "no evaluation 'base'"), (scored("base", answers(99, 50)), "not paired"),
+        (scored("base", answers(100, 50), ids=[f"x{i}" for i in range(100)]), "0 examples in common"),
+        (scored("base", answers(100, 50), dataset="other"), "not evaluated alike"),
+    ):  # fmt: skip
+        with pytest.raises(BurnishError, match=words):
+            verdict_of(rule, evidence(compressed=compressed, base=base))
+    with pytest.raises(BurnishError, match="no evaluation"):
+        verdict_of(rule, evidence(candidate="nobody", compressed=compressed, base=compressed))
+    with pytest.raises(BurnishError, match="without rules"):
+        judge((), evidence(compressed=compressed))
+
+
+def shipped_rules() -> tuple[Rule, ...]:
+    definition = definition_named("train-optimize-deploy")
+    defaults = {name: parameter.default for name, parameter in definition.parameters.items()}
+    rules = resolve(definition.steps["gate"].spec["rules"], {"parameters": defaults})
+    return RULES.validate_python(rules)
+
+
+def simulated(chance: random.Random, n: int, accuracies: dict[str, float], sameness: float) -> dict[str, Scored]:
+    """Correlated answers: with probability ``sameness`` a model draws the example's own luck, else luck of its own."""
+    shared = [chance.random() for _ in range(n)]
+    found = {}
+    for label, accuracy in accuracies.items():
+        luck = [s if chance.random() < sameness else chance.random() for s in shared]
+        found[label] = scored(label, [float(one < accuracy) for one in luck])
+    return found
+
+
+@pytest.mark.parametrize("production", [False, True])
+def test_equal_models_are_promoted_at_most_once_in_twenty(production: bool) -> None:
+    rules, chance = shipped_rules(), random.Random(1)
+    promoted = 0
+    for _ in range(1_000):
+        labels = dict.fromkeys(["base", "tuned", "compressed", "production"], 0.7)
+        found = simulated(chance, 400, labels, sameness=0.7)
+        given = evidence(serving="production" if production else None, **found)
+        promoted += judge(rules, given).verdict == "pass"
+    assert promoted <= 50, f"{promoted} of 1,000 equal models were promoted"
+
+
+@pytest.mark.parametrize("production", [False, True])
+def test_ten_points_better_is_promoted_four_times_in_five(production: bool) -> None:
+    rules, chance = shipped_rules(), random.Random(2)
+    promoted = 0
+    for _ in range(1_000):
+        labels = {"base": 0.7, "tuned": 0.8, "compressed": 0.8, "production": 0.7}
+        found = simulated(chance, 400, labels, sameness=0.7)
+        found["compressed"] = nearly(chance, found["tuned"])
+        given = evidence(serving="production" if production else None, **found)
+        promoted += judge(rules, given).verdict == "pass"
+    assert promoted >= 800, f"only {promoted} of 1,000 better models were promoted"
+
+
+def nearly(chance: random.Random, tuned: Scored) -> Scored:
+    """What compression does: the same answers, but for one in fifty, in either direction."""
+    return scored("compressed", [1 - s if chance.random() < 0.02 else s for s in tuned.scores])
