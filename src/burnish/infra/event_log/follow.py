@@ -75,6 +75,7 @@ class EventLog:
         self._capacity = queue_capacity
         self._followers: set[_Follower] = set()
         self._watcher: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._watching = asyncio.Event()
         self.queries = 0
         """Queries of the watcher so far."""
@@ -136,11 +137,8 @@ class EventLog:
 
     async def close(self) -> None:
         """Stop the watcher; followers get no more events."""
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher
+        self._end_watcher()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _is_watching(self, timeout: float) -> bool:
         """Wait until the watcher has its place in the log: what comes behind that reaches every follower's queue."""
@@ -159,9 +157,16 @@ class EventLog:
     def _leave(self, follower: _Follower) -> None:
         self._followers.discard(follower)
         FOLLOWERS.dec()
-        if not self._followers and self._watcher is not None:
-            self._watcher.cancel()
-            self._watcher = None
+        if not self._followers:
+            self._end_watcher()
+
+    def _end_watcher(self) -> None:
+        """Cancel the watcher; its query, if one runs, ends in its own time, and :meth:`close` waits for that."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+            self._ending.add(watcher)
+            watcher.add_done_callback(self._ending.discard)
 
     async def _watch(self) -> None:
         """Read what is new and hand it to the followers that want it."""
