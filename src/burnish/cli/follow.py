@@ -23,7 +23,7 @@ from burnish.core.errors import BurnishError
 from burnish.core.protocol import Event
 from burnish.core.states import ExecutionState
 
-SILENCE = 4.0
+SILENCE = 3.0
 """Seconds after which a plain line is printed although nothing changed."""
 PAUSE = 0.3
 """Seconds between two looks at the status, however many events arrive."""

@@ -19,17 +19,20 @@ def step_line(step: StepView) -> str:
     if step.state == "running" and step.progress is not None and step.progress.total > 0:
         return progress_line(step.progress)
     if step.waiting_for:
-        return f"waits for {step.waiting_for}"
+        return step.waiting_for if step.waiting_for.startswith("waits") else f"waits for {step.waiting_for}"
     return step.reason or ""
 
 
 def progress_line(progress: Progress) -> str:
     """Return phase, position, metrics and time left."""
     parts = [progress.phase] if progress.phase else []
-    if progress.total > 0:
-        parts.append(f"{progress.done:g}/{progress.total:g} {progress.unit}")
+    if progress.total > 1:
+        parts.append(f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}")
+    elif progress.total > 0:
+        parts.append(f"{progress.done / progress.total:.0%}")
     parts += [form.format(progress.metrics[name]) for name, form in METRICS.items() if name in progress.metrics]
-    if progress.seconds_left is not None:
+    begun = progress.total > 0 and progress.done / progress.total > 0.02  # before that a guess would be wild
+    if progress.seconds_left is not None and begun:
         parts.append(f"{seconds(progress.seconds_left)} left")
     return "  ".join(parts)
 
@@ -90,7 +93,7 @@ def _evaluated(result: dict[str, Any]) -> str:
 
 
 def _judged(result: dict[str, Any]) -> str:
-    return f"verdict: {result['verdict']}"
+    return str(result["sentence"])
 
 
 def _deployed(result: dict[str, Any]) -> str:
@@ -98,12 +101,20 @@ def _deployed(result: dict[str, Any]) -> str:
     return f"{result['deployment']} revision {result['revision']} {served}, ready in {seconds(result['ready_seconds'])}"
 
 
+def _current(result: dict[str, Any]) -> str:
+    return f"{result['reference']} is in production" if result["found"] else "nothing is in production yet"
+
+
+def _promoted(result: dict[str, Any]) -> str:
+    before = f", before: version {result['replaced']}" if result.get("replaced") else ""
+    return f"{result['name']}@{result['alias']} is version {result['version']}{before}"
+
+
 def _registered(result: dict[str, Any]) -> str:
-    name = result.get("model") if isinstance(result.get("model"), str) else result.get("name")
-    return f"{name}@{result['version']}"
+    return f"{result['reference']}{'' if result['created'] else ', registered before'}"
 
 
 _LINES = {
     "train_rows": _split, "architecture": _imported, "data_order_hash": _trained, "bits_per_weight": _compressed,
-    "headline": _evaluated, "verdict": _judged, "switched": _deployed, "version": _registered,
+    "headline": _evaluated, "alias": _promoted, "verdict": _judged, "switched": _deployed, "found": _current, "created": _registered,
 }  # fmt: skip
