@@ -234,7 +234,7 @@ def _bar(step: StepView) -> RenderableType:
 
 
 def _plain_step(step: StepView) -> str:
-    return f"  {step.name:<16} {step.state:<10} {_elapsed(step.started_at, step.finished_at):>8}  {step_line(step)}".rstrip()
+    return f"  {step.name:<20} {step.state:<10} {_elapsed(step.started_at, step.finished_at):>8}  {step_line(step)}".rstrip()
 
 
 def _elapsed(start: datetime | None, end: datetime | None) -> str:

@@ -1,8 +1,8 @@
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,14 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_help_lists_every_command_and_is_quick() -> None:
     best = min(timed_help() for _ in range(3))
-    assert best < 0.5, f"`burnish --help` took {best:.2f} s"
+    assert best < 0.5, f"`burnish --help` took {best:.2f} s of CPU"
 
 
 def timed_help() -> float:
-    start = time.perf_counter()
+    """Return the processor seconds that it takes: what it costs, however busy the machine is."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", "burnish.cli", "--help"], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     for name in (
         "serve",
         "demo",
@@ -66,7 +67,7 @@ def timed_help() -> float:
         "chat",
     ):
         assert name in done.stdout
-    return seconds
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_help_imports_nothing_heavy() -> None:
