@@ -45,7 +45,7 @@ class Server:
         run_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "burnish.cli.main", "serve"], env=self._environment, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-m", "burnish.cli", "serve"], env=self._environment, stdout=log, stderr=log, start_new_session=True
             )  # fmt: skip
         if ready:
             wait_for(

@@ -6,7 +6,7 @@ step. ``validation.py`` checks the rest against what the components offer.
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from burnish.core.errors import FieldProblem, InvalidRequest
 from burnish.core.specs.base import digest_of
-from burnish.platform.workflow.expressions import ROOTS, ExpressionError, Path, bare, parse, paths, references, texts
+from burnish.platform.workflow.expressions import (
+    ROOTS,
+    ExpressionError,
+    Path,
+    bare,
+    expressions,
+    parse,
+    paths,
+    references,
+    texts,
+)
 from burnish.platform.workflow.reading import check_value, read_text
 
 ENGINE = "platform"
@@ -297,16 +307,31 @@ def step_references(name: str, step: Step) -> list[tuple[str, Path]]:
 def _bad_references(shape: _Shape) -> list[FieldProblem]:
     problems = []
     for name, step in shape.steps.items():
-        try:
-            found = step_references(name, step)
-        except ExpressionError as error:
-            problems.append(FieldProblem(where=error.where or name, message=error.message, hint=error.hint))
-            continue
-        problems += [problem for place, path in found if (problem := _bad_reference(shape, name, place, path))]
+        for place, text in _expression_texts(name, step):
+            try:
+                found = [path for expression in text for path in paths(parse(expression))]
+            except ExpressionError as error:
+                problems.append(FieldProblem(where=place, message=error.message, hint=error.hint))
+                continue
+            problems += [problem for path in found if (problem := _bad_reference(shape, name, place, path))]
         if isinstance(step.foreach, str) and not list(texts(step.foreach)):
             problems.append(FieldProblem(where=f"steps.{name}.foreach", message="this is text, not a list",
                                          hint="write `${{ parameters.some_list }}`, or a list"))  # fmt: skip
     return problems
+
+
+def _expression_texts(name: str, step: Step) -> Iterator[tuple[str, list[str]]]:
+    """Yield the expressions of a step with their places; a text whose braces do not close is given whole."""
+    place = f"steps.{name}"
+    fields = ((step.spec, "with"), (step.resources, "resources"), (step.foreach, "foreach"))
+    for value, field in fields:
+        for where, text in texts(value, f"{place}.{field}"):
+            try:
+                yield where, expressions(text)
+            except ExpressionError:
+                yield where, [text]
+    if isinstance(step.when, str):
+        yield f"{place}.when", [bare(step.when)]
 
 
 def _bad_reference(shape: _Shape, name: str, place: str, path: Path) -> FieldProblem | None:

@@ -134,7 +134,7 @@ def _end(data: st.DataObject, world: World) -> None:
         for index, item in enumerate(record.items)
         if item.state is StepState.RETRYING and record.state not in ENDED
     ]
-    if waiting and data.draw(st.booleans()):
+    if waiting and data.draw(st.sampled_from([0, 1])):
         world.due.add(data.draw(st.sampled_from(waiting)))
         return
     open_jobs = sorted(key for key, job in world.running.items() if not job["paused"])
@@ -245,7 +245,7 @@ def test_a_rejection_skips_what_waits_and_stops_what_runs() -> None:
     assert world.steps["deploy"].state is StepState.SKIPPED
     world.running["side", 0]["outcome"] = Outcome("cancelled")
     world.settle()
-    assert world.state is ExecutionState.REJECTED
+    assert str(world.state) == "rejected"
     assert world.steps["gate"].result == {"verdict": "fail"}
 
 

@@ -162,7 +162,8 @@ def test_equal_models_are_promoted_at_most_once_in_twenty(production: bool) -> N
     for _ in range(1_000):
         labels = dict.fromkeys(["base", "tuned", "compressed", "production"], 0.7)
         found = simulated(chance, 400, labels, sameness=0.7)
-        given = evidence(serving="production" if production else None, **found)
+        serving = _ref("production").digest if production else None
+        given = GateEvidence("compressed", found, 100, serving)
         promoted += judge(rules, given).verdict == "pass"
     assert promoted <= 50, f"{promoted} of 1,000 equal models were promoted"
 
@@ -175,7 +176,8 @@ def test_ten_points_better_is_promoted_four_times_in_five(production: bool) -> N
         labels = {"base": 0.7, "tuned": 0.8, "compressed": 0.8, "production": 0.7}
         found = simulated(chance, 400, labels, sameness=0.7)
         found["compressed"] = nearly(chance, found["tuned"])
-        given = evidence(serving="production" if production else None, **found)
+        serving = _ref("production").digest if production else None
+        given = GateEvidence("compressed", found, 100, serving)
         promoted += judge(rules, given).verdict == "pass"
     assert promoted >= 800, f"only {promoted} of 1,000 better models were promoted"
 
