@@ -32,7 +32,12 @@ def test_the_request_itself_is_not_changed() -> None:
 
 
 def test_what_an_engine_cannot_do_is_named() -> None:
-    request = {"messages": [], "response_format": {"type": "json_object"}, "seed": None, "user": "me"}
+    request: dict[str, object] = {
+        "messages": [],
+        "response_format": {"type": "json_object"},
+        "seed": None,
+        "user": "me",
+    }
     assert unsupported(request, "llama_cpp") == ()
     assert unsupported(request, "transformers") == ("response_format",)
     assert unsupported({"grammar": "root ::= x"}, "llama_cpp") == ("grammar",)
