@@ -423,6 +423,21 @@ async def test_a_split_runs_as_a_job_of_the_component(bench: Bench) -> None:
     assert bench.store.exists(job["result"]["train"]["digest"])
 
 
+async def test_a_method_that_a_path_has_not_is_answered_with_those_it_has(small: Bench) -> None:
+    answer = await small.client.patch(f"{URL}/reviews")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "GET, DELETE"
+    assert answer.json()["hint"] == "allowed: GET, DELETE"
+
+
+async def test_the_name_in_a_form_goes_before_the_files_own(small: Bench) -> None:
+    files = {"file": ("data.bin", lines(2).encode())}
+    answer = await small.client.post(URL, data={"filename": "reviews.jsonl"}, files=files)
+    assert (answer.status_code, answer.json()["name"]) == (201, "reviews")
+    answer = await small.client.post(URL, params={"filename": "films.jsonl"}, files={"file": lines(2).encode()})
+    assert answer.status_code in (200, 201), answer.text
+
+
 async def test_the_schema_documents_every_route_and_error(small: Bench) -> None:
     schema = (await small.client.get("/openapi.json")).json()
     operations = {

@@ -114,7 +114,7 @@ async def receive(body: AsyncIterator[bytes], content_type: str, spool: Spool) -
     """Write the body's file into ``spool`` and return the form's other fields.
 
     A body that is no form is the file itself, and there are no fields. The file's name in a form is the field
-    ``filename``.
+    ``filename``, unless a field of that name says otherwise.
 
     Raises:
         MalformedRequest: a form that is cut or broken.
@@ -142,7 +142,7 @@ async def receive(body: AsyncIterator[bytes], content_type: str, spool: Spool) -
     await spool.flush()
     if not form.files:
         raise InvalidRequest("the form has no file", where="file", hint="send the file as the part `file`")
-    return form.fields
+    return {**({"filename": form.file_name} if form.file_name else {}), **form.fields}
 
 
 class _Form:
@@ -151,6 +151,7 @@ class _Form:
     def __init__(self) -> None:
         self.fields: dict[str, str] = {}
         self.files = 0
+        self.file_name = ""
         self.ended = False
         self._header = b""
         self._value = b""
@@ -202,7 +203,7 @@ class _Form:
         self.files += 1
         if self.files > 1:
             raise InvalidRequest("the form has more than one file", where="file", hint="upload one file at a time")
-        self.fields["filename"] = options.get(b"filename", b"").decode(errors="replace")
+        self.file_name = options.get(b"filename", b"").decode(errors="replace")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 import burnish
 from burnish.core.errors import (
@@ -53,6 +54,7 @@ from burnish.platform.jobs.validation import validate
 __all__ = ["Check", "Kind", "LightJob", "Wait", "component_app", "install_problems"]
 
 _ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _OPEN_PATHS = frozenset({"/health", "/describe"})
 
 Caller = Annotated[Principal, Depends(current_principal)]
@@ -281,8 +283,19 @@ def install_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def by_status(request: Request, error: HTTPException) -> JSONResponse:
-        typed = _by_status(error, request)
-        return problem_response(typed, trace_of(request.headers.get(TRACE_HEADER)), error.status_code, error.headers)
+        if error.status_code == 405:
+            error.headers = {**(error.headers or {}), "Allow": ", ".join(_allowed(app, request))}
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _allowed(request)
+        typed = _by_status(error, request, headers)
+        return problem_response(typed, trace_of(request.headers.get(TRACE_HEADER)), error.status_code, headers)
+
+
+def _allowed(app: FastAPI, request: Request) -> list[str]:
+    """Return every method of the path: the framework names those of the first route that has the path alone."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [method for method in _METHODS if any(r.matches(scopes[method])[0] is Match.FULL for r in app.routes)]
 
 
 def problem_response(
@@ -309,12 +322,21 @@ def _invalid(error: RequestValidationError) -> BurnishError:
     return InvalidRequest("the request is wrong", problems=found, hint="each problem names the place")
 
 
-def _by_status(error: HTTPException, request: Request) -> BurnishError:
+def _allowed(request: Request) -> str:
+    """Return every method that some route offers at the request's path (the router names those of one route only)."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
+
+
+def _by_status(error: HTTPException, request: Request, headers: Mapping[str, str]) -> BurnishError:
     what = f"{request.method} {request.url.path}"
     if error.status_code == 404:
         return NotFound(f"there is nothing at {what}", where=request.url.path)
     if error.status_code == 405:
-        return _MethodNotAllowed(f"{what} is not possible", hint=f"allowed: {(error.headers or {}).get('Allow', '')}")
+        return _MethodNotAllowed(f"{what} is not possible", hint=f"allowed: {headers.get('Allow', '')}")
     if error.status_code == 413:
         return TooLarge(str(error.detail), where=what)
     if error.status_code < 500:
