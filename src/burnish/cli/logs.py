@@ -8,6 +8,7 @@ from burnish.client import Client, ExecutionView
 from burnish.core.errors import NotFound
 from burnish.core.protocol import Event
 
+ENGINE = "platform"
 LEVELS = {"warning": "yellow", "error": "red", "debug": "dim"}
 
 
@@ -20,9 +21,11 @@ def print_logs(client: Client, identifier: str, *, step: str | None, follow: boo
         names = _jobs(client.workflows.get(identifier), step)
         events = client.workflows.follow(identifier)
     if not follow:
-        for job_id, name in names.items():
-            for line in client.jobs.logs(job_id)["data"]:
-                _print(name, job_id, line, as_json)
+        lines = [(job_id, line) for job_id in names for line in client.jobs.logs(job_id)["data"]]
+        for job_id, line in sorted(lines, key=lambda one: str(one[1]["at"])):
+            _print(names[job_id], job_id, line, as_json)
+        if not lines and not as_json:
+            console().print("[dim]no log lines[/]")
         return
     for event in events:
         if event is None or event.type != "log":
@@ -41,7 +44,7 @@ def _jobs(view: ExecutionView, step: str | None) -> dict[str, str]:
     return {
         attempt.job_id: found.name
         for found in view.steps
-        if step in {None, found.name}
+        if step in {None, found.name} and found.component != ENGINE  # whose steps run in the server and have no log
         for attempt in found.attempts
         if attempt.job_id
     }

@@ -39,11 +39,15 @@ def show(
     url: Url = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show a model, or one version with its lineage: data, base, configuration, code, seed."""
-    from burnish.cli.output import print_json, print_record
+    from burnish.cli.output import plain, print_json, print_record
     from burnish.client import Client
 
     with Client(url) as client:
-        found = client.models.get(name)
+        if "@" in name:
+            version = client.models.resolve(name)
+            found = {**plain(version), "lineage": client.models.lineage(version.model, version.version)}
+        else:
+            found = {**client.models.get(name), "versions": plain(client.models.versions(name).data)}
     return print_json(found) if as_json else print_record(found)
 
 

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -74,8 +75,8 @@ def _walk(value: Any) -> Iterator[dict[str, Any]]:
             yield from _walk(inner)
 
 
-def print_report(client: Client, view: ExecutionView, deployment: str) -> None:
-    """Print what an execution came to, for a person."""
+def print_report(client: Client, view: ExecutionView, deployment: str, home: Path) -> None:
+    """Print what an execution came to, for a person; ``home`` is where its artifacts are."""
     found = findings(view)
     _say(f"\n[bold]Report on {view.workflow_id}[/]: {_outcome(view)}")
     _failure(view)
@@ -88,7 +89,7 @@ def print_report(client: Client, view: ExecutionView, deployment: str) -> None:
     _differences(found)
     _cost(found)
     _gate(found)
-    _artifacts(view, found)
+    _artifacts(view, found, home)
     if found.deployed is not None:
         _use_it(client, view, found, str(found.deployed.get("deployment") or deployment))
 
@@ -139,10 +140,17 @@ def _quality(found: Findings) -> None:
     table.add_column("rows", justify="right")
     for label, result in rows:
         metrics = result["metrics"]
-        cells = [share(metrics[name]) if name in metrics else "-" for name in (headline, *others)]
+        n = metrics[headline]["n"]
+        cells = [_cell(metrics.get(name), n) for name in (headline, *others)]
         skipped = f" ({result['skipped']} could not be scored)" if result.get("skipped") else ""
-        table.add_row(label, *cells, f"{metrics[headline]['n']}{skipped}")
+        table.add_row(label, *cells, f"{n}{skipped}")
     console().print(table)
+
+
+def _cell(metric: dict[str, Any] | None, n: int) -> Text:
+    if metric is None:
+        return Text("-")
+    return Text(share(metric) + (f" of {metric['n']}" if metric["n"] != n else ""))
 
 
 def _differences(found: Findings) -> None:
@@ -159,7 +167,7 @@ def _differences(found: Findings) -> None:
         excluded = one["low"] > 0 or one["high"] < 0
         meaning = ("better" if one["difference"] > 0 else "worse") if excluded else "no difference can be told"
         table.add_row(
-            f"{pair[0]} - {pair[1]}", f"{one['difference']:+.3f}", f"[{one['low']:+.3f}, {one['high']:+.3f}]".replace("[", "\\["),
+            f"{pair[0]} - {pair[1]}", f"{one['difference']:+.3f}", Text(f"[{one['low']:+.3f}, {one['high']:+.3f}]"),
             f"{one['p_value']:.2g}", f"{one['only_candidate']} / {one['only_baseline']}", meaning,
         )  # fmt: skip
     console().print(table)
@@ -199,12 +207,13 @@ def _gate(found: Findings) -> None:
     for column in ("rule", "verdict", "numbers"):
         table.add_column(column)
     for rule in found.gate["rules"]:
-        table.add_row(rule["rule"], Text(rule["verdict"], VERDICTS[rule["verdict"]]), Text(rule["sentence"]))
+        numbers = rule["sentence"].removeprefix(f"{rule['rule']}: ")
+        table.add_row(rule["rule"], Text(rule["verdict"], VERDICTS[rule["verdict"]]), Text(numbers))
     console().print(table)
     _say(f"Verdict: [{VERDICTS[verdict]}]{verdict}[/]")
 
 
-def _artifacts(view: ExecutionView, found: Findings) -> None:
+def _artifacts(view: ExecutionView, found: Findings, home: Path) -> None:
     table = _table("Artifacts, immutable and known by their content")
     for column in ("step", "kind", "digest", "size"):
         table.add_column(column)
@@ -216,9 +225,17 @@ def _artifacts(view: ExecutionView, found: Findings) -> None:
                 table.add_row(step.name, artifact.kind, artifact.digest[:19] + "…", size(artifact.size_bytes))
     if seen:
         console().print(table)
+    if found.compressed is not None and (folder := _folder(home, found.compressed["model"]["digest"])).is_dir():
+        _say(f"What is deployed is in {escape(str(folder))}")
     if found.registered is not None:
         name = found.registered["reference"]
         _say(f"Registered as [bold]{name}[/], with its lineage: [cyan]{command(f'model show {name}')}[/]")
+
+
+def _folder(home: Path, digest: str) -> Path:
+    """Return where an artifact of the store in the home has its files."""
+    name = digest.removeprefix("sha256:")
+    return home / "artifacts" / "objects" / name[:2] / name / "files"
 
 
 def _use_it(client: Client, view: ExecutionView, found: Findings, deployment: str) -> None:
@@ -230,16 +247,17 @@ def _use_it(client: Client, view: ExecutionView, found: Findings, deployment: st
     _say(f"  [cyan]{escape(command(f'chat {deployment} {shlex.quote(text)} --max-tokens 8'))}[/]")
     body = json.dumps({"model": deployment, "messages": messages, **request}, ensure_ascii=False)
     _say("\nThe request that reproduces the headline restricts the answer to the labels:")
-    _say(
-        f"  [cyan]curl -s {client.url}/v1/chat/completions -H 'content-type: application/json' -d {escape(shlex.quote(body))}[/]"
-    )
+    _say(f"  [cyan]curl -s {client.url}/v1/chat/completions -H 'content-type: application/json' \\[/]")
+    _say(f"  [cyan]  -d {escape(shlex.quote(body))}[/]")
     _say("\nThe same with the official `openai` package:")
     lines = [
         "from openai import OpenAI",
+        "",
         f'client = OpenAI(base_url="{client.url}/v1", api_key="unused")',
         "answer = client.chat.completions.create(",
-        f"    model={deployment!r}, messages={messages!r},",
-        f"    **{request!r},",
+        f"    model={deployment!r},",
+        f"    messages={messages!r},",
+        *(f"    {name}={value!r}," for name, value in request.items()),
         ")",
         "print(answer.choices[0].message.content)",
     ]

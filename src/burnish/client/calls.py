@@ -138,6 +138,16 @@ def model(name: str) -> Call[Any]:
     return Call("GET", f"/platform/models/{quoted(name)}", raw)
 
 
+def resolve_model(reference: str) -> Call[views.ModelVersionView]:
+    """Read the version that ``name``, ``name@3`` or ``name@alias`` means now."""
+    return Call("GET", "/platform/models/resolve", reader(views.ModelVersionView), {"ref": reference})
+
+
+def lineage(name: str, version: int) -> Call[Any]:
+    """Read where a version came from, and what came from it."""
+    return Call("GET", f"/platform/models/{quoted(name)}/versions/{version}/lineage", raw)
+
+
 def set_alias(name: str, alias: str, version: int) -> Call[Any]:
     """Move an alias to a version."""
     return Call("PUT", f"/platform/models/{quoted(name)}/aliases/{quoted(alias)}", raw, json={"version": version})

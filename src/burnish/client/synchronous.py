@@ -318,6 +318,19 @@ class Models:
         """Return a model with its versions and aliases."""
         return self._client.send(calls.model(name))
 
+    def versions(self, name: str, *, after: str | None = None, limit: int = 50) -> Page[views.ModelVersionView]:
+        """Return a model's versions, newest first."""
+        path = f"/platform/models/{calls.quoted(name)}/versions"
+        return self._client.send(calls.listing(path, views.ModelVersionView, after, limit))
+
+    def resolve(self, reference: str) -> views.ModelVersionView:
+        """Return the version that ``name``, ``name@3`` or ``name@production`` means now."""
+        return self._client.send(calls.resolve_model(reference))
+
+    def lineage(self, name: str, version: int) -> Any:
+        """Return where a version came from (data, base, configuration, code, seed), and what came from it."""
+        return self._client.send(calls.lineage(name, version))
+
     def alias(self, name: str, alias: str, version: int) -> Any:
         """Move an alias to a version."""
         return self._client.send(calls.set_alias(name, alias, version))
