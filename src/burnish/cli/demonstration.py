@@ -168,8 +168,8 @@ def _taken(port: int) -> bool:
 
 
 def _stay(process: subprocess.Popen[bytes], home: Path) -> None:
-    _say(f"\nThe server stays up until you press [bold]Ctrl-C[/] (home {home}).")
     with contextlib.suppress(KeyboardInterrupt):
+        _say(f"\nThe server stays up until you press [bold]Ctrl-C[/] (home {home}).")
         while process.poll() is None:
             time.sleep(0.5)
 
