@@ -3,10 +3,12 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from burnish.core.version import __version__
+
 if TYPE_CHECKING:
     from burnish.client import AsyncClient, Client
 
-__version__ = "0.1.0"
+
 __all__ = ["AsyncClient", "Client", "__version__"]
 
 

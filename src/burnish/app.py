@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from burnish import __version__
 from burnish.core.settings import Settings
+from burnish.core.version import __version__
 from burnish.infra import logging as own_logging
 from burnish.infra import signals
 from burnish.infra.asgi import Receive, Send

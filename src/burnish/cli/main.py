@@ -26,7 +26,7 @@ app.add_typer(job.app, name="job")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from burnish import __version__
+        from burnish.core.version import __version__
 
         print(f"burnish {__version__}")
         raise typer.Exit

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import httpx
 
-from burnish import __version__
 from burnish.client.address import find_url
 from burnish.client.calls import Call
 from burnish.client.errors import NotReachable, error_from_response
 from burnish.client.views import Chunk
 from burnish.core.errors import BurnishError, UpstreamFailed
+from burnish.core.version import __version__
 
 Answer = TypeVar("Answer")
 

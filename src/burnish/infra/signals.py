@@ -14,7 +14,7 @@ from typing import Literal
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from burnish import __version__
+from burnish.core.version import __version__
 from burnish.infra.home import disk_free
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-import burnish
 from burnish.core.errors import BadData, JobFailed, NonFiniteLoss
 from burnish.core.job import JobContext
 from burnish.core.specs.base import ArtifactRef, digest_of
 from burnish.core.specs.fine_tuning import FineTuningResult, FineTuningSpec, LossPoint
 from burnish.core.specs.model import ModelCard
+from burnish.core.version import __version__
 from burnish.ml import checkpoint, lora
 from burnish.ml.batches import DataOrder, MicroBatch, micro_batches
 from burnish.ml.loss import token_losses, use_flat
@@ -335,4 +335,4 @@ def code_version() -> str:
     hashed = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         hashed.update(path.read_bytes())
-    return f"{burnish.__version__}+{hashed.hexdigest()[:12]}"
+    return f"{__version__}+{hashed.hexdigest()[:12]}"

@@ -15,9 +15,8 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
-import burnish
 from burnish.core.errors import (
     BurnishError,
     FieldProblem,
@@ -38,6 +37,7 @@ from burnish.core.protocol import (
     KindOffer,
     Validation,
 )
+from burnish.core.version import __version__
 from burnish.infra import event_log
 from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.event_log import SSE_HEADERS, stream
@@ -85,7 +85,7 @@ def component_app(
     runtime.offer(component_type, kinds)
     app = FastAPI(
         title=f"Burnish component {component_type}",
-        version=burnish.__version__,
+        version=__version__,
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,
@@ -109,7 +109,7 @@ def describe(component_type: str, kinds: Mapping[str, Kind], routes: Sequence[st
         )
         for name, kind in sorted(kinds.items())
     )  # fmt: skip
-    return Description(component_type=component_type, version=burnish.__version__, kinds=offers, routes=tuple(routes))
+    return Description(component_type=component_type, version=__version__, kinds=offers, routes=tuple(routes))
 
 
 class _CallerCheck:
@@ -285,11 +285,8 @@ def install_problems(app: FastAPI) -> None:
     async def by_status(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 405:
             error.headers = {**(error.headers or {}), "Allow": ", ".join(_allowed(app, request))}
-        headers = dict(error.headers or {})
-        if error.status_code == 405:
-            headers["Allow"] = _allowed(request)
-        typed = _by_status(error, request, headers)
-        return problem_response(typed, trace_of(request.headers.get(TRACE_HEADER)), error.status_code, headers)
+        typed = _by_status(error, request)
+        return problem_response(typed, trace_of(request.headers.get(TRACE_HEADER)), error.status_code, error.headers)
 
 
 def _allowed(app: FastAPI, request: Request) -> list[str]:
@@ -322,21 +319,12 @@ def _invalid(error: RequestValidationError) -> BurnishError:
     return InvalidRequest("the request is wrong", problems=found, hint="each problem names the place")
 
 
-def _allowed(request: Request) -> str:
-    """Return every method that some route offers at the request's path (the router names those of one route only)."""
-    methods: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods or set()
-    return ", ".join(sorted(methods))
-
-
-def _by_status(error: HTTPException, request: Request, headers: Mapping[str, str]) -> BurnishError:
+def _by_status(error: HTTPException, request: Request) -> BurnishError:
     what = f"{request.method} {request.url.path}"
     if error.status_code == 404:
         return NotFound(f"there is nothing at {what}", where=request.url.path)
     if error.status_code == 405:
-        return _MethodNotAllowed(f"{what} is not possible", hint=f"allowed: {headers.get('Allow', '')}")
+        return _MethodNotAllowed(f"{what} is not possible", hint=f"allowed: {(error.headers or {}).get('Allow', '')}")
     if error.status_code == 413:
         return TooLarge(str(error.detail), where=what)
     if error.status_code < 500:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import APIRouter, Response
 
-from burnish import __version__
+from burnish.core.version import __version__
 from burnish.platform.monitoring.readiness import Check, problems
 from burnish.platform.monitoring.schemas import HealthView, ReadyView
 

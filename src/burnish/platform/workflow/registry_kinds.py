@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish import __version__
 from burnish.core.errors import NotFound
 from burnish.core.specs.base import ArtifactRef, Spec, digest_of
 from burnish.core.specs.data import DATASET_CARD_FILE, DatasetCard
 from burnish.core.specs.evaluation import EvaluationResult
 from burnish.core.specs.model import MODEL_CARD_FILE, ModelCard
+from burnish.core.version import __version__
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.platform.model_registry import service as registry
 from burnish.platform.model_registry.schemas import (
