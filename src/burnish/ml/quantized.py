@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from burnish.core.errors import InvalidRequest
+from burnish.core.errors import BadModel, InvalidRequest
 from burnish.ml.model import load_model
+
+_BLOCK = 64
+"""Weights that share a scale in bitsandbytes' NF4."""
 
 
 def load_quantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -15,7 +18,7 @@ def load_quantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises:
         InvalidRequest: bitsandbytes is not installed.
-        BadModel: as :func:`burnish.ml.model.load_model`.
+        BadModel: as :func:`burnish.ml.model.load_model`; layers that 4-bit blocks do not divide.
     """
     if find_spec("bitsandbytes") is None:
         raise InvalidRequest(
@@ -26,4 +29,11 @@ def load_quantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return load_model(folder, dtype, quantization_config=config, device_map={"": device})
+    model = load_model(folder, dtype, quantization_config=config, device_map={"": device})
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == torch.uint8 and layer.in_features % _BLOCK:
+            raise BadModel(
+                f"layer {name} has {layer.in_features} inputs, which 4-bit blocks of {_BLOCK} do not divide",
+                where=str(folder), hint="use method lora",
+            )  # fmt: skip
+    return model
