@@ -33,6 +33,13 @@ class WorkResult(Spec):
     numbers: dict[str, float] = Field(default_factory=dict)
 
 
+_KINDS = {
+    ("worker", "work"): KindOffer(
+        name="work", spec_schema=WorkSpec.model_json_schema(), result_schema=WorkResult.model_json_schema()
+    )
+}
+
+
 @dataclass
 class FakeJob:
     """A job of the fake."""
@@ -76,10 +83,7 @@ class FakeComponents:
     """Errors of the next jobs whose spec has this ``number``."""
 
     def kinds(self) -> Mapping[tuple[str, str], KindOffer]:
-        offer = KindOffer(
-            name="work", spec_schema=WorkSpec.model_json_schema(), result_schema=WorkResult.model_json_schema()
-        )
-        return {("worker", "work"): offer}
+        return _KINDS
 
     async def describe(self, component_type: str) -> Description:
         return Description(component_type=component_type, version="1", kinds=tuple(self.kinds().values()))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from burnish.core.errors import BurnishError, Unavailable
+from burnish.core.states import ExecutionState
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
 from burnish.infra.reconcile import Reconciler, Turn
@@ -80,13 +81,9 @@ class WorkflowReconciler:
         await self.reconciler.stop()
 
     async def _turn(self, turn: Turn) -> float | None:
-        async with turn.read() as session:
-            row = await store.by_key(session, turn.key)
-            if row is None or row.status in FINAL:
-                return None
-            attempts = await store.open_attempts(session, turn.key) if row.steps else []
-        definition = self._definitions.of(row.definition_digest, row.definition)
-        execution = Execution(row, attempts, definition, self._kinds)
+        execution = await self._load(turn)
+        if execution is None or execution.ended:
+            return None
         while True:
             delay, fault = await self._act(execution)
             if execution.has_news():
@@ -98,6 +95,19 @@ class WorkflowReconciler:
                 raise fault
             if execution.ended:
                 return None
+
+    async def _load(self, turn: Turn) -> Execution | None:
+        """Return the execution; one without open attempts is advanced at once, in the same unit of work."""
+        async with turn.write() as session:
+            row = await store.by_key(session, turn.key)
+            if row is None or row.status in FINAL:
+                return None
+            attempts = [] if row.status == ExecutionState.PENDING else await store.open_attempts(session, turn.key)
+            definition = self._definitions.of(row.definition_digest, row.definition)
+            execution = Execution(row, attempts, definition, self._kinds)
+            if not attempts:
+                await execution.advance(session)
+        return execution
 
     async def _act(self, execution: Execution) -> tuple[float | None, Exception | None]:
         """Deal with every open attempt; return the seconds until one must be looked at again, and a fault if there was."""

@@ -14,6 +14,7 @@ from burnish.platform.workflow.records import FINAL
 from burnish.platform.workflow.tables import StepAttemptRow, WorkflowExecutionRow
 
 OPEN = (JobState.QUEUED, JobState.RUNNING)
+_INSERT_ATTEMPTS = insert(StepAttemptRow.__table__)  # type: ignore[arg-type]
 _ENDED_JOBS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -107,8 +108,9 @@ async def attempts_of(session: AsyncSession, key: str) -> list[AttemptWithJob]:
 async def insert_attempts(session: AsyncSession, rows: Iterable[Mapping[str, Any]]) -> None:
     """Insert attempts. A second attempt with the same execution, step, item and number is refused by the database."""
     found = list(rows)
-    if found:
-        await session.execute(insert(StepAttemptRow), found)
+    if found:  # past the ORM, which takes three times as long
+        connection = await session.connection()
+        await connection.execute(_INSERT_ATTEMPTS, found)
 
 
 async def update_attempt(session: AsyncSession, job_id: str, values: Mapping[str, Any]) -> None:
@@ -119,8 +121,9 @@ async def update_attempt(session: AsyncSession, job_id: str, values: Mapping[str
 
 async def update_execution(session: AsyncSession, key: str, values: Mapping[str, Any]) -> None:
     """Change columns of an execution: those that its reconciler owns."""
-    statement = update(WorkflowExecutionRow).where(WorkflowExecutionRow.id == key).values(**values)
-    await session.execute(statement.execution_options(synchronize_session=False))
+    table = WorkflowExecutionRow.__table__
+    connection = await session.connection()
+    await connection.execute(table.update().where(table.c.id == key).values(**values))  # type: ignore[attr-defined]
 
 
 async def wake_execution(session: AsyncSession, key: str) -> None:

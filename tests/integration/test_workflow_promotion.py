@@ -1,0 +1,176 @@
+"""From evaluations to an alias: the gate over real artifacts, registration with lineage, promotion, rejection."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from burnish.core.specs import ArtifactRef, DatasetCard, EvaluationResult, ModelCard
+from burnish.core.specs.base import ArtifactKind
+from burnish.infra.artifact_store import store as artifacts
+from burnish.infra.artifact_store.files import FileArtifactStore
+from burnish.infra.database import Database
+from tests.support.workflow_engine import Engine, engine, states_of, step_of
+
+DEFINITION = """
+name: promotion
+parameters:
+  base: {type: object}
+  candidate: {type: object}
+  production: {type: object}
+  model: {type: object}
+  base_model: {type: object}
+  data: {type: dataset}
+steps:
+  current: {kind: current, with: {name: m}}
+  gate:
+    kind: gate
+    with:
+      candidate: candidate
+      artifact: "${{ parameters.model }}"
+      in_production: "${{ steps.current.result.artifact }}"
+      evaluations:
+        base: "${{ parameters.base }}"
+        candidate: "${{ parameters.candidate }}"
+        production: "${{ parameters.production }}"
+      rules:
+        - {type: better, than: base}
+        - {type: better, than: production, in_production: true}
+  register:
+    kind: register
+    needs: [gate]
+    with:
+      name: m
+      model: "${{ parameters.model }}"
+      base: "${{ parameters.base_model }}"
+      datasets: {train: "${{ parameters.data }}"}
+      evaluations: {base: "${{ parameters.base }}", candidate: "${{ parameters.candidate }}"}
+      verdict: "${{ steps.gate.result }}"
+      seed: 7
+  promote: {kind: promote, with: {name: m, version: "${{ steps.register.result.version }}"}}
+"""
+
+
+@pytest.fixture
+async def wf(database: Database, store: FileArtifactStore) -> AsyncIterator[Engine]:
+    async with engine(database, store) as found:
+        yield found
+
+
+async def publish(wf: Engine, kind: ArtifactKind, files: dict[str, str]) -> dict[str, Any]:
+    folder = wf.artifacts.stage("test")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    ref = wf.artifacts.publish(folder, kind)
+    async with wf.database.write() as session:
+        await artifacts.record(session, "default", ref)
+    return ref.model_dump(mode="json")
+
+
+async def model(wf: Engine, name: str, **card: Any) -> dict[str, Any]:
+    written = ModelCard(name=name, architecture="X", parameters=1, dtype="q8_0", source=f"made {name}", **card)
+    return await publish(wf, "gguf", {"burnish.json": written.model_dump_json(), "weights": name})
+
+
+async def evaluation(wf: Engine, served: dict[str, Any], right: int, n: int = 200) -> dict[str, Any]:
+    lines = [json.dumps({"id": f"e{i}", "score": float(i < right)}) for i in range(n)]
+    examples = await publish(wf, "report", {"examples.jsonl": "\n".join(lines) + "\n", "of": served["digest"]})
+    dataset = ArtifactRef(digest="sha256:" + "d" * 64, kind="dataset")
+    return EvaluationResult.model_validate(
+        {"task": "classification", "headline": "accuracy", "metrics": {"accuracy": {"value": right / n, "n": n}},
+         "dataset": dataset, "examples": examples, "served": {
+            "engine": "llama_cpp", "model": served, "dtype": "q8_0", "size_bytes": 1, "memory_bytes": 1,
+            "tokens_per_second": 1, "latency_p50_seconds": 1, "latency_p95_seconds": 1, "load_seconds": 1}}
+    ).model_dump(mode="json")  # fmt: skip
+
+
+async def inputs(wf: Engine, name: str, right: int, **more: Any) -> dict[str, Any]:
+    base = await model(wf, "base", licence="apache-2.0")
+    tuned = await model(wf, name, base=base["digest"])
+    card = DatasetCard(format="classification", rows=3, rows_hash="sha256:rows")
+    data = await publish(wf, "dataset", {"dataset.json": card.model_dump_json(), "data.jsonl": "{}\n"})
+    wf.components.datasets["reviews"] = {"name": "reviews", "version": 2, "artifact": data, "created_at": "x"}
+    return {
+        "base": await evaluation(wf, base, 100), "candidate": await evaluation(wf, tuned, right), "model": tuned,
+        "base_model": base, "data": "reviews", **more,
+    }  # fmt: skip
+
+
+async def alias_of(wf: Engine) -> int | None:
+    async with wf.client() as client:
+        answer = await client.get("/platform/models/resolve", params={"ref": "m@production"})
+    return answer.json()["version"] if answer.status_code == 200 else None
+
+
+async def test_a_better_model_is_registered_with_its_lineage_and_promoted(wf: Engine) -> None:
+    workflow_id = await wf.submit(DEFINITION, **await inputs(wf, "better", 150))
+    view = await wf.until(workflow_id, "succeeded")
+    assert step_of(view, "gate").result["verdict"] == "pass"
+    assert await alias_of(wf) == 1
+    async with wf.client() as client:
+        lineage = (await client.get("/platform/models/m/versions/1/lineage")).json()
+    upstream = lineage["upstream"]
+    assert upstream["execution"] == workflow_id
+    assert upstream["datasets"][0] | {"digest": ""} == {
+        "role": "train", "digest": "", "name": "reviews", "version": 2, "rows": 3, "rows_hash": "sha256:rows",
+        "licence": None,
+    }  # fmt: skip
+    assert (upstream["seed"], upstream["base"]["name"], lineage["licence"]) == (7, "base", "apache-2.0")
+    assert upstream["code_version"]
+    assert {step["step"] for step in upstream["steps"]} >= {"gate"}
+    assert "all 2 rules pass" in upstream["verdict"]
+    assert lineage["aliases"] == ["production"]
+
+
+async def test_the_same_model_again_is_already_in_production(wf: Engine) -> None:
+    given = await inputs(wf, "better", 150)
+    await wf.until(await wf.submit(DEFINITION, **given), "succeeded")
+    view = await wf.until(await wf.submit(DEFINITION, **given), "succeeded")
+    assert "already in production" in step_of(view, "gate").result["rules"][1]["sentence"]
+    assert step_of(view, "register").result["created"] is False
+    assert await alias_of(wf) == 1
+
+
+@pytest.mark.parametrize(("right", "word"), [(152, "inconclusive"), (60, "fail"), (100, "fail")])
+async def test_what_does_not_pass_is_rejected_and_production_stays(wf: Engine, right: int, word: str) -> None:
+    first = await inputs(wf, "first", 150)
+    await wf.until(await wf.submit(DEFINITION, **first), "succeeded")
+    given = await inputs(wf, "worse", right, production=first["candidate"])
+    workflow_id = await wf.submit(DEFINITION, **given)
+    view = await wf.until(workflow_id, "rejected")
+    assert states_of(view) == {"current": "succeeded", "gate": "failed", "register": "skipped", "promote": "skipped"}
+    assert view.error is not None
+    assert (view.error.code, word in view.error.message) == ("rejected", True)
+    assert step_of(view, "gate").result["verdict"] == word
+    assert await alias_of(wf) == 1
+    await wf.ask("retry", workflow_id)
+    await wf.until(workflow_id, "running", "rejected")
+    view = await wf.until(workflow_id, "rejected")
+    async with wf.client() as client:
+        assert (await client.get("/platform/models/m")).json()["versions"] == 1
+
+
+async def test_evidence_that_is_not_what_was_published_fails_the_gate(wf: Engine) -> None:
+    given = await inputs(wf, "better", 150)
+    folder = wf.artifacts.open(given["candidate"]["examples"]["digest"])
+    file = folder / "examples.jsonl"
+    file.chmod(0o644)
+    text = file.read_text()
+    file.write_text(text.replace('"score": 0.0', '"score": 1.0'))
+    view = await wf.until(await wf.submit(DEFINITION, **given), "failed")
+    assert view.error is not None
+    assert view.error.code == "artifact_corrupt"
+    assert await alias_of(wf) is None
+
+
+async def test_something_else_in_production_must_be_evaluated(wf: Engine) -> None:
+    await wf.until(await wf.submit(DEFINITION, **await inputs(wf, "first", 150)), "succeeded")
+    view = await wf.until(await wf.submit(DEFINITION, **await inputs(wf, "second", 190)), "failed")
+    assert view.error is not None
+    assert "no evaluation 'production'" in view.error.message
+    other = await model(wf, "other")
+    given = await inputs(wf, "third", 190)
+    view = await wf.until(await wf.submit(DEFINITION, **{**given, "model": other}), "failed")
+    assert view.error is not None
+    assert "would be deployed" in view.error.message
