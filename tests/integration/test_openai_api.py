@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,8 +13,13 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from burnish.core.errors import InvalidRequest
+from burnish.core.specs.base import ArtifactRef
+from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
+from burnish.platform.identity import LOCAL
+from burnish.platform.openai_api import document
 from tests.support.serving import FakeServer, fake_model, fake_server
 
 
@@ -21,12 +27,24 @@ class Served:
     """A running server, the official client and a plain one."""
 
     def __init__(
-        self, server: FakeServer, store: FileArtifactStore, client: AsyncOpenAI, http: httpx.AsyncClient
+        self,
+        server: FakeServer,
+        database: Database,
+        store: FileArtifactStore,
+        client: AsyncOpenAI,
+        http: httpx.AsyncClient,
     ) -> None:
-        self.server, self.store, self.client, self.http = server, store, client, http
+        self.server, self.database, self.store, self.client, self.http = server, database, store, client, http
+
+    async def model(self, name: str, **fake: Any) -> ArtifactRef:
+        """Publish a model, and have the project know it."""
+        ref = fake_model(self.store, name, **fake)
+        async with self.database.write() as session:
+            await artifacts.record(session, "default", ref)
+        return ref
 
     async def deploy(self, name: str = "dep", fake: dict[str, Any] | None = None, **spec: Any) -> None:
-        ref = fake_model(self.store, name, **(fake or {}))
+        ref = await self.model(name, **(fake or {}))
         body = {"deployment": name, "model": ref.model_dump(), **spec}
         answer = await self.http.post("/platform/deployments", json=body)
         assert answer.status_code == 200, answer.text
@@ -51,7 +69,7 @@ async def served(sqlite_url: str, store: FileArtifactStore, home: Path) -> Async
             AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
             httpx.AsyncClient(base_url=server.url, timeout=30) as http,
         ):
-            yield Served(server, store, client, http)
+            yield Served(server, database, store, client, http)
     finally:
         await database.dispose()
 
@@ -239,3 +257,94 @@ async def test_hanging_up_stops_the_generation(served: Served, stream: bool) -> 
     while (counted := await stats(view, served))["running"]:
         assert time.monotonic() < deadline
     assert counted["cancelled"] == 1
+
+
+async def test_the_deploy_job(served: Served) -> None:
+    """The kind `deploy`, as the workflow engine submits it."""
+    integrator = served.server.integrator
+
+    async def run(job_id: str, ref: Any, **spec: Any) -> dict[str, Any]:
+        body = {"job_id": job_id, "kind": "deploy", "spec": {"deployment": "dep", "model": ref.model_dump(), **spec}}
+        view: dict[str, Any] = await integrator.call("model_serving", "POST", "/jobs", body, principal=LOCAL)
+        deadline = time.monotonic() + 30
+        while view["state"] in {"queued", "starting", "running"}:
+            assert time.monotonic() < deadline, view
+            await asyncio.sleep(0.05)
+            view = await integrator.call("model_serving", "GET", f"/jobs/{job_id}", principal=LOCAL)
+        return view
+
+    one, two = await served.model("one"), await served.model("two")
+    first = await run("job_1", one, model_version="m@1")
+    assert first["state"] == "succeeded", first
+    assert (first["result"]["revision"], first["result"]["switched"], first["result"]["replaced"]) == (1, True, None)
+    assert first["result"]["ready_seconds"] > 0
+    again = await run("job_1", one, model_version="m@1")
+    assert again["result"] == first["result"]
+    same = await run("job_2", one, model_version="m@1")
+    assert (same["result"]["revision"], same["result"]["switched"]) == (1, False)
+    second = await run("job_3", two)
+    assert (second["result"]["revision"], second["result"]["replaced"]) == (2, 1)
+    path = served.store.open(bad := await served.model("bad")) / "fake.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace("bad", "BAD"))
+    failed = await run("job_4", bad)
+    assert (failed["state"], failed["error"]["code"]) == ("failed", "artifact_corrupt")
+    assert (await served.client.chat.completions.create(model="dep", messages=HI, max_tokens=1)).choices[
+        0
+    ].message.content == "two"
+    with pytest.raises(InvalidRequest) as refused:
+        await run("job_5", one.model_copy(update={"digest": "sha256:" + "0" * 64, "kind": "model"}))
+    assert {problem.where for problem in refused.value.problems} == {"spec.model"}
+
+
+async def test_a_cancelled_deploy_leaves_what_serves(served: Served) -> None:
+    await served.deploy("dep")
+    slow = await served.model("slow", start_seconds=30)
+    integrator = served.server.integrator
+    body = {"job_id": "job_1", "kind": "deploy", "spec": {"deployment": "dep", "model": slow.model_dump()}}
+    await integrator.call("model_serving", "POST", "/jobs", body, principal=LOCAL)
+    await served.until(lambda v: any(r["revision"] == 2 and r["pid"] for r in v["replicas"]))
+    await integrator.call("model_serving", "POST", "/jobs/job_1/cancel", principal=LOCAL)
+    view = await served.until(lambda v: v["revisions"][0]["state"] == "retired" and len(v["replicas"]) == 1)
+    assert (view["state"], view["wanted"], view["serving"]) == ("ready", 1, 1)
+    deadline = time.monotonic() + 10
+    while (job := await integrator.call("model_serving", "GET", "/jobs/job_1", principal=LOCAL))[
+        "state"
+    ] != "cancelled":
+        assert time.monotonic() < deadline, job
+        await asyncio.sleep(0.05)
+
+
+async def test_the_routes_of_deployments(served: Served) -> None:
+    await served.deploy("one")
+    await served.deploy("two")
+    http = served.http
+    first = (await http.get("/platform/deployments?limit=1")).json()
+    assert ([d["name"] for d in first["data"]], first["has_more"], first["next"]) == (["one"], True, "one")
+    rest = (await http.get("/platform/deployments?limit=1&after=one")).json()
+    assert ([d["name"] for d in rest["data"]], rest["has_more"]) == (["two"], False)
+    assert (await http.post("/platform/deployments/one/rollback")).json()["code"] == "conflict"
+    assert (await http.post("/platform/deployments/one/rollback", json={"revision": 9})).status_code == 404
+    assert (await http.get("/platform/deployments/nothing")).json()["code"] == "not_found"
+    absent = {"deployment": "x", "model": {"digest": "sha256:" + "0" * 64, "kind": "gguf"}}
+    assert (await http.post("/platform/deployments", json=absent)).json()["problems"][0]["where"] == "model"
+    assert (await http.post("/platform/deployments/two/stop")).json()["wanted"] is None
+    await served.until(lambda v: v["state"] == "stopped", "two")
+    assert (await http.post("/platform/deployments/two/start")).status_code == 200
+    assert (await http.delete("/platform/deployments/one")).status_code == 204
+    assert (await http.get("/platform/deployments/one")).status_code == 404
+
+
+async def test_the_document_of_v1_is_whole() -> None:
+    whole = document()
+    for path, operations in whole["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"], path
+            assert operation["description"]
+            assert {"200", "503"} <= set(operation["responses"])
+            for status, response in operation["responses"].items():
+                assert response["description"], (path, status)
+                assert any("example" in content for content in response["content"].values()), (path, status)
+    text = json.dumps(whole)
+    for reference in set(re.findall(r"#/components/schemas/(\w+)", text)):
+        assert reference in whole["components"]["schemas"]

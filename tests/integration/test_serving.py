@@ -137,14 +137,14 @@ async def test_a_switch_drops_no_request_and_cuts_no_stream(
     server: Server, store: FileArtifactStore, home: Path
 ) -> None:
     await server.serves(await server.deploy(fake_model(store, "old", token_seconds=0.05)))
-    answers: list[str] = []
+    answers: list[list[str]] = [[], [], []]
     done = asyncio.Event()
 
-    async def ask_on() -> None:
+    async def ask_on(own: list[str]) -> None:
         while not done.is_set():
-            answers.append((await server.says()).split()[0])
+            own.append((await server.says()).split()[0])
 
-    askers = [asyncio.create_task(ask_on()) for _ in range(3)]
+    askers = [asyncio.create_task(ask_on(own)) for own in answers]
     async with server.streaming(max_tokens=60) as response:
         chunks = response.chunks()
         first = await anext(chunks)
@@ -160,8 +160,9 @@ async def test_a_switch_drops_no_request_and_cuts_no_stream(
     await server.until(lambda v: [r.state for r in v.replicas] == ["ready"])
     done.set()
     await asyncio.gather(*askers)
-    assert answers[-1] == "new"
-    assert answers == sorted(answers, reverse=True), "no answer of the old one after one of the new"
+    for own in answers:
+        assert own[-1] == "new"
+        assert own == sorted(own, reverse=True), "whoever had an answer of the new one had none of the old one after it"
     assert len(replica_pids(home)) == 1
 
 
@@ -348,3 +349,30 @@ async def test_an_orphan_is_ended(server: Server, store: FileArtifactStore, home
     assert replica_pids(home) == []
     with pytest.raises(replicas.ReplicaEnded):
         processes.start("rep_x", FAKE, config)
+
+
+async def test_two_at_once_make_one_deployment(server: Server, store: FileArtifactStore) -> None:
+    refs = [fake_model(store, str(number)) for number in range(4)]
+    numbers = await asyncio.gather(*(server.deploy(ref) for ref in refs))
+    assert sorted(numbers) == [1, 2, 3, 4]
+    view = await server.serves(4)
+    assert view.wanted == 4
+
+
+async def test_draining_ends_the_replicas_and_the_next_start_serves_again(
+    database: Database, store: FileArtifactStore, home: Path
+) -> None:
+    try:
+        async with running(Server(database, store, home)) as first:
+            await first.serves(await first.deploy(fake_model(store, "m", token_seconds=0.02)))
+            asked = asyncio.create_task(first.chat(max_tokens=20))
+            await first.until(lambda v: v.replicas[0].in_flight == 1)
+            said = await first.parts.drain()
+            assert len(said) == 1
+            assert (await asked)[2]["usage"]["completion_tokens"] == 20, "it was finished first"
+            assert replica_pids(home) == []
+        async with running(Server(database, store, home, "two")) as second:
+            await second.serves(1)
+            assert await second.says() == "m w1 w2"
+    finally:
+        await end_replicas(home)

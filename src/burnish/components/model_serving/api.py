@@ -1,17 +1,13 @@
 """The routes of deployments."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query
 
-from burnish.components.model_serving.kinds import missing_artifacts
 from burnish.components.model_serving.routing import Traffic
 from burnish.components.model_serving.schemas import DEPLOY_EXAMPLE, DeploymentPage, DeploymentView, Rollback
 from burnish.components.model_serving.service import Deployments
-from burnish.core.errors import InvalidRequest
 from burnish.core.specs.serving import DeploySpec
-from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database
 from burnish.infra.problems import problems
 from burnish.platform.identity import Principal, current_principal
@@ -23,7 +19,7 @@ Name = Annotated[
 ]
 
 
-def router(database: Database, artifacts: ArtifactStore, deployments: Deployments, traffic: Traffic) -> APIRouter:
+def router(database: Database, deployments: Deployments, traffic: Traffic) -> APIRouter:
     """Return the routes under ``/platform/deployments``."""
     routes = APIRouter(prefix="/platform/deployments", tags=["deployments"])
 
@@ -51,9 +47,8 @@ def router(database: Database, artifacts: ArtifactStore, deployments: Deployment
         A new revision starts beside the one that serves, is verified by a generation of its own, and takes over
         without dropping a request. The same spec as the one that serves changes nothing.
         """
-        if missing := await asyncio.to_thread(missing_artifacts, spec, artifacts.exists):
-            raise InvalidRequest("the spec names artifacts that are not there", problems=missing)
         async with database.write() as session:
+            await deployments.check_artifacts(session, caller.project_id, spec)
             await deployments.deploy(session, caller.project_id, spec)
         return await shown(caller, spec.deployment)
 

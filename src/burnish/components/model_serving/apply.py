@@ -14,10 +14,12 @@ from burnish.components.model_serving.service import REFERENCE_OWNER, Deployment
 from burnish.components.model_serving.tables import Deployment, Replica, Revision
 from burnish.core.errors import ErrorBody
 from burnish.core.ids import new_id
+from burnish.core.specs.base import Resources
 from burnish.core.specs.serving import DeploySpec
 from burnish.core.states import DeploymentState, ReplicaState, RevisionState
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import notify, utcnow
+from burnish.platform.jobs import service as jobs
 
 _STEADY_SECONDS = 60.0
 """A replica that was ready this long had no trouble of its own: what counts as in a row starts again."""
@@ -70,7 +72,7 @@ async def apply(
     for action in actions:
         if isinstance(action, d.Spawn | d.Verify | d.CheckArtifact):
             continue
-        if isinstance(action, d.LoseReplica | d.MarkReady | d.Drain | d.Terminate):
+        if isinstance(action, d.LoseReplica | d.MarkReady | d.Drain | d.Terminate | d.Ended):
             await _write_replica(writing, action)
         elif isinstance(action, d.StopServing):
             if writing.deployment.wanted is None:
@@ -82,7 +84,9 @@ async def apply(
     return await _settle(writing)
 
 
-async def _write_replica(writing: _Writing, action: d.LoseReplica | d.MarkReady | d.Drain | d.Terminate) -> None:
+async def _write_replica(
+    writing: _Writing, action: d.LoseReplica | d.MarkReady | d.Drain | d.Terminate | d.Ended
+) -> None:
     session = writing.session
     row = await store.replica(session, action.replica)
     if row.state in store.ENDED_REPLICA:
@@ -94,7 +98,10 @@ async def _write_replica(writing: _Writing, action: d.LoseReplica | d.MarkReady 
         case d.Drain():
             row.draining_since = time.time()
             await store.move_replica(session, row, ReplicaState.DRAINING)
-        case d.Terminate():
+        case d.Terminate():  # it is `stopped` only when its process is known to be gone
+            row.draining_since = row.draining_since or time.time()
+            await store.move_replica(session, row, ReplicaState.DRAINING)
+        case d.Ended():
             row.ended_at = utcnow()
             await store.move_replica(session, row, ReplicaState.STOPPED)
         case d.LoseReplica():
@@ -126,7 +133,7 @@ async def _write_revision(writing: _Writing, action: _RevisionAction) -> None:
     match action:
         case d.AddReplica():
             if wanted or deployment.serving == revision.number:
-                _add_replica(writing, revision)
+                await _add_replica(writing, revision)
         case d.Advance():
             if wanted and revision.state == RevisionState.STARTING:
                 await store.move_revision(session, revision, RevisionState.VERIFYING)
@@ -141,17 +148,20 @@ async def _write_revision(writing: _Writing, action: _RevisionAction) -> None:
             await store.move_revision(session, revision, RevisionState.RETIRED)
 
 
-def _add_replica(writing: _Writing, revision: Revision) -> None:
+async def _add_replica(writing: _Writing, revision: Revision) -> None:
+    """Insert the row, and have the scheduler of jobs count its memory as taken."""
     spec = DeploySpec.model_validate(revision.spec)
     replica_id = new_id("rep")
+    memory = find(writing.rules.engines, spec.engine).memory_bytes(spec)
     writing.session.add(
         Replica(
             id=replica_id, deployment_id=revision.deployment_id, revision_id=revision.id, revision=revision.number,
             project_id=revision.project_id, state=str(ReplicaState.STARTING), node=writing.rules.node,
             socket=str(writing.sockets.socket_path(replica_id)), cpus=writing.rules.cpus,
-            memory_bytes=find(writing.rules.engines, spec.engine).memory_bytes(spec),
+            memory_bytes=memory,
         )
     )  # fmt: skip
+    await jobs.claim(writing.session, store.CLAIM_OWNER, replica_id, writing.rules.node, Resources(memory_bytes=memory))
 
 
 async def _switch(writing: _Writing, revision: Revision) -> None:

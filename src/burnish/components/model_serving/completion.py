@@ -167,7 +167,10 @@ class Answer:
         if self.chat:
             done["message"] = {"role": "assistant", "content": text, "refusal": None}
             if self.logprobs is not None:
-                done["logprobs"] = {"content": [chat_logprob(token, self.logprobs) for token in choice.logprobs], "refusal": None}
+                done["logprobs"] = {
+                    "content": [chat_logprob(token, self.logprobs) for token in choice.logprobs],
+                    "refusal": None,
+                }
         else:
             done["text"] = text
             if self.logprobs is not None:

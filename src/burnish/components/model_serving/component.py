@@ -94,7 +94,7 @@ def build(runtime: JobRuntime, *, engines: Mapping[str, Engine] = ENGINES, timin
         COMPONENT_TYPE,
         {"deploy": deploy_kind(parts.deployments)},
         runtime,
-        routers=[router(runtime.database, runtime.store, parts.deployments, parts.traffic)],
+        routers=[router(runtime.database, parts.deployments, parts.traffic)],
         routes=ROUTES,
         extra_asgi={"/v1": parts.data_path},
     )

@@ -21,7 +21,7 @@ from burnish.components.model_serving.routing import Route, Routes, Traffic, rea
 from burnish.core.errors import BurnishError, NotFound, TooLarge, Unavailable, UpstreamFailed
 from burnish.core.inference import unsupported, upstream_body
 from burnish.core.openai import ChatRequest, CompletionRequest, RequestRefused, envelope, refused
-from burnish.infra.http import Request, Response
+from burnish.infra.http import Request, Response, Unreachable
 from burnish.platform.identity import LOCAL, Principal
 
 Scope = MutableMapping[str, Any]
@@ -130,11 +130,14 @@ class DataPath:
     async def _respond(self, call: _Call) -> None:
         """Generate at a replica; at another one if it went away before the client got anything."""
         avoid: list[str] = []
-        for attempt in range(1, _ATTEMPTS + 1):
+        lost: BurnishError | None = None
+        while len(avoid) < _ATTEMPTS:
             route = await ready_route(self._routes, call.route, avoid)
             if route is None:
-                raise Unavailable(f"no replica of deployment {call.route.deployment} is ready", retry_after=5,
-                                  hint="see GET /platform/deployments/" + call.route.deployment)  # fmt: skip
+                raise lost or Unavailable(
+                    f"no replica of deployment {call.route.deployment} is ready", retry_after=5,
+                    hint="see GET /platform/deployments/" + call.route.deployment,
+                )  # fmt: skip
             current = _Call(call.request, route, call.send)
             async with self._traffic.admit(route, avoid) as (target, transport):
                 try:
@@ -146,18 +149,18 @@ class DataPath:
                 except _Started as failure:
                     await _break_off(call.send, failure.error)
                     return
-                except (Unavailable, UpstreamFailed):
-                    if attempt == _ATTEMPTS:
-                        raise
-            avoid.append(target.replica_id)
+                except Unreachable as error:
+                    # A kept connection that the replica had just closed says nothing about the replica: once more.
+                    if not error.sent or lost is not None:
+                        avoid.append(target.replica_id)
+                    lost = error
             self._routes.distrust()
+        raise lost or Unavailable(f"every replica of deployment {call.route.deployment} went away", retry_after=1)
 
 
 async def _collect(call: _Call, ask: Callable[[Request], Any]) -> None:
     """Put the whole answer together, then send it."""
-    answer = c.Answer(
-        _answer_id(call), call.route.deployment, call.chat, int(time.time()), _alternatives(call.request)
-    )
+    answer = c.Answer(_answer_id(call), call.route.deployment, call.chat, int(time.time()), _alternatives(call.request))
     for number, prompt in enumerate(call.prompts()):
         usage = c.Usage()
         async with ask(_upstream(call, prompt, include_usage=True)) as response:

@@ -41,7 +41,7 @@ class ReplicaFacts:
     revision: int
     state: ReplicaState
     process: Literal["none", "alive", "dead"] = "none"
-    """``none``: it was never started."""
+    """``none``: it was never started. ``dead``: it ended, or was ended before it was started."""
     verified: Check = "unknown"
     """Whether a generation of its own came back right."""
     age: float = 0.0
@@ -127,6 +127,13 @@ class Terminate:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """The replica's process is gone, as it should be."""
+
+    replica: str
+
+
+@dataclass(frozen=True)
 class Advance:
     """Move a candidate from starting to verifying."""
 
@@ -168,7 +175,7 @@ class StopServing:
 
 
 Action = (
-    CheckArtifact | AddReplica | Spawn | Verify | MarkReady | LoseReplica | Drain | Terminate | Advance | Switch
+    CheckArtifact | AddReplica | Spawn | Verify | MarkReady | LoseReplica | Drain | Terminate | Ended | Advance | Switch
     | FailRevision | DrainRevision | Retire | StopServing
 )  # fmt: skip
 
@@ -251,7 +258,9 @@ def _end(facts: DeploymentFacts, revision: RevisionFacts, replicas: list[Replica
     if revision.state is RevisionState.SERVING:
         actions.append(DrainRevision(revision.number))
     for replica in replicas:
-        if replica.process == "dead" or replica.state is ReplicaState.STARTING:
+        if replica.process == "dead":
+            actions.append(Ended(replica.id))
+        elif replica.state is ReplicaState.STARTING:
             actions.append(Terminate(replica.id))
         elif replica.state is ReplicaState.READY:
             actions.append(Drain(replica.id))
@@ -263,8 +272,10 @@ def _end(facts: DeploymentFacts, revision: RevisionFacts, replicas: list[Replica
 
 
 def _drained(facts: DeploymentFacts, replica: ReplicaFacts) -> list[Action]:
+    if replica.process == "dead":
+        return [Ended(replica.id)]
     idle = replica.idle and replica.draining >= facts.drain_grace_seconds
-    if replica.process == "dead" or idle or replica.draining >= facts.drain_seconds:
+    if idle or replica.draining >= facts.drain_seconds:
         return [Terminate(replica.id)]
     return []
 

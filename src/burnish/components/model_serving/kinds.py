@@ -1,13 +1,10 @@
 """The component's job kind ``deploy``: done when the new revision serves."""
 
-from collections.abc import Callable
-
 from burnish.components.model_serving import store
 from burnish.components.model_serving.engines import find
 from burnish.components.model_serving.service import Deployments
 from burnish.components.model_serving.tables import Revision
 from burnish.core.errors import BurnishError, Conflict, ErrorBody, FieldProblem, JobFailed, all_errors
-from burnish.core.specs.base import ArtifactRef
 from burnish.core.specs.serving import DeployResult, DeploySpec
 from burnish.core.states import RevisionState
 from burnish.infra.database import utcnow
@@ -95,18 +92,7 @@ def _check(deployments: Deployments, check: Check) -> list[FieldProblem]:
         find(deployments.engines, spec.engine).check(spec)
     except BurnishError as error:
         problems.append(FieldProblem(where=f"spec.{error.where}", message=error.message, hint=error.hint))
-    problems += missing_artifacts(spec, check.store.exists)
     return problems
-
-
-def missing_artifacts(spec: DeploySpec, exists: Callable[[str], bool]) -> list[FieldProblem]:
-    """Return a problem for each artifact of the spec that is not in the store."""
-    artifacts: dict[str, ArtifactRef | None] = {"model": spec.model, "adapter": spec.adapter}
-    return [
-        FieldProblem(where=f"spec.{name}", message=f"there is no artifact {artifact.digest}")
-        for name, artifact in artifacts.items()
-        if artifact is not None and not exists(artifact.digest)
-    ]
 
 
 def error_of(body: ErrorBody) -> BurnishError:

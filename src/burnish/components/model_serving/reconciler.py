@@ -212,7 +212,7 @@ class DeploymentReconciler:
                     self._begin(replica_id, turn.key, self._generates(replica, rows.deployment.name))
                 case d.Spawn(replica_id):
                     await self._spawn(turn, rows, rows.replicas[replica_id])
-                case d.LoseReplica(replica_id) | d.Terminate(replica_id):
+                case d.LoseReplica(replica_id) | d.Terminate(replica_id) | d.Ended(replica_id):
                     await self._end(rows, rows.replicas[replica_id], lost=isinstance(action, d.LoseReplica))
                 case d.Switch() | d.FailRevision() | d.Retire():
                     self._checks.pop(rows.revisions[action.revision].id, None)

@@ -115,7 +115,8 @@ class ReplicaProcesses:
         self._reap(replica_id)
         if process is not None:
             return "alive" if processes.alive(process) else "dead"
-        return "none"
+        ended = (self.folder / replica_id / _TOMBSTONE).exists() and not self.locked(replica_id)
+        return "dead" if ended else "none"
 
     def _reap(self, replica_id: str) -> None:
         child = _children.get(replica_id)

@@ -9,8 +9,9 @@ from burnish.components.model_serving import store
 from burnish.components.model_serving.engines import ENGINES, Engine, find
 from burnish.components.model_serving.schemas import DeploymentView, ReplicaView, RevisionView
 from burnish.components.model_serving.tables import Deployment, Replica, Revision
-from burnish.core.errors import Conflict, ErrorBody, NotFound
+from burnish.core.errors import Conflict, ErrorBody, FieldProblem, InvalidRequest, NotFound
 from burnish.core.ids import new_id
+from burnish.core.specs.base import ArtifactRef
 from burnish.core.specs.serving import DeploySpec
 from burnish.core.states import DeploymentState, ReplicaState, RevisionState
 from burnish.infra.artifact_store import store as artifacts
@@ -54,12 +55,13 @@ class Deployments:
         find(self.engines, spec.engine).check(spec)
         if job_id is not None and (known := await store.revision_of_job(session, project_id, job_id)) is not None:
             return Requested(known.deployment_id, known.number, switched=True)
-        row = await store.find(session, project_id, spec.deployment)
+        row = await store.find(session, project_id, spec.deployment, lock=True)
         if row is None:
-            row = Deployment(id=new_id("dep"), project_id=project_id, name=spec.deployment, node=self.node,
-                             state=str(DeploymentState.PENDING), last_number=0)  # fmt: skip
-            session.add(row)
-            await session.flush()
+            row = await store.find_or_add(
+                session,
+                Deployment(id=new_id("dep"), project_id=project_id, name=spec.deployment, node=self.node,
+                           state=str(DeploymentState.PENDING), last_number=0, deleted=False),
+            )  # fmt: skip
         if row.deleted:
             raise Conflict(f"deployment {row.name} is being deleted", hint="wait until it is gone, or use another name")
         if row.wanted is not None and row.wanted == row.serving:
@@ -77,6 +79,22 @@ class Deployments:
         await self._want(session, row, revision.number)
         return Requested(row.id, revision.number, switched=True)
 
+    async def check_artifacts(self, session: AsyncSession, project_id: str, spec: DeploySpec) -> None:
+        """Refuse a spec whose artifacts the project does not have.
+
+        Raises:
+            InvalidRequest: with a problem for each.
+        """
+        named: dict[str, ArtifactRef | None] = {"model": spec.model, "adapter": spec.adapter}
+        problems = [
+            FieldProblem(where=name, message=f"there is no artifact {artifact.digest} in this project")
+            for name, artifact in named.items()
+            if artifact is not None and await artifacts.find(session, project_id, artifact.digest) is None
+        ]
+        if problems:
+            raise InvalidRequest("the spec names artifacts that are not there", problems=problems,
+                                 hint="deploy what a job has published, or a registered version")  # fmt: skip
+
     async def rollback(self, session: AsyncSession, project_id: str, name: str, number: int | None) -> None:
         """Want an earlier revision again: the one that served before, or the one named.
 
@@ -84,7 +102,7 @@ class Deployments:
             NotFound: there is no such deployment or revision.
             Conflict: nothing served before, or it serves already.
         """
-        row = await self._found(session, project_id, name)
+        row = await self._found(session, project_id, name, lock=True)
         if number is None:
             current = None if row.serving is None else await store.revision(session, row.id, row.serving)
             number = None if current is None else current.replaced
@@ -101,7 +119,7 @@ class Deployments:
 
     async def stop(self, session: AsyncSession, project_id: str, name: str) -> None:
         """Want nothing to be served; what is in flight is finished. Stopping twice is stopping once."""
-        row = await self._found(session, project_id, name)
+        row = await self._found(session, project_id, name, lock=True)
         await self._want(session, row, None)
 
     async def start(self, session: AsyncSession, project_id: str, name: str) -> None:
@@ -110,7 +128,7 @@ class Deployments:
         Raises:
             Conflict: nothing ever served.
         """
-        row = await self._found(session, project_id, name)
+        row = await self._found(session, project_id, name, lock=True)
         if row.wanted is not None:
             return
         served = [r for r in await store.revisions(session, row.id) if r.ready_at is not None]
@@ -120,7 +138,7 @@ class Deployments:
 
     async def delete(self, session: AsyncSession, project_id: str, name: str) -> None:
         """Stop it and forget it. Its rows go when its last replica has ended."""
-        row = await self._found(session, project_id, name)
+        row = await self._found(session, project_id, name, lock=True)
         row.deleted = True
         await self._want(session, row, None)
 
@@ -129,7 +147,7 @@ class Deployments:
         revision = await store.revision_of_job(session, project_id, job_id)
         if revision is None:
             return
-        row = await session.get_one(Deployment, revision.deployment_id)
+        row = await session.get_one(Deployment, revision.deployment_id, with_for_update=True)
         if row.wanted == revision.number != row.serving:
             await self._want(session, row, row.serving)
 
@@ -150,8 +168,8 @@ class Deployments:
         rows = await store.page(session, project_id, after, limit + 1)
         return [await _view(session, row, in_flight) for row in rows[:limit]], len(rows) > limit
 
-    async def _found(self, session: AsyncSession, project_id: str, name: str) -> Deployment:
-        row = await store.find(session, project_id, name)
+    async def _found(self, session: AsyncSession, project_id: str, name: str, *, lock: bool = False) -> Deployment:
+        row = await store.find(session, project_id, name, lock=lock)
         if row is None or row.deleted:
             raise NotFound(f"there is no deployment {name}", where="name", hint="list them: GET /platform/deployments")
         return row

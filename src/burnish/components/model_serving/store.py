@@ -3,25 +3,44 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.components.model_serving.tables import Deployment, Replica, Revision
 from burnish.core.states import REPLICA, REVISION, ReplicaState, RevisionState, check
 from burnish.infra import event_log
 from burnish.infra.database import notify
+from burnish.platform.jobs import service as jobs
 
 TOPIC = "deployments"
 """Notified when requests may have to go elsewhere."""
+
+CLAIM_OWNER = "replica"
+"""Owner kind of the memory that the scheduler of jobs counts as taken."""
 
 ENDED_REPLICA = (ReplicaState.STOPPED, ReplicaState.FAILED)
 _ENDED_REVISION = (RevisionState.RETIRED, RevisionState.FAILED)
 
 
-async def find(session: AsyncSession, project_id: str, name: str) -> Deployment | None:
-    """Return the project's deployment of this name."""
+async def find(session: AsyncSession, project_id: str, name: str, *, lock: bool = False) -> Deployment | None:
+    """Return the project's deployment of this name; ``lock`` it before deciding about a change."""
     statement = select(Deployment).where(Deployment.project_id == project_id, Deployment.name == name)
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
     return (await session.execute(statement)).scalar_one_or_none()
+
+
+async def find_or_add(session: AsyncSession, new: Deployment) -> Deployment:
+    """Return the deployment of this name, locked: the new one, or the one that is there."""
+    try:
+        async with session.begin_nested():
+            session.add(new)
+        return new
+    except IntegrityError:
+        found = await find(session, new.project_id, new.name, lock=True)
+        assert found is not None, "its name is taken"
+        return found
 
 
 async def page(session: AsyncSession, project_id: str, after: str | None, limit: int) -> list[Deployment]:
@@ -96,15 +115,6 @@ async def serving(session: AsyncSession) -> Sequence[tuple[Deployment, Revision,
     ]
 
 
-async def declared(session: AsyncSession, node: str) -> tuple[int, int]:
-    """Return the cores and bytes that a node's living replicas are declared to use."""
-    statement = select(
-        func.coalesce(func.max(Replica.cpus), 0), func.coalesce(func.sum(Replica.memory_bytes), 0)
-    ).where(Replica.node == node, Replica.state.not_in([str(s) for s in ENDED_REPLICA]))
-    cpus, memory = (await session.execute(statement)).one()
-    return int(cpus), int(memory)
-
-
 async def delete_rows(session: AsyncSession, deployment_id: str) -> None:
     """Delete a deployment with its revisions and replicas."""
     await session.execute(delete(Replica).where(Replica.deployment_id == deployment_id))
@@ -136,6 +146,8 @@ async def move_replica(session: AsyncSession, row: Replica, new: ReplicaState) -
     row.state = str(new)
     data = {"replica": row.id, "revision": row.revision, "state": str(new), "pid": row.pid, "error": row.error}
     await _event(session, row.project_id, row.deployment_id, None, data)
+    if new in ENDED_REPLICA:
+        await jobs.unclaim(session, CLAIM_OWNER, row.id)
     await notify(session, TOPIC)
 
 

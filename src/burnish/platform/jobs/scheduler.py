@@ -144,8 +144,12 @@ class Scheduler:
         claims = await store.claims(session, node)
         now = await store.database_now(session)
         holding = [Holding(job.id, Resources.model_validate(job.resources)) for job in running]
+        # Claims hold memory, not cores: a replica mostly waits, and one that took its cores would keep every job out.
         holding += [
-            Holding(f"{claim.owner_kind} {claim.owner_id}", Resources.model_validate(claim.resources))
+            Holding(
+                f"{claim.owner_kind} {claim.owner_id}",
+                Resources.model_validate(claim.resources).model_copy(update={"cpus": 0}),
+            )
             for claim in claims
         ]
         waiting = [

@@ -65,6 +65,8 @@ class World:
             case d.Drain(key):
                 self.set_replica(key, state=ReplicaState.DRAINING, draining=10.0)
             case d.Terminate(key):
+                self.set_replica(key, process="dead", state=ReplicaState.DRAINING)
+            case d.Ended(key):
                 self.drop(key)
             case d.Advance(number):
                 self.set_revision(number, state=RevisionState.VERIFYING)

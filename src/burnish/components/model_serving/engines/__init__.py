@@ -15,7 +15,7 @@ from burnish.core.errors import InvalidRequest
 from burnish.core.specs.base import ArtifactKind
 from burnish.core.specs.serving import DeploySpec
 
-_KV_BYTES_PER_TOKEN = 48 << 10
+_KV_BYTES_PER_TOKEN = 32 << 10
 """Generous for models up to about a billion weights; what is measured later is the process itself."""
 
 
