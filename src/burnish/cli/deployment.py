@@ -57,6 +57,17 @@ def rollback(
 
 
 @app.command()
+def start(name: Name, url: Url = None, as_json: Json = False) -> None:
+    """Serve again what served before it was stopped."""
+    from burnish.cli.output import console, print_json
+    from burnish.client import Client
+
+    with Client(url) as client:
+        found = client.deployments.start(name)
+    return print_json(found) if as_json else console().print(f"[green]✓[/] {name} starts")
+
+
+@app.command()
 def stop(name: Name, url: Url = None, as_json: Json = False) -> None:
     """Drain and end a deployment's replicas."""
     from burnish.cli.output import console, print_json

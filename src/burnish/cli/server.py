@@ -76,7 +76,7 @@ def run(settings: Settings) -> None:
     app = create_app(settings)
     edge = _Lifespan(app)
     config = uvicorn.Config(
-        edge, loop="uvloop", http="httptools", lifespan="on", log_config=None, access_log=False, server_header=False,
+        edge, loop="uvloop", http="httptools", lifespan="on", log_config=None, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=STREAMS_GRACE, timeout_keep_alive=75, backlog=2048,
     )  # fmt: skip
     server = _Server(config, settings, listener, drain=lambda: _platform(app).drain())

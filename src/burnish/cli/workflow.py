@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(submit)
     app.command(name="list")(list_)
-    for command in (show, logs, cancel, pause, resume, retry, fork):
+    for command in (show, logs, cancel, pause, resume, retry, fork, approve, definitions):
         app.command()(command)
 
 
@@ -171,6 +171,51 @@ def fork(
     return (
         print_json(accepted) if as_json else console().print(f"[green]✓[/] {accepted.workflow_id} is {accepted.status}")
     )
+
+
+def approve(
+    workflow_id: Execution,
+    step: Annotated[str, typer.Argument(help="The step that waits for a person.")],
+    refuse: Annotated[bool, typer.Option("--no", help="Refuse: the execution ends as rejected.")] = False,
+    comment: Annotated[str, typer.Option("--comment", help="Kept with the answer.")] = "",
+    url: Url = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Answer a step that waits for a person's yes."""
+    from burnish.cli.output import console, print_json
+    from burnish.client import Client
+
+    with Client(url) as client:
+        answer = client.workflows.approve(workflow_id, step, approved=not refuse, comment=comment)
+    return print_json(answer) if as_json else console().print(f"[green]✓[/] {workflow_id} is {answer.status}")
+
+
+def definitions(
+    name: Annotated[str | None, typer.Argument(help="Show the parameters of this one.", autocompletion=_definitions)] = None,
+    url: Url = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """List the workflows that can be submitted by name, or the parameters of one."""
+    from burnish.cli.output import print_json, print_table
+    from burnish.client import Client
+    from burnish.core.errors import NotFound
+
+    with Client(url) as client:
+        found = {one.name: one for one in client.workflows.definitions()}
+    if name is None:
+        rows = [(one.name, one.description.strip()) for one in found.values()]
+        return (
+            print_json({"data": found.values()})
+            if as_json
+            else print_table(("workflow", "what it does"), rows, empty="none")
+        )
+    if name not in found:
+        raise NotFound(f"there is no workflow {name!r}", hint=f"there is: {', '.join(sorted(found))}")
+    if as_json:
+        return print_json(found[name])
+    parameters = [
+        (p["name"], p["type"], "required" if p["required"] else p["default"], p["description"])
+        for p in found[name].parameters
+    ]
+    return print_table(("parameter", "type", "default", ""), parameters, empty="it has no parameters")
 
 
 def _say_checked(checked: Any, as_json: bool) -> None:

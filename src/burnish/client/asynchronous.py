@@ -373,6 +373,10 @@ class Deployments:
         body = {} if revision is None else {"revision": revision}
         return await self._client.send(calls.steer_deployment(name, "rollback", body))
 
+    async def start(self, name: str) -> Any:
+        """Serve again what served last."""
+        return await self._client.send(calls.steer_deployment(name, "start"))
+
     async def stop(self, name: str) -> Any:
         """End its replicas."""
         return await self._client.send(calls.steer_deployment(name, "stop"))

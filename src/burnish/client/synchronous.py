@@ -355,6 +355,10 @@ class Deployments:
         body = {} if revision is None else {"revision": revision}
         return self._client.send(calls.steer_deployment(name, "rollback", body))
 
+    def start(self, name: str) -> Any:
+        """Serve again what served last."""
+        return self._client.send(calls.steer_deployment(name, "start"))
+
     def stop(self, name: str) -> Any:
         """End its replicas."""
         return self._client.send(calls.steer_deployment(name, "stop"))

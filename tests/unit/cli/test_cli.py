@@ -94,6 +94,15 @@ def test_completion_is_printed_and_completes(shell: str, mark: str, capsys: pyte
     assert "deployment" in done.stdout
 
 
+def test_the_bash_script_completes_in_bash() -> None:
+    script = (
+        f'export PATH={Path(sys.executable).parent}:$PATH; eval "$(burnish completion bash)"; '
+        'COMP_WORDS=(burnish dataset ""); COMP_CWORD=2; _burnish_completion burnish; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["add", "list", "show", "preview"]
+
+
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("submit") == 2
     assert run("no-such-command") == 2
