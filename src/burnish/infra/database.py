@@ -217,6 +217,7 @@ class Database:
         await self._readers.dispose()
         if self._writers is not self._readers:
             await self._writers.dispose()
+        await asyncio.sleep(0)  # let closed transports tell the loop so, which may end right after
 
     def _dsn(self) -> str:
         return make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
