@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from openai import OpenAI
 
 from burnish.core.specs import ArtifactRef, DatasetCard, DatasetFormat
@@ -55,5 +55,5 @@ def running(engine: EngineName, model: Path, folder: Path, **options: Any) -> It
 @contextmanager
 def client(engine: RunningEngine) -> Iterator[OpenAI]:
     """Give the official client, speaking to the engine itself."""
-    with httpx.Client(transport=httpx.HTTPTransport(uds=engine.config.socket), timeout=60) as http:
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=engine.config.socket), timeout=60) as http:
         yield OpenAI(base_url="http://engine/v1", api_key="none", http_client=http, max_retries=0)

@@ -80,7 +80,8 @@ def restrict(engine: RunningEngine, labels: Sequence[str]) -> Restriction:
     schema = {"type": "string", "enum": list(labels)}
     form = {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
     longest = max(len(engine.tokenize(json.dumps(label))) for label in labels)
-    return Restriction({"response_format": form, "max_tokens": 2 * longest + 4, "temperature": 0}, tokens, False)
+    # llama.cpp's JSON grammars allow some blank space before and after a value: the model must have room for it.
+    return Restriction({"response_format": form, "max_tokens": longest + 48, "temperature": 0}, tokens, False)
 
 
 def answered_label(content: str, restriction: Restriction, first_texts: Mapping[str, str]) -> str | None:

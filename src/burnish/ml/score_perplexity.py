@@ -4,6 +4,7 @@ exp of the mean negative log-likelihood of a token. The logits are those of the 
 for GGUF, Transformers for safetensors; tokens come from the engine's own tokenizer.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -15,12 +16,12 @@ from typing import Any
 
 from burnish.core.errors import BadData, BadModel
 from burnish.core.job import JobContext
-from burnish.core.prompting import to_example
+from burnish.core.prompting import ChatMessage, to_example
 from burnish.core.specs.base import Estimate
 from burnish.core.specs.evaluation import EvaluationResult, EvaluationSpec
 from burnish.core.statistics import t_quantile
 from burnish.ml.child import run_child, tail
-from burnish.ml.engine_process import RunningEngine
+from burnish.ml.engine_process import EngineRefused, RunningEngine
 from burnish.ml.score import Scored, TestSet, engine_for, finish, open_test_set, prepare, served_as
 
 _LATENCY_ROWS = 10
@@ -98,17 +99,22 @@ def _tokens(engine: RunningEngine, text: str, *, special: bool) -> list[int]:
 
 
 def _latencies(engine: RunningEngine, test: TestSet) -> list[float]:
-    """Time a one-token answer to the first rows."""
-    latencies = []
+    """Time a one-token answer to the first rows that fit the context, or to a greeting if none does."""
+    latencies: list[float] = []
+    greeting: list[ChatMessage] = [{"role": "user", "content": "Hello"}]
     for number, row in enumerate(test.rows[:_LATENCY_ROWS]):
-        if test.card.format == "text":
-            messages: Any = [{"role": "user", "content": str(row["text"])[:500]}]
-        else:
+        messages = greeting
+        if test.card.format != "text":
             messages = to_example(row, test.card.format, test.instruction, f"row {number + 1}")["prompt"]
-        began = time.monotonic()
-        engine.chat({"messages": messages, "max_tokens": 1, "temperature": 0})
-        latencies.append(time.monotonic() - began)
-    return latencies
+        with contextlib.suppress(EngineRefused):
+            latencies.append(_time(engine, messages))
+    return latencies or [_time(engine, greeting)]
+
+
+def _time(engine: RunningEngine, messages: Sequence[ChatMessage]) -> float:
+    began = time.monotonic()
+    engine.chat({"messages": messages, "max_tokens": 1, "temperature": 0})
+    return time.monotonic() - began
 
 
 def _score_by_engine(engine: RunningEngine, sequences: Sequence[TokenRun], context: JobContext) -> list[list[float]]:

@@ -174,10 +174,10 @@ def test_the_same_question_gets_the_same_answer_whatever_came_before(engine: Run
 def test_llama_cpp_follows_a_json_schema(models: dict[str, Path], tmp_path: Path) -> None:
     with running("llama_cpp", models["llama_cpp"], tmp_path) as engine, client(engine) as openai:
         schema = {"type": "string", "enum": ["positive", "negative"]}
+        form: Any = {"type": "json_schema", "json_schema": {"name": "label", "schema": schema}}
         answer = openai.chat.completions.create(
-            model="tiny", messages=ASK, max_tokens=40, temperature=0,
-            response_format={"type": "json_schema", "json_schema": {"name": "label", "schema": schema}},  # type: ignore[arg-type,typeddict-item]
-        )  # fmt: skip
+            model="tiny", messages=ASK, max_tokens=40, temperature=0, response_format=form
+        )
         assert json.loads(answer.choices[0].message.content or "") in schema["enum"]
 
 
@@ -225,7 +225,7 @@ def test_damaged_weights_are_told_and_end_with_1(name: Any, models: dict[str, Pa
     for file in models[name].iterdir():
         data = file.read_bytes()
         (folder / file.name).write_bytes(data[: len(data) // 2] if file.suffix in {".gguf", ".safetensors"} else data)
-    with pytest.raises(BadModel, match="ended with 1: .*not a sound"):
+    with pytest.raises(BadModel, match=r"ended with 1: .*not a sound"):
         start(EngineConfig(engine=name, model_dir=str(folder), served_name="x", socket=""), tmp_path / "log")
 
 
