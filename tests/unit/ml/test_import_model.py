@@ -1,6 +1,7 @@
 """Base models come in whole or not at all: unsafe, damaged and unknown ones are refused with words."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from burnish.ml import tiny
 from burnish.ml.import_model import import_model
 from burnish.ml.model import load_model, load_tokenizer, read_card
 from burnish.testing import LocalJobContext
+from tests.support import fake_hub
 
 
 @pytest.fixture
@@ -203,3 +205,42 @@ def test_a_hub_name_is_taken_from_the_cache_when_offline(
     assert (result.name, result.source) == ("tiny", f"org/tiny@{commit}")
     with pytest.raises(Unavailable, match="not in the local cache"):
         _import(context, "org/other")
+
+
+_FROM_HUB = """
+import sys
+from pathlib import Path
+from burnish.core.errors import NotFound
+from burnish.core.specs import ImportModelSpec
+from burnish.ml.import_model import import_model
+from burnish.testing import LocalJobContext
+context = LocalJobContext(Path(sys.argv[1]))
+result = import_model(ImportModelSpec(source="org/tiny"), context)
+print(result.model_dump_json())
+try:
+    import_model(ImportModelSpec(source="org/unknown"), context)
+except NotFound as error:
+    print(error.message)
+"""
+
+
+def test_a_hub_name_is_downloaded_at_a_commit_that_is_recorded(
+    context: LocalJobContext, source: Path, tmp_path: Path
+) -> None:
+    (source / "burnish.json").unlink()
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    (source / "modeling_evil.py").write_text("raise SystemExit(1)")
+    commit = "c" * 40
+    with fake_hub.serving("org/tiny", source, commit, "apache-2.0") as (url, fetched):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "BURNISH_"))}
+        environment |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", _FROM_HUB, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, unknown = done.stdout.strip().splitlines()
+    result = ImportModelResult.model_validate_json(first)
+    assert (result.name, result.source, result.licence) == ("tiny", f"org/tiny@{commit}", "apache-2.0")
+    assert unknown == "the hub has no model org/unknown"
+    assert "model.safetensors" in fetched
+    assert not {"pytorch_model.bin", "modeling_evil.py"} & set(fetched)
