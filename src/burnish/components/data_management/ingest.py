@@ -16,8 +16,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from burnish.components.data_management.formats import Limits
+from burnish.components.data_management.formats.base import TOTAL_SIZE
 from burnish.components.data_management.make_version import NewVersion, UploadOptions, make_version
-from burnish.core.errors import BurnishError, ErrorBody, LimitExceeded, OutOfDisk, TooLarge
+from burnish.core.errors import BurnishError, ErrorBody, OutOfDisk, TooLarge
 from burnish.infra.problems import error_from_problem
 from burnish.infra.processes import allow_listed_env
 
@@ -34,7 +35,7 @@ class Order(BaseModel):
     upload: str
     options: UploadOptions
     target: str
-    total_bytes: int
+    room: int
     parent: int
 
 
@@ -61,11 +62,10 @@ async def ingest(descriptor: int, options: UploadOptions, target: Path, room: in
     Raises:
         BurnishError: what ``make_version`` raised.
         OutOfDisk: the rows do not fit into ``room``.
-        LimitExceeded: it took too much memory or time.
+        TooLarge: also, it took too much memory or time.
     """
-    total = Limits().total_bytes
     order = Order(
-        upload=f"/proc/self/fd/{descriptor}", options=options, target=str(target), total_bytes=min(total, max(room, 1)),
+        upload=f"/proc/self/fd/{descriptor}", options=options, target=str(target), room=max(room, 0),
         parent=os.getpid(),
     )  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -76,7 +76,7 @@ async def ingest(descriptor: int, options: UploadOptions, target: Path, room: in
         async with asyncio.timeout(_SECONDS):
             output, complaints = await process.communicate(order.model_dump_json().encode())
     except TimeoutError:
-        raise LimitExceeded(f"reading the file took longer than {_SECONDS} s", hint="upload it in parts") from None
+        raise TooLarge(f"reading the file took longer than {_SECONDS} s", hint="upload it in parts") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -85,10 +85,7 @@ async def ingest(descriptor: int, options: UploadOptions, target: Path, room: in
     if outcome.version is not None:
         return outcome.version
     assert outcome.error is not None, "an outcome is a version or an error"
-    error = error_from_problem(outcome.error.model_dump(), 500)
-    if isinstance(error, TooLarge) and room < total:
-        raise OutOfDisk(f"the rows do not fit on the disk: {error.message}", hint="free space on the artifacts' disk")
-    raise error
+    raise error_from_problem(outcome.error.model_dump(), 500)
 
 
 def _outcome(code: int | None, output: bytes, complaints: bytes) -> Outcome:
@@ -96,7 +93,7 @@ def _outcome(code: int | None, output: bytes, complaints: bytes) -> Outcome:
         return Outcome.model_validate_json(output)
     if code == -signal.SIGKILL or b"MemoryError" in complaints or b"bad_alloc" in complaints:
         message = f"reading the file took more memory than there is, or than {_MEMORY_BYTES >> 30} GiB"
-        return Outcome(error=LimitExceeded(message, hint="upload it in parts").body())
+        return Outcome(error=TooLarge(message, hint="upload it in parts").body())
     last = complaints.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
     return Outcome(error=BurnishError(f"reading the file failed (status {code}): {last[0]}").body())
 
@@ -114,15 +111,24 @@ def main() -> None:
 
 
 def _carry_out(order: Order) -> Outcome:
+    most = Limits().total_bytes
+    limits = Limits(total_bytes=min(most, order.room))
     try:
-        limits = Limits(total_bytes=order.total_bytes)
         return Outcome(version=make_version(Path(order.upload), order.options, Path(order.target), limits))
+    except TooLarge as error:
+        if error.where != TOTAL_SIZE or order.room >= most:
+            return Outcome(error=error.body())
+        return Outcome(error=_no_room(f"the rows do not fit on the disk: {error.message}").body())
     except BurnishError as error:
         return Outcome(error=error.body())
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Outcome(error=OutOfDisk("the disk is full; nothing was kept", hint="free space").body())
-        raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return Outcome(error=_no_room("the disk is full; nothing was kept").body())
+
+
+def _no_room(message: str) -> OutOfDisk:
+    return OutOfDisk(message, hint="free space on the artifacts' disk, or move it (BURNISH_ARTIFACT_URL)")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from burnish.components.data_management.formats import Limits, Problems, choose_format, safe_name
+from burnish.components.data_management.formats.base import TOTAL_SIZE
 from burnish.components.data_management.quality import PairSets, exact_key, near_in, row_text
 from burnish.components.data_management.rows import Row, Schema, canonical_rows, dump_row, recognise
 from burnish.core.errors import FieldProblem, InvalidRequest, TooLarge
@@ -81,7 +82,7 @@ def _check_limits(size: int, tally: "_Tally", limits: Limits, where: str) -> Non
     if size > limits.line_bytes:
         raise TooLarge(f"{where} has {size} bytes; a row has at most {limits.line_bytes}", where=where)
     if tally.bytes > limits.total_bytes:
-        raise TooLarge(f"more than {limits.total_bytes} bytes of rows by {where}", where=where)
+        raise TooLarge(f"more than {limits.total_bytes} bytes of rows by {where}", where=TOTAL_SIZE)
 
 
 class _Tally:

@@ -97,7 +97,7 @@ def test_a_parquet_dictionary_bomb_is_stopped_while_it_unfolds(tmp_path: Path, s
     pq.write_table(table, path, store_schema=store_schema)
     assert path.stat().st_size < 2_000_000
     options = UploadOptions(file_name="a.parquet")
-    with pytest.raises(TooLarge, match=r"bytes of rows by row 20|hold more than"):
+    with pytest.raises(TooLarge, match=r"bytes of rows by row 20|hold [0-9]+ bytes"):
         make_version(path, options, tmp_path, Limits(total_bytes=20_000_000))
-    with pytest.raises(TooLarge, match=r"row 1 has 1000012 bytes; a row has at most 100000|hold more than"):
+    with pytest.raises(TooLarge, match=r"row 1 has 1000012 bytes; a row has at most 100000|hold [0-9]+ bytes"):
         make_version(path, options, tmp_path, Limits(line_bytes=100_000))

@@ -9,6 +9,9 @@ from burnish.core.errors import FieldProblem, InvalidRequest
 
 MAX_PROBLEMS = 20
 
+TOTAL_SIZE = "total size"
+"""``where`` of the :class:`~burnish.core.errors.TooLarge` about ``Limits.total_bytes``."""
+
 
 class Record(NamedTuple):
     """One row as it stands in the file: its number (from 1, as an editor or a reader counts) and its columns."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from burnish.components.data_management.formats.base import Limits, Problems, Record
+from burnish.components.data_management.formats.base import TOTAL_SIZE, Limits, Problems, Record
 from burnish.core.errors import InvalidRequest, TooLarge
 
 MAGIC = b"PAR1"
@@ -74,8 +74,12 @@ def _rows(file: Any, limits: Limits) -> Iterator[Record]:
     number, total = 0, 0
     for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
         total += batch.nbytes
-        if total > limits.total_bytes or batch.nbytes > limits.line_bytes * _BATCH:
-            raise TooLarge(f"the rows up to {number + len(batch)} hold more than {total} bytes", where=f"row {number}")
+        if total > limits.total_bytes:
+            raise TooLarge(f"the rows up to {number + len(batch)} hold {total} bytes", where=TOTAL_SIZE)
+        if batch.nbytes > limits.line_bytes * _BATCH:
+            raise TooLarge(
+                f"rows {number + 1} to {number + len(batch)} hold {batch.nbytes} bytes", where=f"row {number + 1}"
+            )
         for values in batch.to_pylist():
             number += 1
             yield Record(number, {name: _plain(value, name, number) for name, value in values.items()})

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from burnish.components.data_management.formats.base import Limits
+from burnish.components.data_management.formats.base import TOTAL_SIZE, Limits
 from burnish.core.errors import InvalidRequest, TooLarge
 
 CHUNK = 1 << 18
@@ -53,7 +53,7 @@ def read_chunks(path: Path, limits: Limits) -> Iterator[bytes]:
             if total > limits.total_bytes:
                 raise TooLarge(
                     f"the file holds more than {limits.total_bytes} bytes once decompressed",
-                    where=f"byte {limits.total_bytes}",
+                    where=TOTAL_SIZE,
                     hint="upload it in parts, as several datasets or versions",
                 )
             if total > limits.ratio_from_bytes and total > limits.ratio * compressed:
