@@ -21,21 +21,26 @@ from burnish.components.fine_tuning.recipes.base import Recipe
 from burnish.core.specs import FineTuningSpec, Resources
 
 _GIB = 1 << 30
-_BASE_BYTES = int(1.5 * _GIB)
-"""Python, torch and what a forward pass of a few hundred tokens holds."""
+_BASE_BYTES = _GIB
+"""Python, torch, logits, and room to spare."""
+_PASS_TOKENS = 512
+"""Tokens of one forward pass; an example longer than this is a pass of its own."""
 
 
 def estimate(spec: FineTuningSpec) -> Resources:
     """Return what a training needs; memory is also its limit, so that this errs on the large side."""
     weights = spec.model.size_bytes or _GIB
+    passes = max(1.0, spec.max_length / _PASS_TOKENS)
+    # A pass holds about one and a half times the weights' size in bf16 (measured at 135M weights).
+    activations = int(2 * weights * passes)
     if spec.method == "full":
         # float32 values (twice, while they are laid out), gradient and two moments, from a bf16 file
-        memory = _BASE_BYTES + 12 * weights
+        memory = _BASE_BYTES + 10 * weights + 2 * activations
         disk = 10 * weights
     else:
         widened = 2 if spec.dtype == "float32" else 1
         adapter = weights * spec.rank // 64
-        memory = _BASE_BYTES + (2 * widened + 1) * weights + 5 * adapter
+        memory = _BASE_BYTES + widened * (weights + activations) + 5 * adapter
         disk = 8 * adapter + (64 << 20)
     return Resources(cpus=min(2, os.cpu_count() or 1), memory_bytes=memory, disk_bytes=disk)
 
