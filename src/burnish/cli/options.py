@@ -32,7 +32,11 @@ Limit = Annotated[int, typer.Option("--limit", min=1, max=500, help="At most thi
 After = Annotated[str | None, typer.Option("--after", help="Go on from this cursor (`next` of the page before).")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A parameter; the value is read as YAML. May be given often."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A parameter; the value is read as YAML, and ./file is a path from here. May be given often.",
+    ),
 ]
 SetFile = Annotated[
     Path | None, typer.Option("--set-file", exists=True, dir_okay=False, help="A YAML or JSON file of parameters.")

@@ -1,11 +1,29 @@
 """Problem responses become the typed errors that the server raised."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from burnish.core.errors import BurnishError, FieldProblem, Unavailable, all_errors
+from burnish.core.errors import (
+    BurnishError,
+    Busy,
+    Conflict,
+    DeadlineExceeded,
+    FieldProblem,
+    Forbidden,
+    InvalidRequest,
+    MalformedRequest,
+    NotFound,
+    OutOfDisk,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMedia,
+    UpstreamFailed,
+    all_errors,
+)
 
 
 class NotReachable(Unavailable):
@@ -52,15 +70,23 @@ def _parsed(content: bytes) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
+_BY_STATUS: Mapping[int, type[BurnishError]] = {
+    error.status: error
+    for error in (
+        MalformedRequest, Unauthenticated, Forbidden, NotFound, Conflict, TooLarge, UnsupportedMedia, InvalidRequest, Busy,
+        UpstreamFailed, Unavailable, DeadlineExceeded, OutOfDisk,
+    )
+}  # fmt: skip
+"""What an answer means whose code is missing or of a newer server, or of OpenAI's."""
+
+
 def _error_class(code: object, status: int) -> type[BurnishError]:
+    if code == BurnishError.code:
+        return BurnishError
     for known in all_errors():
-        if known.code == code and known is not BurnishError:
+        if known.code == code:
             return known
-    if code is None:
-        for known in all_errors():
-            if known.status == status < 500:
-                return known
-    return BurnishError if code == "internal" else UnknownError
+    return _BY_STATUS.get(status, UnknownError)
 
 
 def _problems(raw: object) -> list[FieldProblem]:

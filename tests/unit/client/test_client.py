@@ -10,6 +10,7 @@ import pytest
 import burnish
 from burnish.client import AsyncClient, Client, NotReachable, asynchronous, synchronous
 from burnish.client.address import find_url
+from burnish.client.errors import UnknownError
 from burnish.core.errors import Busy, InvalidRequest, NotFound, UpstreamFailed
 from burnish.core.states import ExecutionState
 from tests.support.scripted_server import Answer, Asked, serving
@@ -73,6 +74,17 @@ def test_an_openai_error_and_retry_after_are_read() -> None:
         client.chat("production", "hello")
     assert caught.value.retry_after == 2
     assert caught.value.message == "the queue is full"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (422, InvalidRequest), (418, UnknownError)])
+def test_a_code_that_is_not_known_is_read_by_the_status(status: int, kind: type[Exception]) -> None:
+    body = {"error": {"message": "there is no model x", "code": "model_not_found"}}
+    with (
+        serving(lambda _: Answer(status, body)) as server,
+        Client(server.url) as client,
+        pytest.raises(kind, match="no model x"),
+    ):
+        client.chat("x", "hello")
 
 
 def test_an_answer_that_is_no_answer_is_an_error() -> None:
