@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 
 from burnish.core.errors import InvalidRequest
 from burnish.core.specs.base import ArtifactRef
+from burnish.infra import signals
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
@@ -348,3 +349,22 @@ async def test_the_document_of_v1_is_whole() -> None:
     text = json.dumps(whole)
     for reference in set(re.findall(r"#/components/schemas/(\w+)", text)):
         assert reference in whole["components"]["schemas"]
+
+
+async def test_generations_are_measured(served: Served) -> None:
+    await served.deploy("measured")
+    create: Any = served.client.chat.completions.create
+    await create(model="measured", messages=HI, max_tokens=4)
+    async for _ in await create(model="measured", messages=HI, max_tokens=4, stream=True):
+        pass
+    with pytest.raises(openai.BadRequestError):
+        await create(model="measured", messages=[{"role": "user", "content": "word " * 2000}])
+    text = signals.render().decode()
+    for line in (
+        'platform_generations_total{deployment="measured",outcome="ok"} 2.0',
+        'platform_generations_total{deployment="measured",outcome="refused"} 1.0',
+        'platform_tokens_total{deployment="measured",direction="written"} 8.0',
+        'platform_first_token_seconds_count{deployment="measured"} 2.0',
+        'platform_generations_in_progress{deployment="measured"} 0.0',
+    ):
+        assert line in text, [line for line in text.splitlines() if "measured" in line]

@@ -7,6 +7,7 @@ replica that goes away is replaced by another.
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
@@ -17,6 +18,7 @@ import orjson
 from pydantic import ValidationError
 
 from burnish.components.model_serving import completion as c
+from burnish.components.model_serving.measure import Measured
 from burnish.components.model_serving.routing import Route, Routes, Traffic, ready_route
 from burnish.core.errors import BurnishError, NotFound, TooLarge, Unavailable, UpstreamFailed
 from burnish.core.inference import unsupported, upstream_body
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 16 << 20
 _ATTEMPTS = 3
+_TOKEN = re.compile(rb'"content": ?"')
 _JSON = (b"content-type", b"application/json")
 _SSE = (b"content-type", b"text/event-stream; charset=utf-8")
 
@@ -44,7 +47,7 @@ class _Call:
 
     request: ChatRequest | CompletionRequest
     route: Route
-    send: Send
+    out: Measured
 
     @property
     def chat(self) -> bool:
@@ -125,7 +128,12 @@ class DataPath:
                 where=name,
                 openai_code="unsupported_parameter",
             )
-        await _until_hang_up(self._respond(_Call(request, route, send)), receive)
+        with Measured(route.deployment, send) as measured:
+            try:
+                await _until_hang_up(self._respond(_Call(request, route, measured)), receive)
+            except BurnishError as error:
+                measured.refused(error.status)
+                raise
 
     async def _respond(self, call: _Call) -> None:
         """Generate at a replica; at another one if it went away before the client got anything."""
@@ -138,7 +146,7 @@ class DataPath:
                     f"no replica of deployment {call.route.deployment} is ready", retry_after=5,
                     hint="see GET /platform/deployments/" + call.route.deployment,
                 )  # fmt: skip
-            current = _Call(call.request, route, call.send)
+            current = _Call(call.request, route, call.out)
             async with self._traffic.admit(route, avoid) as (target, transport):
                 try:
                     if call.request.stream:
@@ -147,7 +155,7 @@ class DataPath:
                         await _collect(current, transport.send)
                     return
                 except _Started as failure:
-                    await _break_off(call.send, failure.error)
+                    await _break_off(call.out.send, failure.error)
                     return
                 except Unreachable as error:
                     # A kept connection that the replica had just closed says nothing about the replica: once more.
@@ -168,7 +176,9 @@ async def _collect(call: _Call, ask: Callable[[Request], Any]) -> None:
             async for event in c.events(response.chunks()):
                 answer.add(event, number * call.choices, usage)
         answer.usage.merge(usage)
-    await _answer(call.send, 200, answer.body(), _provenance(call.route))
+    call.out.read(answer.usage.prompt)
+    call.out.wrote(answer.usage.completion)
+    await _answer(call.out.send, 200, answer.body(), _provenance(call.route))
 
 
 async def _stream(call: _Call, ask: Callable[[Request], Any]) -> None:
@@ -191,11 +201,14 @@ async def _stream(call: _Call, ask: Callable[[Request], Any]) -> None:
 async def _pass_through(chunks: AsyncIterator[bytes], out: "_Out") -> None:
     """Send bytes as they are: the engine's events are OpenAI's. What was not ``[DONE]`` ended early."""
     tail = b""
+    written = 0
     async for chunk in chunks:
+        written += len(_TOKEN.findall(chunk))
         if b"error" in chunk and (b'data: {"error"' in chunk or chunk.startswith(b"error:")):
             raise c.upstream_error(500, chunk.partition(b":")[2].partition(b"\n\n")[0].strip())
         await out.write(chunk)
         tail = (tail + chunk)[-16:]
+    out.wrote(written)
     if not tail.rstrip().endswith(b"[DONE]"):
         raise UpstreamFailed("the engine's answer ended early", hint="send the request again")
 
@@ -214,6 +227,8 @@ async def _rewrite(call: _Call, ask: Callable[[Request], Any], out: "_Out") -> N
                 for data in stream.rewrite(event, number * call.choices, usage):
                     await out.write(data)
         total.merge(usage)
+    call.out.read(total.prompt)
+    call.out.wrote(total.completion)
     for data in stream.end(total):
         await out.write(data)
 
@@ -222,7 +237,8 @@ class _Out:
     """A streamed response that starts with its first byte."""
 
     def __init__(self, call: _Call) -> None:
-        self._send = call.send
+        self._send = call.out.send
+        self._wrote = call.out.wrote
         self._headers = [_SSE, (b"cache-control", b"no-store"), *_provenance(call.route)]
         self.started = False
 
@@ -231,6 +247,10 @@ class _Out:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def wrote(self, tokens: int) -> None:
+        """Count tokens that went to the client: one an event, as engines send them."""
+        self._wrote(tokens)
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -19,7 +19,8 @@ from burnish.components.model_serving.tables import Deployment, Replica, Revisio
 from burnish.core.errors import BadModel, BurnishError, ErrorBody, JobFailed, Unavailable
 from burnish.core.specs.base import ArtifactRef
 from burnish.core.specs.serving import DeploySpec, EngineConfig
-from burnish.core.states import ReplicaState, RevisionState
+from burnish.core.states import DeploymentState, ReplicaState, RevisionState
+from burnish.infra import signals
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database, utcnow
 from burnish.infra.processes import ProcessId
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 _SOON = 0.1
 _STEADY_SECONDS = 5.0
 _RECHECK_SECONDS = 30.0
-_SWEEP_SECONDS = 30.0
+_SWEEP_SECONDS = 15.0
 _KEEP_FOLDER_SECONDS = 3600.0
 
 
@@ -359,6 +360,9 @@ class DeploymentReconciler:
         """End processes of replicas whose rows have ended or are gone; return their ids."""
         known = await asyncio.to_thread(self._processes.known)
         async with self._database.read() as session:
+            deployments, states = await store.counts(session)
+            signals.set_counts(signals.DEPLOYMENTS, deployments, DeploymentState)
+            signals.set_counts(signals.REPLICAS, states, ReplicaState, engine="all")
             living = {replica.id for replica in await store.live_replicas(session)}
         orphans = []
         for replica_id in known:

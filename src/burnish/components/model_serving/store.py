@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -113,6 +113,18 @@ async def serving(session: AsyncSession) -> Sequence[tuple[Deployment, Revision,
     return [
         (deployment, revision, [r for r in replicas if r.revision_id == revision.id]) for deployment, revision in rows
     ]
+
+
+async def counts(session: AsyncSession) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many deployments and living replicas there are, by state."""
+    deployments = select(Deployment.state, func.count()).group_by(Deployment.state)
+    living = Replica.state.not_in([str(s) for s in ENDED_REPLICA])
+    replicas = select(Replica.state, func.count()).where(living).group_by(Replica.state)
+    found = [
+        {str(state): int(count) for state, count in (await session.execute(one)).all()}
+        for one in (deployments, replicas)
+    ]
+    return found[0], found[1]
 
 
 async def delete_rows(session: AsyncSession, deployment_id: str) -> None:
