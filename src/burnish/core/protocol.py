@@ -147,6 +147,9 @@ class Event(Message):
     data: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+_ENDPOINT = r"^https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[!-~]*)?$"
+
+
 class Registration(Message):
     """Body of `POST /platform/components/register`."""
 
@@ -156,6 +159,6 @@ class Registration(Message):
     component_type: str = Field(min_length=1, max_length=100, pattern=r"^[a-z][a-z0-9_]*$")
     name: str = Field(min_length=1, max_length=255)
     version: str = Field(min_length=1, max_length=50)
-    health_endpoint: str = Field(min_length=1, max_length=500)
-    api_endpoint: str = Field(min_length=1, max_length=500)
+    health_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="Its health check")
+    api_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="What the protocol's paths are below")
     metadata: dict[str, JsonValue] = Field(default_factory=dict)

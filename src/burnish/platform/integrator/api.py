@@ -1,10 +1,11 @@
 """Routes of instances: register, list, heartbeat, deregister."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
 
-from burnish.core.errors import Forbidden, InvalidRequest
+from burnish.core.errors import Forbidden, InvalidRequest, Unavailable
 from burnish.core.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
 from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
@@ -41,8 +42,11 @@ def router(database: Database) -> APIRouter:
         _may_register(caller)
         if odd := tuple(unstorable(registration.model_dump(), "body")):
             raise InvalidRequest("the registration cannot be stored", problems=odd)
-        await check_endpoint(registration.api_endpoint, "api_endpoint")
-        await check_endpoint(registration.health_endpoint, "health_endpoint")
+        for where in ("api_endpoint", "health_endpoint"):
+            with suppress(
+                InvalidRequest, Unavailable
+            ):  # it may come up later; until then it is not healthy, and says why
+                await check_endpoint(getattr(registration, where), where)
         async with database.write() as session:
             row = await service.register(session, registration)
         return Registered(component_id=row.component_id)

@@ -243,7 +243,7 @@ class Integrator:
         transport = self._transports[component_id] = AsgiTransport(app, name=component_type)
         description = self._described.get(component_type) or await check_description(transport, component_type)
         endpoint = f"{service.EMBEDDED}{component_id}"
-        registration = Registration(
+        registration = Registration.model_construct(
             component_id=component_id, component_type=component_type, name=component_type.replace("_", " "),
             version=description.version, api_endpoint=endpoint, health_endpoint=f"{endpoint}/health",
             metadata={"node": self._settings.node},

@@ -18,7 +18,9 @@ Caller = Annotated[Principal, Depends(current_principal)]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 JobId = Annotated[str, Path(min_length=1, max_length=100, pattern=_NAME, examples=["job_01k9zq7d3x8m2v5n0c4r6t1y"])]
 After = Annotated[str | None, Query(max_length=100, pattern=_NAME, description="`next` of the page before")]
-Cursor = Annotated[str | None, Query(max_length=100, description="`next` of the page before")]
+Cursor = Annotated[
+    str | None, Query(max_length=38, pattern=r"^-?[0-9]{1,18}-[0-9]{1,18}$", description="`next` of the page before")
+]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 
 

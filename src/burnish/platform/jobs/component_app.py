@@ -291,6 +291,9 @@ def install_problems(app: FastAPI) -> None:
 
 def _allowed(app: FastAPI, request: Request) -> list[str]:
     """Return every method of the path: the framework names those of the first route that has the path alone."""
+    literal = app.openapi()["paths"].get(request.url.path)  # before templates, which would match it as well
+    if literal is not None:
+        return [method for method in _METHODS if method.lower() in literal]
     scopes = {method: {**request.scope, "method": method} for method in _METHODS}
     return [method for method in _METHODS if any(r.matches(scopes[method])[0] is Match.FULL for r in app.routes)]
 

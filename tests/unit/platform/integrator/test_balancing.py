@@ -2,7 +2,7 @@
 
 import pytest
 
-from burnish.core.errors import InvalidRequest
+from burnish.core.errors import Forbidden, InvalidRequest, Unavailable
 from burnish.core.protocol import Description
 from burnish.core.states import InstanceState
 from burnish.platform.integrator.balancing import order
@@ -41,12 +41,20 @@ async def test_endpoints_lead_to_hosts_and_not_to_cloud_metadata() -> None:
     await check_endpoint("http://127.0.0.1:9000/base", "api_endpoint")
     await check_endpoint("https://[::1]:9000", "api_endpoint")
     for wrong in (
-        "ftp://127.0.0.1", "http://", "http://user:pw@127.0.0.1", "file:///etc/passwd", "http://169.254.169.254/latest",
-        "http://0.0.0.0:80", "http://224.0.0.1", "http://[fe80::1]", "http://no.such.host.invalid", "http://127.0.0.1:99999999",
-    ):  # fmt: skip
+        "ftp://127.0.0.1",
+        "http://",
+        "http://user:pw@127.0.0.1",
+        "file:///etc/passwd",
+        "http://127.0.0.1:99999",
+    ):
         with pytest.raises(InvalidRequest) as refused:
             await check_endpoint(wrong, "api_endpoint")
         assert refused.value.where == "api_endpoint"
+    for forbidden in ("http://169.254.169.254/latest", "http://0.0.0.0:80", "http://224.0.0.1", "http://[fe80::1]"):
+        with pytest.raises(Forbidden):
+            await check_endpoint(forbidden, "api_endpoint")
+    with pytest.raises(Unavailable):
+        await check_endpoint("http://no.such.host.invalid", "api_endpoint")
 
 
 def test_a_number_is_kept_for_the_process_and_free_after_it(tmp_path_factory: pytest.TempPathFactory) -> None:

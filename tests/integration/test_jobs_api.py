@@ -1,0 +1,112 @@
+"""The platform's routes of jobs and components, and the protocol's, against whatever may be sent."""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from burnish.infra.asgi import ASGIApp, Receive, Send
+from burnish.infra.event_log import EventLog
+from burnish.infra.http import AsgiTransport, Request
+from burnish.platform.identity import LOCAL
+from burnish.platform.identity.principal import SCOPE_KEY
+from burnish.platform.integrator.api import router as components_router
+from burnish.platform.jobs.api import router as jobs_router
+from burnish.platform.jobs.component_app import component_app, install_problems
+from tests.support.asgi_server import served
+from tests.support.jobs_bench import ROOT, Bench
+from tests.support.jobs_kinds import KINDS
+
+
+class AsLocal:
+    """Stands for the gateway with authentication off."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY] = LOCAL
+        await self._app(scope, receive, send)
+
+
+def platform_app(bench: Bench, event_log: EventLog) -> FastAPI:
+    app = FastAPI(title="jobs and components", version="1")
+    install_problems(app)
+    app.include_router(jobs_router(bench.database, event_log))
+    app.include_router(components_router(bench.database))
+    app.add_middleware(AsLocal)
+    return app
+
+
+@pytest.fixture
+async def bench(database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    made = Bench(database_url, home)
+    await made.runtime.start()
+    yield made
+    await made.runtime.stop()
+    await made.runtime.event_log.close()
+    for folder in made.runtime.backend.folders().values():
+        made.runtime.backend.remove(folder)
+    await made.database.dispose()
+
+
+async def get(app: ASGIApp, path: str) -> tuple[int, Any]:
+    async with AsgiTransport(app).send(Request("GET", path)) as response:
+        return response.status, json.loads(await response.read())
+
+
+async def test_jobs_are_listed_page_by_page_and_their_logs_read(bench: Bench) -> None:
+    app = platform_app(bench, bench.runtime.event_log)
+    for number in range(5):
+        await bench.submit(f"job_{number}", "count", {"to": 1}, origin="wf_1" if number % 2 else None)
+    for number in range(5):
+        await bench.ended(f"job_{number}")
+    seen: list[str] = []
+    path = "/platform/jobs?limit=2"
+    while True:
+        status, page = await get(app, path)
+        assert status == 200
+        seen += [job["job_id"] for job in page["data"]]
+        if not page["has_more"]:
+            break
+        path = f"/platform/jobs?limit=2&after={page['next']}"
+    assert seen == [f"job_{number}" for number in (4, 3, 2, 1, 0)]
+    _, page = await get(app, "/platform/jobs?workflow_id=wf_1&state=succeeded&kind=count")
+    assert [job["job_id"] for job in page["data"]] == ["job_3", "job_1"]
+    _, page = await get(app, "/platform/jobs/job_0/logs")
+    assert [line["message"] for line in page["data"]] == ["counting from 0"]
+    status, problem = await get(app, "/platform/jobs/job_nine")
+    assert (status, problem["code"]) == (404, "not_found")
+    status, problem = await get(app, "/platform/jobs?state=odd")
+    assert (status, problem["problems"][0]["where"]) == (422, "query.state.0")
+
+
+@pytest.mark.parametrize("which", ["platform", "component"])
+async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: str) -> None:
+    tolerated: list[str] = []
+    if which == "platform":
+        app: ASGIApp = platform_app(bench, bench.runtime.event_log)
+    else:
+        # Versions of the protocol may differ, so it is lenient; whether a job is right depends on its kind.
+        tolerated = ["--exclude-checks", "negative_data_rejection,positive_data_acceptance"]
+        app = component_app("fine_tuning", KINDS, bench.runtime)
+    headers = {"burnish-caller": bench.runtime.tokens.sign(LOCAL, "fine_tuning", ttl=3600)}
+    await bench.submit("job_1", "count", {"to": 1})
+    async with served(app) as url:
+        arguments = [
+            "run", f"{url}/openapi.json", "--max-examples", "8", "--phases", "examples,coverage,fuzzing", "--no-color",
+            "--exclude-path-regex", "/events$", "--generation-database", "none", "--seed", "1", "--continue-on-failure",
+            *(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")), *tolerated,
+        ]  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "schemathesis.cli", *arguments, stdout=PIPE, stderr=STDOUT
+        )
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()[-12_000:]
