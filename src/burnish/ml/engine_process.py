@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,18 @@ def _refused(response: http.client.HTTPResponse) -> EngineRefused:
         return EngineRefused(text[:500], upstream_status=response.status)
 
 
-def start(config: EngineConfig, log: Path, *, load_seconds: float = _LOAD_SECONDS) -> RunningEngine:
+def start(
+    config: EngineConfig, log: Path, *, load_seconds: float = _LOAD_SECONDS, waiting: Callable[[float], None] | None = None
+) -> RunningEngine:  # fmt: skip
     """Start an engine as a child of this process, in its process group, and wait until it has generated a token.
 
     The child dies when this process dies. ``config.socket`` may be empty: then a short path is made for it.
+
+    Args:
+        config: What to start.
+        log: File for the engine's output.
+        load_seconds: How long it may take.
+        waiting: Called with the seconds so far, many times a second, while it loads; what it raises ends the engine.
 
     Raises:
         BadModel: the engine ended while loading; the message is its own reason.
@@ -182,7 +190,7 @@ def start(config: EngineConfig, log: Path, *, load_seconds: float = _LOAD_SECOND
         )  # fmt: skip
     engine = RunningEngine(config, process, log, 0.0, folder)
     try:
-        _wait_until_ready(engine, began + load_seconds)
+        _wait_until_ready(engine, began, load_seconds, waiting or (lambda _seconds: None))
     except BaseException:
         engine.stop()
         raise
@@ -190,7 +198,9 @@ def start(config: EngineConfig, log: Path, *, load_seconds: float = _LOAD_SECOND
     return engine
 
 
-def _wait_until_ready(engine: RunningEngine, deadline: float) -> None:
+def _wait_until_ready(
+    engine: RunningEngine, began: float, load_seconds: float, waiting: Callable[[float], None]
+) -> None:
     probe = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
     while True:
         if (status := engine.process.poll()) is not None:
@@ -207,6 +217,7 @@ def _wait_until_ready(engine: RunningEngine, deadline: float) -> None:
                     raise BadModel(f"the model cannot generate: {error}", where=engine.config.model_dir) from error
             except JobFailed:
                 pass  # not listening yet, or just ended: the next turn tells
-        if time.monotonic() > deadline:
+        waiting(time.monotonic() - began)
+        if time.monotonic() - began > load_seconds:
             raise JobFailed(f"the engine was not ready in time: {tail(engine.log)}", where=engine.config.model_dir)
         time.sleep(0.03)

@@ -130,7 +130,16 @@ def engine_for(spec: EvaluationSpec, prepared: Prepared, context: JobContext) ->
         served_name=spec.label or "model", socket=str(context.directory / "engine.sock"),
         context_length=spec.context_length, parallel=1, threads=context.resources.cpus, seed=spec.seed,
     )  # fmt: skip
-    with start(config, context.directory / "engine.log") as engine:
+    told = 0.0
+
+    def waiting(seconds: float) -> None:
+        nonlocal told
+        context.check_stop()
+        if seconds - told > 0.5:
+            told = seconds
+            context.progress(0, 1, phase=f"loading the model ({seconds:.0f} s)", unit="parts")
+
+    with start(config, context.directory / "engine.log", waiting=waiting) as engine:
         yield engine
 
 
