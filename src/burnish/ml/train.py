@@ -34,6 +34,7 @@ from burnish.ml.model import (
     use_threads,
     write_card,
 )
+from burnish.ml.norm import freeze_norms
 from burnish.ml.optimizer import FlatAdamW, learning_rate_at
 from burnish.ml.quantized import load_quantized
 from burnish.ml.text import EncodedData, Example, encode, read_dataset
@@ -136,6 +137,7 @@ def _prepare(spec: FineTuningSpec, context: JobContext) -> _Run:
         adapters = lora.attach(
             model, targets, rank=spec.rank, alpha=spec.alpha, dropout=spec.dropout, seed=spec.seed
         )  # fmt: skip
+        freeze_norms(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = FlatAdamW(trainable, weight_decay=spec.weight_decay)
     return _Run(
