@@ -83,13 +83,12 @@ _UPLOAD: dict[str, Any] = {
     ],
     "requestBody": {
         "required": True,
-        "description": "The file itself, or a form with it as `file`. A form's fields go before those of the query.",
+        "description": "The file itself (with any content type), or a form with it as `file`, whose fields go before the query's.",
         "content": {
             "multipart/form-data": {
                 "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE_SCHEMA, **_FIELD_SCHEMAS}}
             },
-            "application/octet-stream": {"schema": _FILE_SCHEMA},
-            "application/x-ndjson": {"schema": _FILE_SCHEMA, "example": _JSONL_EXAMPLE},
+            "application/octet-stream": {"schema": _FILE_SCHEMA, "example": _JSONL_EXAMPLE},
             "text/csv": {"schema": _FILE_SCHEMA, "example": _CSV_EXAMPLE},
         },
     },
