@@ -317,11 +317,11 @@ async def test_a_host_whose_server_is_gone_is_found_finished(bench: Bench) -> No
     assert await bench.steps("job_g") == list(range(1, 31))
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_two_servers_of_a_node_never_give_a_core_away_twice(benches: Benches, tmp_path: Path) -> None:
     bench = benches(cpus=2)
     second = benches(cpus=2)
-    if bench.database.dialect == "sqlite":
-        pytest.skip("SQLite has one server")
     effects = tmp_path / "effects"
     for number in range(6):
         await bench.submit(f"job_{number}", "count", {"to": 2, "seconds": 0.1, "effects": str(effects)})
@@ -350,3 +350,23 @@ async def test_hosts_without_a_row_are_ended(bench: Bench) -> None:
     os.utime(bench.folder("job_o"), (0, 0))
     assert await bench.runtime.sweep() == ["job_o"]
     await gone(view.pid)
+
+
+async def test_a_host_that_hangs_before_it_begins_is_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib, sys, time\n"
+        f"marker = pathlib.Path({str(tmp_path / 'hung')!r})\n"
+        "if 'burnish.platform.jobs.host' in sys.orig_argv and not marker.exists():\n"
+        "    marker.touch()\n"
+        "    time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setattr("burnish.platform.jobs.reconciler._HOST_START_SECONDS", 3.0)
+    await bench.submit("job_h", "count", {"to": 2})
+    view = await bench.ended("job_h")
+    assert view.state == JobState.SUCCEEDED, view.error
+    assert view.restarts == 1
+    reasons = [str(e.data.get("reason")) for e in await bench.events("job_h") if e.type == "state"]
+    assert any("did not begin within 3 s" in reason for reason in reasons)

@@ -89,7 +89,7 @@ async def test_jobs_are_listed_page_by_page_and_their_logs_read(bench: Bench) ->
 
 
 @pytest.mark.parametrize("which", ["platform", "component"])
-async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: str) -> None:
+async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: str, tmp_path: Path) -> None:
     tolerated: list[str] = []
     if which == "platform":
         app: ASGIApp = platform_app(bench, bench.runtime.event_log)
@@ -106,7 +106,7 @@ async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: s
             *(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")), *tolerated,
         ]  # fmt: skip
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "schemathesis.cli", *arguments, stdout=PIPE, stderr=STDOUT
+            sys.executable, "-m", "schemathesis.cli", *arguments, stdout=PIPE, stderr=STDOUT, cwd=tmp_path
         )
         output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()[-12_000:]

@@ -42,6 +42,7 @@ from burnish.infra import event_log
 from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.event_log import SSE_HEADERS, stream
 from burnish.infra.home import require_disk
+from burnish.infra.logging import bound, trace_id_of
 from burnish.infra.problems import problem_body, problems
 from burnish.infra.storable import storable
 from burnish.platform.identity import Principal, current_principal
@@ -126,16 +127,16 @@ class _CallerCheck:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         token = headers.get(CALLER_HEADER.encode(), b"").decode("latin-1")
+        trace = trace_id_of(headers.get(TRACE_HEADER.encode(), b"").decode("latin-1"))
         try:
             if not token:
                 raise Unauthenticated("the request carries no caller token", hint="call through the gateway")
-            scope[SCOPE_KEY] = self._tokens.verify(token, self._component_type)
+            principal = scope[SCOPE_KEY] = self._tokens.verify(token, self._component_type)
         except Unauthenticated as error:
-            await problem_response(error, trace_of(headers.get(TRACE_HEADER.encode(), b"").decode("latin-1")))(
-                scope, receive, send
-            )
+            await problem_response(error, trace)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        with bound(trace_id=trace, project_id=principal.project_id):
+            await self._app(scope, receive, send)
 
 
 def _protocol(component_type: str, kinds: Mapping[str, Kind], runtime: JobRuntime, routes: Sequence[str]) -> APIRouter:
@@ -275,18 +276,18 @@ def install_problems(app: FastAPI) -> None:
 
     @app.exception_handler(BurnishError)
     async def expected(request: Request, error: BurnishError) -> JSONResponse:
-        return problem_response(error, trace_of(request.headers.get(TRACE_HEADER)))
+        return problem_response(error, trace_id_of(request.headers.get(TRACE_HEADER)))
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
-        return problem_response(_invalid(error), trace_of(request.headers.get(TRACE_HEADER)))
+        return problem_response(_invalid(error), trace_id_of(request.headers.get(TRACE_HEADER)))
 
     @app.exception_handler(HTTPException)
     async def by_status(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 405:
             error.headers = {**(error.headers or {}), "Allow": ", ".join(_allowed(app, request))}
         typed = _by_status(error, request)
-        return problem_response(typed, trace_of(request.headers.get(TRACE_HEADER)), error.status_code, error.headers)
+        return problem_response(typed, trace_id_of(request.headers.get(TRACE_HEADER)), error.status_code, error.headers)
 
 
 def _allowed(app: FastAPI, request: Request) -> list[str]:
@@ -304,12 +305,6 @@ def problem_response(
     """Return the response to a request that failed."""
     own_status, own_headers, body = problem_body(error, trace_id)
     return JSONResponse(body, status or own_status, headers={**(headers or {}), **own_headers})
-
-
-def trace_of(traceparent: str | None) -> str | None:
-    """Return the trace id of a W3C ``traceparent``, or None."""
-    parts = (traceparent or "").split("-")
-    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None
 
 
 def _invalid(error: RequestValidationError) -> BurnishError:

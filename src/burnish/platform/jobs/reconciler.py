@@ -51,6 +51,7 @@ class _Watched:
     job: JobTable
     read_at: float
     started_here_at: float | None = None
+    waiting_since: float | None = None
     told_to_cancel_at: float | None = None
     told_to_pause: bool = False
     measured_at: float = 0.0
@@ -164,7 +165,7 @@ class JobTurns:
             case Step.START:
                 return await self._start(turn, watched)
             case Step.WAIT_FOR_HOST:
-                return False
+                return await self._await_identity(turn, watched)
             case Step.REPLACE:
                 older = await self._in_thread(self._backend.newest_other, self._folder(job), job.incarnation)
                 if older is not None:
@@ -187,6 +188,19 @@ class JobTurns:
             await self._follow(turn, watched)
         return False
 
+    async def _await_identity(self, turn: Turn, watched: _Watched) -> bool:
+        """A host that was started says who it is within moments; one that hangs before that is ended."""
+        if watched.waiting_since is None:
+            watched.waiting_since = time.monotonic()
+        if time.monotonic() - watched.waiting_since < _HOST_START_SECONDS:
+            return False
+        occupant = await self._in_thread(self._backend.occupant, self._folder(watched.job))
+        if occupant is None:
+            return False
+        await self._in_thread(self._backend.kill, occupant)
+        await self._record_lost(turn, watched, f"it did not begin within {_HOST_START_SECONDS:g} s")
+        return True
+
     async def _start(self, turn: Turn, watched: _Watched) -> bool:
         """Start the host of the committed incarnation, once in this turn; whoever has the folder's lock is the host."""
         job, folder = watched.job, self._folder(watched.job)
@@ -197,12 +211,9 @@ class JobTurns:
                 watched.started_here_at = time.monotonic()
             return False
         status = await self._in_thread(self._backend.starting_ended, folder)
-        late = time.monotonic() - watched.started_here_at > _HOST_START_SECONDS
-        if status is None and not late:
+        if status is None or await self._in_thread(self._backend.find, folder, job.incarnation) is not None:
             return False
-        if await self._in_thread(self._backend.find, folder, job.incarnation) is not None:
-            return False
-        why = "it did not start in time" if status is None else f"it ended with status {status} before it began"
+        why = f"it ended with status {status} before it began"
         await self._record_lost(turn, watched, why)
         return True
 

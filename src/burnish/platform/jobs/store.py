@@ -50,7 +50,8 @@ async def change_state(
     if new == JobState.RUNNING and job.started_at is None:
         job.started_at = utcnow()
     if new == JobState.QUEUED:
-        job.queued_at = await database_now(session)
+        if previous == JobState.PAUSED or job.queued_at is None:  # one that lost its host keeps its place
+            job.queued_at = await database_now(session)
         await notify(session, QUEUE_TOPIC)
     if new != JobState.QUEUED:
         job.pending_reason = None

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from burnish.infra import processes
@@ -25,6 +26,8 @@ from burnish.platform.jobs.files import (
     result_path,
     write_json,
 )
+
+_MODULE = "burnish.platform.jobs.host"
 
 
 class LocalBackend:
@@ -51,7 +54,7 @@ class LocalBackend:
             if not lock.acquire():
                 return False
             write_json(order_path(folder, order.incarnation), order)
-            argv = [sys.executable, "-m", "burnish.platform.jobs.host", str(folder), str(order.incarnation)]
+            argv = [sys.executable, "-m", _MODULE, str(folder), str(order.incarnation)]
             argv.append(str(lock.descriptor))
             keep = (lock.descriptor,)
             child = processes.spawn(argv, self._environment(order), folder, folder / LOG_FILE, keep=keep)
@@ -77,8 +80,11 @@ class LocalBackend:
         return _living(path for path in folder.glob("host.*.json") if path.name != own)
 
     def occupant(self, folder: Path) -> ProcessId | None:
-        """Return a living host of any incarnation."""
-        return _living(folder.glob("host.*.json"))
+        """Return a living host of any incarnation, also one that has not said who it is."""
+        found = _living(folder.glob("host.*.json"))
+        if found is None and self.locked(folder):
+            found = _by_command(folder)
+        return found
 
     def starting_ended(self, folder: Path) -> int | None:
         """Return the exit status of the last host started here by this process, if it has ended."""
@@ -156,6 +162,18 @@ class LocalBackend:
 def _identity(path: Path) -> ProcessId | None:
     found = read_json(path, HostIdentity)
     return None if found is None else ProcessId(found.pid, found.started_ticks, found.boot_id)
+
+
+def _by_command(folder: Path) -> ProcessId | None:
+    """Return the host that was started for the folder, by its command line."""
+    wanted = [b"-m", _MODULE.encode(), os.fsencode(folder)]
+    with os.scandir("/proc") as entries:
+        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+    for pid in pids:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:4] == wanted:
+                return processes.identify(pid)
+    return None
 
 
 def _living(paths: Iterable[Path]) -> ProcessId | None:

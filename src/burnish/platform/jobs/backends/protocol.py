@@ -62,4 +62,4 @@ class Backend(Protocol):
         """Return all jobs' folders of this node by job id."""
 
     def occupant(self, folder: Path) -> ProcessId | None:
-        """Return a living host of any incarnation."""
+        """Return a living host of any incarnation, also one that has not said who it is."""
