@@ -65,7 +65,8 @@ class RunningEngine:
     process: subprocess.Popen[bytes]
     log: Path
     load_seconds: float
-    _folder: tempfile.TemporaryDirectory[str]
+    _folder: tempfile.TemporaryDirectory[str] | None
+    """Of the socket, where the log's folder has too long a path for one."""
 
     @property
     def pid(self) -> int:
@@ -117,7 +118,9 @@ class RunningEngine:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self._folder.cleanup()
+        Path(self.config.socket).unlink(missing_ok=True)
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def __enter__(self) -> "RunningEngine":
         return self
@@ -172,12 +175,13 @@ def start(
         JobFailed: it was not ready in ``load_seconds``.
     """
     began = time.monotonic()
-    folder = tempfile.TemporaryDirectory(prefix="burnish-")
-    path = config.socket or f"{folder.name}/engine.sock"
+    folder = None
+    path = config.socket or str(log.with_suffix(".sock").resolve())
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        path = f"{tempfile.mkdtemp(prefix='b', dir='/tmp')}/s"
+        folder = tempfile.TemporaryDirectory(prefix="burnish-")
+        path = f"{folder.name}/engine.sock"
     config = config.model_copy(update={"socket": path})
-    config_file = Path(folder.name) / "engine.json"
+    config_file = log.with_suffix(".json")
     config_file.write_text(config.model_dump_json(), encoding="utf-8")
     environment = {
         **os.environ, "OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE",

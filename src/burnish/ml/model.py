@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import resource
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from burnish.core.errors import BadModel
-from burnish.core.specs.model import MODEL_CARD_FILE, ModelCard
+from burnish.ml.card import peak_memory_bytes as peak_memory_bytes
+from burnish.ml.card import read_card as read_card
+from burnish.ml.card import write_card as write_card
 from burnish.ml.weights import TensorInfo, safetensors_in
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
@@ -140,24 +141,6 @@ def resolve_dtype(name: DtypeName, *, full: bool = False) -> torch.dtype:
     return torch.bfloat16
 
 
-def read_card(folder: Path) -> ModelCard:
-    """Return the card in an artifact's folder.
-
-    Raises:
-        BadModel: there is none or it is not one.
-    """
-    path = folder / MODEL_CARD_FILE
-    try:
-        return ModelCard.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadModel(f"no readable {MODEL_CARD_FILE}: {error}", where=str(folder)) from error
-
-
-def write_card(folder: Path, card: ModelCard) -> None:
-    """Write the card into an artifact's folder."""
-    (folder / MODEL_CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
 def dtype_and_bits(tensors: list[TensorInfo]) -> tuple[str, float]:
     """Return the dtype that most weights have and the bits a weight takes on average."""
     weights: dict[str, int] = {}
@@ -175,17 +158,6 @@ def context_length(config: PreTrainedConfig) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def peak_memory_bytes() -> int:
-    """Return the process's peak resident memory."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def use_threads(count: int) -> None:

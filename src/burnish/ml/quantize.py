@@ -15,10 +15,9 @@ from burnish.core.errors import BadModel, InvalidRequest
 from burnish.core.job import JobContext
 from burnish.core.specs.compression import CompressionResult, CompressionSpec
 from burnish.core.specs.model import MODEL_CARD_FILE, ModelCard
+from burnish.ml.card import peak_memory_bytes, read_card, write_card
 from burnish.ml.child import peak_children_bytes, run_child, tail
 from burnish.ml.gguf_quantizer import FILE_TYPES
-from burnish.ml.merge import merge
-from burnish.ml.model import peak_memory_bytes, read_card, write_card
 from burnish.ml.text import PLAIN_TEMPLATE
 from burnish.ml.weights import TensorInfo, quantization_name, read_gguf, safetensors_in
 
@@ -105,6 +104,8 @@ def convert(
     work.mkdir(parents=True)
     if adapter_dir is not None:
         context.progress(0, 1, phase="merging the adapter", unit="parts")
+        from burnish.ml.merge import merge  # loads torch, which evaluations and conversions do without
+
         merged = work / "merged"
         merge(model_dir, adapter_dir, merged)
         model_dir = merged

@@ -22,8 +22,8 @@ from burnish.core.specs.evaluation import EXAMPLES_FILE, EvaluationResult, Evalu
 from burnish.core.specs.model import MODEL_CARD_FILE
 from burnish.core.specs.serving import EngineConfig
 from burnish.core.statistics import percentile
+from burnish.ml.card import read_card
 from burnish.ml.engine_process import RunningEngine, start
-from burnish.ml.model import read_card
 from burnish.ml.quantize import MODEL_FILE, convert, stored_type
 from burnish.ml.text import read_dataset
 from burnish.ml.weights import quantization_name, read_gguf, safetensors_in
