@@ -120,7 +120,11 @@ class Platform:
             return None
 
         async def reconcilers() -> str | None:
-            loops = {"jobs": self.runtime.alive, "workflow": self.workflow_reconciler.alive, "components": self.integrator.alive}
+            loops = {
+                "jobs": self.runtime.alive,
+                "workflow": self.workflow_reconciler.alive,
+                "components": self.integrator.alive,
+            }
             loops |= {component.component_type: component.alive() for component in self.components}
             dead = sorted(name for name, lives in loops.items() if not lives)
             return f"not running: {', '.join(dead)}; restart the server" if dead else None
@@ -143,7 +147,7 @@ def build(settings: Settings) -> Platform:
     refuse_open_bind(settings)
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     home_lock = None
-    if settings.database_url is None:
+    if settings.embedded_database:
         home_lock = HomeLock(settings.home)
         home_lock.acquire()
     database = Database(settings.resolved_database_url)
@@ -191,7 +195,9 @@ def secret_key(settings: Settings) -> bytes:
     except OSError as error:
         raise Unavailable(f"the secret key cannot be read: {error.strerror}", where=str(path)) from error
     if len(key) < 32:
-        raise Unavailable("the secret key is shorter than 32 bytes", where=str(path), hint="make one: head -c 32 /dev/urandom")
+        raise Unavailable(
+            "the secret key is shorter than 32 bytes", where=str(path), hint="make one: head -c 32 /dev/urandom"
+        )
     return key
 
 

@@ -69,7 +69,8 @@ def run(settings: Settings) -> None:
         PortBusy: the port is taken.
         BurnishError: the start failed for a reason that the error names.
     """
-    refuse_second(settings.home)
+    if settings.embedded_database:  # servers of one node may share a home on PostgreSQL (decision 3)
+        refuse_second(settings.home)
     listener = bind(settings.host, settings.port)
     from burnish.app import create_app  # only now: a refusal needs no server code
 

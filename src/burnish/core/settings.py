@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         return url
 
     @property
+    def embedded_database(self) -> bool:
+        """Whether the database is SQLite, and so one server's alone."""
+        return self.resolved_database_url.startswith("sqlite")
+
+    @property
     def resolved_artifact_url(self) -> str:
         """The artifact store's URL."""
         return self.artifact_url or (self.home / "artifacts").resolve().as_uri()
