@@ -192,7 +192,8 @@ class AiohttpTransport:
         if self._session is None or self._session.closed:
             connector: aiohttp.BaseConnector
             if self._socket is not None:
-                connector = aiohttp.UnixConnector(path=str(self._socket), limit=0)
+                # llama.cpp's server closes connections that idle for 5 s: give them up before it does.
+                connector = aiohttp.UnixConnector(path=str(self._socket), limit=0, keepalive_timeout=3.0)
             else:
                 connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
             self._session = aiohttp.ClientSession(
