@@ -66,7 +66,7 @@ class Bench:
             if wanted(view):
                 return view
             if time.monotonic() > deadline:
-                events = [(e.type, e.data) for e in await self.events(job_id)]
+                events = [(e.type, e.data) for e in await self._visible_events(job_id)]
                 raise AssertionError(f"{view!r}\n{events[-20:]}")
             await asyncio.sleep(0.03)
 
@@ -89,6 +89,17 @@ class Bench:
             return await service.resume(session, job_id, "default")
 
     async def events(self, job_id: str) -> list[Event]:
+        """The job's events; all of them once it has ended: an open transaction may hide the last for a moment."""
+        ended = (await self.view(job_id)).finished_at is not None
+        deadline = time.monotonic() + 15
+        while True:
+            found = await self._visible_events(job_id)
+            if not ended or any(service.ends_job(event) for event in found):
+                return found
+            assert time.monotonic() < deadline, f"the event that ended {job_id} is lost"
+            await asyncio.sleep(0.05)
+
+    async def _visible_events(self, job_id: str) -> list[Event]:
         found: list[Event] = []
         async with self.database.read() as session:
             while page := await event_log.read(session, subject=job_id, after=found[-1].id if found else None):
