@@ -16,7 +16,7 @@ from rich.text import Text
 
 from burnish.cli.options import Exit
 from burnish.cli.output import COLOURS, command, console, plain, print_json, seconds, state_text
-from burnish.cli.summary import step_line
+from burnish.cli.summary import step_lines
 from burnish.client import Client, ExecutionView, StepView
 from burnish.client.events import PATIENCE
 from burnish.core.errors import BurnishError
@@ -144,11 +144,12 @@ class PlainLines:
 
     def show(self, view: ExecutionView, away: float | None) -> None:
         """Print what changed."""
+        lines = step_lines(view)
         for step in view.steps:
             if self._states.get(step.name) != step.state:
                 self._states[step.name] = step.state
                 if step.state != "waiting":
-                    self._say(_plain_step(step))
+                    self._say(_plain_step(step, lines[step.name]))
         if view.status != self._status:
             self._status = view.status
             self._say(f"{view.workflow_id} {view.status}")
@@ -158,7 +159,7 @@ class PlainLines:
             self._say(f"the server has not answered for {seconds(away)}; waiting for it")
         running = [step for step in view.steps if step.state in {"running", "retrying"}]
         for step in running:
-            self._say(_plain_step(step))
+            self._say(_plain_step(step, lines[step.name]))
         if not running and away is None:
             self._say(f"{view.workflow_id} {view.status}")
 
@@ -197,10 +198,11 @@ def render(view: ExecutionView, *, details: bool = False, spinners: dict[str, Sp
     table.add_column(no_wrap=True, justify="right")
     table.add_column(width=16)
     table.add_column(ratio=1, overflow="fold")
+    lines = step_lines(view)
     for step in view.steps:
         table.add_row(
             _icon(step, spinners), step.name, state_text(step.state), Text(_elapsed(step.started_at, step.finished_at), "dim"),
-            _bar(step), Text(step_line(step)),
+            _bar(step), Text(lines[step.name]),
         )  # fmt: skip
     parts: list[RenderableType] = [head, table]
     if view.error is not None and view.status in {"failed", "rejected"}:
@@ -233,8 +235,8 @@ def _bar(step: StepView) -> RenderableType:
     return ProgressBar(total=step.progress.total, completed=min(step.progress.done, step.progress.total), width=16)
 
 
-def _plain_step(step: StepView) -> str:
-    return f"  {step.name:<20} {step.state:<10} {_elapsed(step.started_at, step.finished_at):>8}  {step_line(step)}".rstrip()
+def _plain_step(step: StepView, line: str) -> str:
+    return f"  {step.name:<20} {step.state:<10} {_elapsed(step.started_at, step.finished_at):>8}  {line}".rstrip()
 
 
 def _elapsed(start: datetime | None, end: datetime | None) -> str:

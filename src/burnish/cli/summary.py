@@ -3,11 +3,24 @@
 from typing import Any
 
 from burnish.cli.output import seconds, size
-from burnish.client import StepView
+from burnish.client import ExecutionView, StepView
 from burnish.core.protocol import Progress
 
 METRICS = {"loss": "loss {:.3f}", "examples_per_second": "{:.1f} examples/s", "tokens_per_second": "{:.0f} tokens/s"}
 """The metrics that people look for while it runs, in this order."""
+
+
+def step_lines(view: ExecutionView) -> dict[str, str]:
+    """Return what there is to say about each step, by its name; jobs of this execution are called by their steps."""
+    names = {attempt.job_id: step.name for step in view.steps for attempt in step.attempts if attempt.job_id}
+    found = {}
+    for step in view.steps:
+        line = step_line(step)
+        if step.state == "running" and "job_" in line:
+            for job_id, name in names.items():
+                line = line.replace(job_id, name)
+        found[step.name] = line
+    return found
 
 
 def step_line(step: StepView) -> str:

@@ -11,6 +11,7 @@ import pytest
 from burnish.cli import follow, output
 from burnish.cli.main import main
 from burnish.cli.parameters import read_parameters
+from burnish.cli.summary import step_lines
 from burnish.client import Client, ExecutionView
 from burnish.core.errors import InvalidRequest
 from tests.support.scripted_server import Answer, Asked, Script, serving
@@ -255,6 +256,13 @@ def test_show_prints_what_failed_and_what_next(capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     for part in ("line 17 has no label", "add one", "bad_data", "skipped"):
         assert part in said
+
+
+def test_a_job_that_is_waited_for_is_called_by_its_step() -> None:
+    attempt = {"job_id": "job_abc", "number": 1, "state": "running"}
+    waits = {"name": "split", "waiting_for": "waits for 1 cpu; job_abc holds 2, job_other holds 1"}
+    view = ExecutionView.model_validate(execution("running", {"attempts": [attempt]}, waits))
+    assert step_lines(view)["split"] == "waits for 1 cpu; train holds 2, job_other holds 1"
 
 
 def test_the_live_table_draws_every_state() -> None:
