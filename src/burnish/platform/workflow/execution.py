@@ -10,16 +10,17 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.errors import BurnishError
+from burnish.core.errors import BurnishError, InvalidRequest
 from burnish.core.specs.base import ArtifactRef, digest_of
 from burnish.core.states import ExecutionState, JobState, StepState
-from burnish.infra import event_log
+from burnish.infra import event_log, signals
 from burnish.infra.artifact_store import store as artifacts
-from burnish.infra.database import utcnow
+from burnish.infra.database import after_commit, utcnow
 from burnish.platform.workflow import store
 from burnish.platform.workflow.decide import Facts, View, decide
 from burnish.platform.workflow.definition import ENGINE, Definition, read
 from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Rejected
+from burnish.platform.workflow.library import definitions
 from burnish.platform.workflow.records import (
     FINAL,
     Action,
@@ -163,6 +164,9 @@ class Execution:
         self._cancel = row.cancel_requested_at is not None
         self._pause = row.pause_requested_at is not None
         self._started = row.started_at is not None
+        self._created = row.created_at
+        self.seconds: float | None = None
+        """From its submission to its end, once it has ended in this turn."""
         self._kinds = kinds
         self._clock = clock
         self._inserts: list[dict[str, Any]] = []
@@ -170,6 +174,7 @@ class Execution:
         self._values: dict[str, Any] = {}
         self._events: list[event_log.NewEvent] = []
         self._refs: dict[str, tuple[str, ArtifactRef]] = {}
+        self._counts: list[tuple[str, str]] = []
 
     @property
     def ended(self) -> bool:
@@ -249,6 +254,7 @@ class Execution:
         data: dict[str, Any] = {"state": action.state}
         if action.state in FINAL:
             self._values["completed_at"] = now
+            self.seconds = max(0.0, (now - self._created).total_seconds())
             self._values["error"] = None if action.error is None else action.error.model_dump(mode="json")
         if action.error is not None:
             data["error"] = action.error.model_dump(mode="json", exclude_defaults=True)
@@ -260,11 +266,13 @@ class Execution:
         self.steps[action.step].items[action.index].job_id = job_id
         attempt = Attempt(job_id, action.step, action.index, action.number, step.component, step.kind, action.spec)
         self.attempts[action.step, action.index] = attempt
-        if (
-            step.component == ENGINE
-            and self._kinds[step.kind].prepare is None
-            and self._kinds[step.kind].apply is not None
-        ):
+        if step.component != ENGINE:
+            return
+        kind = self._kinds.get(step.kind)
+        if kind is None:  # submitted to a server that had it
+            error = InvalidRequest(f"this server has no kind {step.kind!r}", where=f"steps.{action.step}.kind")
+            attempt.outcome = Outcome("failed", error=error.body())
+        elif kind.prepare is None and kind.apply is not None:
             attempt.outcome = await self._apply_kind(session, attempt)
 
     async def _apply_kind(self, session: AsyncSession, attempt: Attempt) -> Outcome:
@@ -298,6 +306,7 @@ class Execution:
             "state": JobState(outcome.state), "finished_at": utcnow(), "note": None, "reused_from": outcome.reused_from,
             "result": outcome.result, "error": None if outcome.error is None else outcome.error.model_dump(mode="json"),
         }  # fmt: skip
+        self._counts.append((attempt.kind, str(outcome.state)))
         for ref in artifacts_in(outcome.result):
             self._refs[ref.digest] = (attempt.job_id, ref)
         self._keep(attempt)
@@ -342,6 +351,19 @@ class Execution:
             await artifacts.record(session, self.project_id, ref, produced_by=job_id)
             await artifacts.refer(session, self.project_id, ref.digest, "execution", self.workflow_id)
         await event_log.append_all(session, events)
+        if self._counts or self.ended:
+            after_commit(session, self._count)
+
+    def _count(self) -> None:
+        """Count what has been committed."""
+        counts, self._counts = self._counts, []
+        for kind, state in counts:
+            signals.STEP_ATTEMPTS.labels(kind, state).inc()
+        if self.seconds is not None:
+            name = self.definition.name if self.definition.name in definitions() else "custom"
+            signals.EXECUTIONS_FINISHED.labels(name, self.state).inc()
+            signals.EXECUTION_SECONDS.labels(name, self.state).observe(self.seconds)
+            self.seconds = None
 
 
 def _told(name: str, record: StepRecord) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from burnish.core.errors import BurnishError, Unavailable
 from burnish.core.states import ExecutionState
+from burnish.infra import signals
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
 from burnish.infra.reconcile import Reconciler, Turn
@@ -169,14 +170,17 @@ class WorkflowReconciler:
         """Slowly page over unfinished executions and wake those that nothing would wake."""
         after: str | None = None
         while True:
-            await asyncio.sleep(_RESYNC_SECONDS)
             try:
                 async with self._database.read() as session:
                     keys = await store.parked_wrongly(session, after)
+                    counts = await store.count_by_state(session)
+                for state in ExecutionState:
+                    signals.EXECUTIONS.labels(state).set(counts.get(state, 0))
                 await self._wake(keys)
                 after = keys[-1] if keys else None
             except Unavailable as error:
                 log.warning("executions cannot be looked over: %s", error.message)
+            await asyncio.sleep(_RESYNC_SECONDS)
 
     async def _wake(self, keys: Sequence[str]) -> None:
         if keys:

@@ -181,6 +181,9 @@ def apply(steps: Steps, action: Action, now: datetime) -> None:
         record.result, record.error = action.result, action.error
         record.reason, record.by_when = action.reason, action.by_when
         record.finished_at = now
+        if not record.many:
+            for item in record.items:  # the step's result is its only item's: kept once
+                item.result = None
     elif isinstance(action, StartAttempt):
         item = steps[action.step].items[action.index]
         item.state = StepState.RUNNING

@@ -137,7 +137,7 @@ def _end(data: st.DataObject, world: World) -> None:
     if waiting and data.draw(st.sampled_from([0, 1])):
         world.due.add(data.draw(st.sampled_from(waiting)))
         return
-    open_jobs = sorted(key for key, job in world.running.items() if not job["paused"])
+    open_jobs = sorted(key for key, job in world.running.items() if not job["paused"] or job["stopped"])
     if not open_jobs:
         world.due.update(waiting)
         return
