@@ -68,7 +68,7 @@ def decode(
     generator.manual_seed(sampling.seed & (2**63 - 1)) if sampling.seed is not None else generator.seed()
     with torch.inference_mode():
         out = model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
+        cache = out.cache
         logits = out.logits[:, -1, :].float().repeat(sampling.choices, 1)
         if sampling.choices > 1:
             cache.batch_repeat_interleave(sampling.choices)
@@ -88,7 +88,7 @@ def decode(
                 return
             counts.scatter_add_(1, tokens[:, None], torch.ones_like(counts[:, :1]))
             seen.scatter_(1, tokens[:, None], True)
-            logits = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1, :].float()
+            logits = model(input_ids=tokens[:, None], cache=cache, use_cache=True).logits[:, -1, :].float()
 
 
 def score(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
