@@ -327,6 +327,12 @@ async def test_the_routes_of_deployments(served: Served) -> None:
     assert (await http.post("/platform/deployments/one/rollback")).json()["code"] == "conflict"
     assert (await http.post("/platform/deployments/one/rollback", json={"revision": 9})).status_code == 404
     assert (await http.get("/platform/deployments/nothing")).json()["code"] == "not_found"
+    again = {"deployment": "one", "model": (await served.model("again")).model_dump()}
+    for _ in range(2):
+        keyed = await http.post("/platform/deployments", json=again, headers={"idempotency-key": "k-1"})
+        assert (keyed.status_code, keyed.json()["wanted"]) == (200, 2)
+    other = await http.post("/platform/deployments", json={**again, "queue": 1}, headers={"idempotency-key": "k-1"})
+    assert other.json()["code"] == "idempotency_mismatch"
     absent = {"deployment": "x", "model": {"digest": "sha256:" + "0" * 64, "kind": "gguf"}}
     assert (await http.post("/platform/deployments", json=absent)).json()["problems"][0]["where"] == "model"
     assert (await http.post("/platform/deployments/two/stop")).json()["wanted"] is None

@@ -376,3 +376,28 @@ async def test_draining_ends_the_replicas_and_the_next_start_serves_again(
             assert await second.says() == "m w1 w2"
     finally:
         await end_replicas(home)
+
+
+@pytest.mark.postgres
+async def test_two_servers_of_one_home_start_each_replica_once(
+    postgres_url: str, store: FileArtifactStore, home: Path
+) -> None:
+    databases = [Database(postgres_url), Database(postgres_url)]
+    for database in databases:
+        await database.start()
+    try:
+        async with (
+            running(Server(databases[0], store, home, "one")) as one,
+            running(Server(databases[1], store, home, "two")) as two,
+        ):
+            for number in range(1, 4):
+                await one.deploy(fake_model(store, f"m{number}"), replicas=2)
+                await two.serves(number)
+                assert await two.says() == f"m{number} w1 w2"
+                assert await one.says() == f"m{number} w1 w2"
+            await one.until(lambda v: len(v.replicas) == 2)
+            assert len(replica_pids(home)) == 2
+    finally:
+        await end_replicas(home)
+        for database in databases:
+            await database.dispose()

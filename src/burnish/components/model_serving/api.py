@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Query
+from fastapi import APIRouter, Body, Depends, Header, Path, Query
 
 from burnish.components.model_serving.routing import Traffic
 from burnish.components.model_serving.schemas import DEPLOY_EXAMPLE, DeploymentPage, DeploymentView, Rollback
@@ -38,9 +38,13 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
             data, more = await deployments.page(session, caller.project_id, after, limit, traffic.in_flight())
         return DeploymentPage(data=tuple(data), has_more=more, next=data[-1].name if more else None)
 
-    @routes.post("", summary="Deploy a model", responses=problems(409, 422))
+    @routes.post("", summary="Deploy a model", responses=problems(400, 409, 422))
     async def deploy(
-        caller: Caller, spec: Annotated[DeploySpec, Body(openapi_examples={"gguf": {"value": DEPLOY_EXAMPLE}})]
+        caller: Caller,
+        spec: Annotated[DeploySpec, Body(openapi_examples={"gguf": {"value": DEPLOY_EXAMPLE}})],
+        idempotency_key: Annotated[
+            str | None, Header(description="The same key and body again is the same revision")
+        ] = None,
     ) -> DeploymentView:
         """Want this model to be served under the name. Answers at once; the deployment is `ready` when it serves.
 
@@ -48,8 +52,7 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
         without dropping a request. The same spec as the one that serves changes nothing.
         """
         async with database.write() as session:
-            await deployments.check_artifacts(session, caller.project_id, spec)
-            await deployments.deploy(session, caller.project_id, spec)
+            await deployments.deploy_once(session, caller.project_id, spec, idempotency_key)
         return await shown(caller, spec.deployment)
 
     @routes.get("/{name}", summary="Show a deployment", responses=problems(404, 422))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.components.model_serving import store
@@ -11,9 +12,10 @@ from burnish.components.model_serving.schemas import DeploymentView, ReplicaView
 from burnish.components.model_serving.tables import Deployment, Replica, Revision
 from burnish.core.errors import Conflict, ErrorBody, FieldProblem, InvalidRequest, NotFound
 from burnish.core.ids import new_id
-from burnish.core.specs.base import ArtifactRef
+from burnish.core.specs.base import ArtifactRef, digest_of
 from burnish.core.specs.serving import DeploySpec
 from burnish.core.states import DeploymentState, ReplicaState, RevisionState
+from burnish.infra import idempotency
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import notify, utcnow
 from burnish.infra.reconcile import announce, wake
@@ -21,6 +23,7 @@ from burnish.infra.reconcile import announce, wake
 REFERENCE_OWNER = "revision"
 """Owner kind of the references that keep a revision's artifacts from being collected."""
 _SHOWN_REVISIONS = 20
+_DEPLOY_ROUTE = "POST /platform/deployments"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,22 @@ class Deployments:
             await artifacts.refer(session, project_id, artifact.digest, REFERENCE_OWNER, revision.id)
         await self._want(session, row, revision.number)
         return Requested(row.id, revision.number, switched=True)
+
+    async def deploy_once(self, session: AsyncSession, project_id: str, spec: DeploySpec, key: str | None) -> None:
+        """Deploy by request of a client: its artifacts must be the project's, and a key used before changes nothing.
+
+        Raises:
+            InvalidRequest: as :meth:`deploy` and :meth:`check_artifacts`.
+            IdempotencyMismatch: the key came with another spec before.
+        """
+        digest = digest_of(spec.model_dump(mode="json"))
+        if key is not None and await idempotency.remembered(session, project_id, key, _DEPLOY_ROUTE, digest):
+            return
+        await self.check_artifacts(session, project_id, spec)
+        requested = await self.deploy(session, project_id, spec)
+        if key is not None:
+            made: dict[str, JsonValue] = {"deployment": spec.deployment, "revision": requested.revision}
+            await idempotency.remember(session, project_id, key, _DEPLOY_ROUTE, digest, 200, made)
 
     async def check_artifacts(self, session: AsyncSession, project_id: str, spec: DeploySpec) -> None:
         """Refuse a spec whose artifacts the project does not have.
