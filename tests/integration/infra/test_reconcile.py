@@ -5,13 +5,17 @@ from collections import Counter
 
 import pytest
 from sqlalchemy import String, select, update
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from burnish.infra.database import Base, Database, epoch_now
+from burnish.infra.database import Database, epoch_now
 from burnish.infra.reconcile import LeaseLost, Reconciled, Reconciler, Turn, announce, wake
 
 
-class Thing(Reconciled, Base):
+class OwnBase(DeclarativeBase):
+    """Apart from the product's tables, whose schema tests compare."""
+
+
+class Thing(Reconciled, OwnBase):
     __tablename__ = "test_things"
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
