@@ -51,6 +51,12 @@ def router(database: Database) -> APIRouter:
             row = await service.register(session, registration)
         return Registered(component_id=row.component_id)
 
+    _listing(routes, database)
+    _keeping(routes, database)
+    return routes
+
+
+def _listing(routes: APIRouter, database: Database) -> None:
     @routes.get("", summary="List instances", operation_id="list_components", responses=problems(401, 422, 503))
     async def list_components(
         caller: Caller,
@@ -75,6 +81,8 @@ def router(database: Database) -> APIRouter:
         async with database.read() as session:
             return service.view_of(await service.get(session, component_id))
 
+
+def _keeping(routes: APIRouter, database: Database) -> None:
     @routes.post(
         "/{component_id}/heartbeat",
         summary="Say that an instance lives",
@@ -97,8 +105,6 @@ def router(database: Database) -> APIRouter:
         async with database.write() as session:
             await service.deregister(session, component_id)
         return Response(status_code=204)
-
-    return routes
 
 
 def _may_register(caller: Principal) -> None:

@@ -53,6 +53,11 @@ def router(database: Database, event_log: EventLog) -> APIRouter:
         async with database.read() as session:
             return service.item_of(await service.get(session, job_id, caller.project_id))
 
+    _following(routes, database, event_log)
+    return routes
+
+
+def _following(routes: APIRouter, database: Database, event_log: EventLog) -> None:
     @routes.get(
         "/{job_id}/events",
         summary="Follow a job",
@@ -84,5 +89,3 @@ def router(database: Database, event_log: EventLog) -> APIRouter:
         async with database.read() as session:
             await service.get(session, job_id, caller.project_id)
             return await service.log_lines(session, job_id, after=after, limit=limit)
-
-    return routes
