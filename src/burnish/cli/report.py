@@ -244,11 +244,11 @@ def _use_it(client: Client, view: ExecutionView, found: Findings, deployment: st
     example = _example(client, view, result)
     messages, request = example["messages"], example["request"]
     text = messages[-1]["content"]
-    _say(f"  [cyan]{escape(command(f'chat {deployment} {shlex.quote(text)} --max-tokens 8'))}[/]")
+    _typed(command(f"chat {deployment} {shlex.quote(text)} --max-tokens 8"))
     body = json.dumps({"model": deployment, "messages": messages, **request}, ensure_ascii=False)
     _say("\nThe request that reproduces the headline restricts the answer to the labels:")
-    _say(f"  [cyan]curl -s {client.url}/v1/chat/completions -H 'content-type: application/json' \\[/]")
-    _say(f"  [cyan]  -d {escape(shlex.quote(body))}[/]")
+    _typed(f"curl -s {client.url}/v1/chat/completions -H 'content-type: application/json' \\")
+    _typed(f"  -d {shlex.quote(body)}")
     _say("\nThe same with the official `openai` package:")
     lines = [
         "from openai import OpenAI",
@@ -262,7 +262,7 @@ def _use_it(client: Client, view: ExecutionView, found: Findings, deployment: st
         "print(answer.choices[0].message.content)",
     ]
     for line in lines:
-        _say(f"  [cyan]{escape(line)}[/]")
+        _typed(line)
     _say(
         f"\nIn another terminal: [cyan]{command('list')}[/], [cyan]{command(f'show {view.workflow_id}')}[/], "
         f"[cyan]{command('model list')}[/]. In a browser: {client.url}/api"
@@ -308,3 +308,8 @@ def _table(title: str) -> Table:
 
 def _say(text: str) -> None:
     console().print(text, soft_wrap=True)
+
+
+def _typed(text: str) -> None:
+    """Print what the reader can paste: never folded, never read as markup."""
+    console().print(Text(f"  {text}", "cyan"), soft_wrap=True)

@@ -80,7 +80,13 @@ def run(settings: Settings) -> None:
         edge, loop="uvloop", http="httptools", lifespan="on", log_config=None, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=STREAMS_GRACE, timeout_keep_alive=75, backlog=2048,
     )  # fmt: skip
-    server = _Server(config, settings, listener, drain=lambda: _platform(app).drain())
+    server = _Server(
+        config,
+        settings,
+        listener,
+        drain=lambda: _platform(app).drain(),
+        end_streams=lambda: _platform(app).events.finish(),
+    )
     try:
         server.run(sockets=[listener])
     except SystemExit:
@@ -167,11 +173,13 @@ class _Server(uvicorn.Server):
     """Says where it listens once it is ready, and tells Ctrl-C (drain) from SIGTERM (leave running)."""
 
     def __init__(
-        self, config: uvicorn.Config, settings: Settings, listener: socket.socket, drain: Callable[[], Any]
-    ) -> None:
+        self, config: uvicorn.Config, settings: Settings, listener: socket.socket, drain: Callable[[], Any],
+        end_streams: Callable[[], None],
+    ) -> None:  # fmt: skip
         super().__init__(config)
         self._home = settings.home
         self._drain = drain
+        self._end_streams = end_streams
         self._interrupted = False
         self.failure: BurnishError | None = None
         host, port = listener.getsockname()[:2]
@@ -188,7 +196,9 @@ class _Server(uvicorn.Server):
             self._interrupted = True
             self.should_exit = True
             return
-        super().handle_exit(sig, frame)
+        # Not uvicorn's own: it would raise the signal again after the shutdown, and nothing behind that would run.
+        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._interrupted:
@@ -202,6 +212,7 @@ class _Server(uvicorn.Server):
             except BurnishError as error:
                 self.failure = error
             print("Drained. The next `burnish serve` on this home goes on from here.", flush=True)
+        self._end_streams()
         await super().shutdown(sockets)
 
     def _write_run_file(self) -> None:

@@ -127,6 +127,8 @@ def test_a_success_tells_quality_cost_verdict_and_how_to_use_it(
     assert '"logit_bias": {"17": 100}' in said
     assert "logit_bias={'17': 100}," in said
     assert "A warm film." in said
+    assert "[/]" not in said
+    assert "-H 'content-type: application/json' \\\n" in said
     assert "Answer with one of: negative, positive." in said
 
 
