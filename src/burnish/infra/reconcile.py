@@ -17,6 +17,7 @@ import itertools
 import logging
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ class Reconciler:
         self._failures: dict[str, int] = {}
         self._loop: asyncio.Task[None] | None = None
         self._stopping = False
+        self._clock = _clock()
         self._renewer = _Renewer(database, table, lease_seconds) if database.dialect == "postgresql" else None
 
     @property
@@ -148,18 +150,28 @@ class Reconciler:
         """Start the loop. On SQLite, first take over what a dead incarnation of this server had leased."""
         self._stopping = False
         if self.database.dialect == "sqlite":
-            statement = (
-                update(self._table)
-                .where(self._table.lease_owner.is_not(None))
-                .values(lease_owner=None, lease_until=None, due_at=0.0)
-            )
-            if self._where is not None:
-                statement = statement.where(self._where)
-            async with self.database.write() as session:
-                await session.execute(statement.execution_options(synchronize_session=False))
+            await self._make_due(or_(self._table.lease_owner.is_not(None), self._table.due_at > epoch_now()))
+        else:
+            await self._make_due(and_(self._table.lease_owner.is_(None), self._table.due_at > epoch_now()))
+        self._clock = _clock()
         if self._renewer is not None:
             self._renewer.start()
         self._loop = asyncio.create_task(self._run(), name=f"reconcile-{self.name}")
+
+    async def _make_due(self, which: ColumnElement[bool]) -> None:
+        """Give rows a turn now. Those that are due later are among them: the clock may have been set back since."""
+        statement = update(self._table).where(which).values(lease_owner=None, lease_until=None, due_at=0.0)
+        if self._where is not None:
+            statement = statement.where(self._where)
+        async with self.database.write() as session:
+            await session.execute(statement.execution_options(synchronize_session=False))
+
+    async def _mind_the_clock(self) -> None:
+        """Rows are due by the database's clock, on SQLite this process's: set back, it would hold them up."""
+        before, self._clock = self._clock, _clock()
+        if self.database.dialect == "sqlite" and self._clock < before - 1.0:
+            log.warning("%s: the clock was set back by %.0f s", self.name, before - self._clock)
+            await self._make_due(and_(self._table.lease_owner.is_(None), self._table.due_at > epoch_now()))
 
     async def stop(self) -> None:
         """Let running turns end (briefly), give their leases back and stop."""
@@ -197,6 +209,7 @@ class Reconciler:
             seen = self._topic.version
             free = self._concurrency - len(self._running)
             try:
+                await self._mind_the_clock()
                 claimed = await self._exchange(free) if free > 0 or self._ended else []
                 failures = 0
             except Unavailable as error:
@@ -367,6 +380,11 @@ class _Renewer:
                 connection = None
         if connection is not None:
             await connection.close(timeout=1)
+
+
+def _clock() -> float:
+    """Return what falls when the wall clock is set back, and else stays as it is."""
+    return time.time() - time.monotonic()
 
 
 def _key(table: type[Any]) -> Any:

@@ -37,6 +37,10 @@ class _Follower:
         self._something = asyncio.Event()
         self.overflowed = False
 
+    def nudge(self) -> None:
+        """Let whoever waits look again."""
+        self._something.set()
+
     def offer(self, event: Event, origin: str | None) -> None:
         if self.overflowed or not self._wants(event, origin):
             return
@@ -77,6 +81,7 @@ class EventLog:
         self._watcher: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._watching = asyncio.Event()
+        self._finishing = False
         self.queries = 0
         """Queries of the watcher so far."""
 
@@ -93,7 +98,7 @@ class EventLog:
         after: str | None = None,
         heartbeat: float = 10,
     ) -> AsyncIterator[Event | None]:
-        """Yield every event behind the cursor ``after``, then each new one as it is committed; never ends by itself.
+        """Yield every event behind the cursor ``after``, then each new one as it is committed; ends with :meth:`finish`.
 
         Yields None after ``heartbeat`` seconds without an event, and while the database does not answer (following
         goes on when it does). Filters as :func:`burnish.infra.event_log.read`.
@@ -126,6 +131,8 @@ class EventLog:
                     full = len(page) == _PAGE
                 while not follower.overflowed:
                     seen = await follower.next(heartbeat)
+                    if self._finishing:
+                        return
                     if seen is None:
                         if not follower.overflowed:
                             yield None
@@ -134,6 +141,12 @@ class EventLog:
                         cursor, position = seen.id, behind
         finally:
             self._leave(follower)
+
+    def finish(self) -> None:
+        """End every follower now: the server stops, and whoever followed asks the next one from where it was."""
+        self._finishing = True
+        for follower in self._followers:
+            follower.nudge()
 
     async def close(self) -> None:
         """Stop the watcher; followers get no more events."""
