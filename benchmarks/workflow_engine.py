@@ -189,7 +189,12 @@ def _free_port() -> int:
 
 
 def _peer(python: Path, code: str, url: str, executions: int, home: str = "") -> float:
-    environment = {**os.environ, "PREFECT_HOME": home, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": home,
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
     found = subprocess.run(
         [str(python), "-c", code, url, str(executions)], env=environment, capture_output=True, text=True
     )
