@@ -305,8 +305,9 @@ def _sqlite_engine(url: str, size: int, begin: str) -> AsyncEngine:
 def _postgresql_engine(url: str, size: int) -> AsyncEngine:
     return create_async_engine(
         url,
-        pool_size=size,
-        max_overflow=size,
+        pool_size=2 * size,
+        max_overflow=0,  # an overflow connection is closed as it is given back: under load that is a connect each time
+        pool_use_lifo=True,
         pool_timeout=10,
         connect_args={
             "timeout": 5,
