@@ -278,7 +278,7 @@ async def _wait_and_wake(executions: int, kind: str, server: PostgresServer | No
         await reconciler.start()
         try:
             await _fill(database, service, components, executions)
-            await asyncio.sleep(3)
+            await asyncio.sleep(15)  # until the first looks at each job are over
             before, began = time.process_time(), time.perf_counter()
             await asyncio.sleep(10)
             idle = (time.process_time() - before) / (time.perf_counter() - began)
