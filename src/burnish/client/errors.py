@@ -22,7 +22,7 @@ from burnish.core.errors import (
     Unavailable,
     UnsupportedMedia,
     UpstreamFailed,
-    all_errors,
+    error_class,
 )
 
 
@@ -81,11 +81,8 @@ _BY_STATUS: Mapping[int, type[BurnishError]] = {
 
 
 def _error_class(code: object, status: int) -> type[BurnishError]:
-    if code == BurnishError.code:
-        return BurnishError
-    for known in all_errors():
-        if known.code == code:
-            return known
+    if isinstance(code, str) and (known := error_class(code)) is not None:
+        return known
     return _BY_STATUS.get(status, UnknownError)
 
 

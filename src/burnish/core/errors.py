@@ -4,6 +4,7 @@ Every error says what happened (``message``), to what (``where``), and what to d
 ``code`` is stable: the documentation has a page that lists every code below.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -250,3 +251,18 @@ def all_errors() -> list[type[BurnishError]]:
         found.append(current)
         queue.extend(current.__subclasses__())
     return sorted(found, key=lambda error: error.code)
+
+
+def error_class(code: str) -> type[BurnishError] | None:
+    """Return the class that an error's ``code`` stands for when it arrives from another process; None if unknown.
+
+    Where classes share a code, the one of this module is meant: theirs only add what does not travel.
+    """
+    found = [
+        error
+        for error in all_errors()
+        if error.code == code
+        and error.__module__.startswith("burnish.")
+        and {"hint", "context"} & inspect.signature(error.__init__).parameters.keys()
+    ]
+    return min(found, key=lambda error: error.__module__ != __name__, default=None)

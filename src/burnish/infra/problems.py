@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from burnish.core.errors import BurnishError, ErrorBody, all_errors
+from burnish.core.errors import BurnishError, ErrorBody, all_errors, error_class
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -72,9 +72,10 @@ def error_from_problem(document: Mapping[str, Any], status: int) -> BurnishError
         body = ErrorBody.model_validate({**document, "message": document.get("detail") or document.get("message")})
     except ValueError:
         body = ErrorBody(code="", message=f"an answer with status {status} that explains nothing")
-    found = next((cls for cls in all_errors() if cls.code == body.code), None)
+    found = error_class(body.code)
     if found is None:
-        found = next((cls for cls in all_errors() if cls.status == status and cls is not BurnishError), BurnishError)
+        same = (cls for cls in all_errors() if cls.status == status and cls.__module__ == BurnishError.__module__)
+        found = next((cls for cls in same if cls is not BurnishError), BurnishError)
     return found(body.message, hint=body.hint, where=body.where, problems=body.problems)
 
 

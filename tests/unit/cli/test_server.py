@@ -25,6 +25,7 @@ class App:
     def __init__(self, settings):
         self.settings = settings
         self.state = SimpleNamespace(platform=self)
+        self.events = SimpleNamespace(finish=lambda: None)
     async def drain(self):
         return ["job_1 is paused at step 17"]
     async def __call__(self, scope, receive, send):
