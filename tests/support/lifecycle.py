@@ -1,13 +1,21 @@
 """The demo workflow on a tiny random model, and what must be so after any fault: the judgements of the chaos suite."""
 
+import contextlib
+import http.client
 import json
 import random
 import subprocess
 import sys
+import threading
+import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from burnish.core.errors import BurnishError
+from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.processes import alive
 from tests.support.server import Server, wait_for
 
@@ -34,7 +42,7 @@ def write_words(folder: Path) -> tuple[Path, Path]:
     """Write a classification set that a tiny model can learn from one word, and its held-out part."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(5)
-    rows = {}
+    rows: dict[str, str] = {}
     while len(rows) < 260:
         label = draw.choice(["negative", "positive"])
         word = "zzzz" if label == "positive" else "qqqq"
@@ -142,8 +150,17 @@ def outputs(view: dict[str, Any]) -> Outputs:
     )
 
 
-def broken_promises(server: Server, view: dict[str, Any], expected: Outputs) -> list[str]:
-    """Return everything that is not as it must be after a fault; empty when nothing was lost or done twice."""
+def broken_promises(
+    server: Server, view: dict[str, Any], expected: Outputs, *, host_kills: dict[str, int] | None = None
+) -> list[str]:
+    """Return everything that is not as it must be after a fault; empty when nothing was lost or done twice.
+
+    Args:
+        server: running, after the end of the execution.
+        view: the ended execution's status.
+        expected: what an undisturbed run made.
+        host_kills: by step, how often its host was killed; any other new start of a host is a broken promise.
+    """
     wrong: list[str] = []
     if view["status"] != expected.status:
         return [summary(view)]
@@ -151,9 +168,19 @@ def broken_promises(server: Server, view: dict[str, Any], expected: Outputs) -> 
     wrong += [f"{name}: {getattr(found, name)} instead of {getattr(expected, name)}"
               for name in ("states", "artifacts", "losses", "scores", "verdict", "version") if getattr(found, name) != getattr(expected, name)]  # fmt: skip
     wrong += _effects(server)
-    wrong += _events(server, view)
-    wrong += _leftovers(server)
-    return wrong
+    wrong += _training_events(server, view)
+    return wrong + broken_run(server, view, host_kills=host_kills or {})
+
+
+def broken_run(server: Server, view: dict[str, Any], *, host_kills: dict[str, int] | None = None) -> list[str]:
+    """Return what is not as it must be after any execution's end: attempts, jobs, events, processes, artifacts.
+
+    Args:
+        server: running.
+        view: the ended execution's status.
+        host_kills: by step, how often its host was killed; None when nobody counted.
+    """
+    return _attempts(server, view, host_kills) + _told(server, view) + leftovers(server)
 
 
 def _effects(server: Server) -> list[str]:
@@ -161,67 +188,180 @@ def _effects(server: Server) -> list[str]:
     versions = server.request("GET", "/platform/models/production/versions")["data"]
     if [one["version"] for one in versions] != [1]:
         wrong.append(f"registered versions {[one['version'] for one in versions]} instead of [1]")
-    moves = server.request("GET", "/platform/models/production/aliases/production/history")
-    moves = moves["data"] if isinstance(moves, dict) else moves
+    moves = alias_moves(server)
     if len(moves) != 1:
         wrong.append(f"the alias moved {len(moves)} times")
     deployment = server.request("GET", "/platform/deployments/production")
     if deployment["state"] != "ready":
         wrong.append(f"the deployment is {deployment['state']}")
-    serving = [one for one in deployment["revisions"] if one["state"] == "serving"]
-    if [one["revision"] for one in serving] != [1]:
-        wrong.append(f"serving revisions {[one['revision'] for one in serving]} instead of [1]")
-    answer = server.request("POST", "/v1/chat/completions", {
-        "model": "production", "max_tokens": 4, "temperature": 0, "messages": [{"role": "user", "content": "zzzz film 1"}]})  # fmt: skip
-    if not answer["choices"]:
-        wrong.append("the deployed model does not answer")
+    if [(one["number"], one["state"]) for one in deployment["revisions"]] != [(1, "serving")]:
+        wrong.append(f"revisions {[(one['number'], one['state']) for one in deployment['revisions']]}")
+    if (replicas := [one["state"] for one in deployment["replicas"]]) != ["ready"]:
+        wrong.append(f"replicas {replicas} instead of one")
+    if ask(server) == "":
+        wrong.append("the deployed model says nothing")
     return wrong
 
 
-def _events(server: Server, view: dict[str, Any]) -> list[str]:
+def alias_moves(server: Server, name: str = "production") -> list[dict[str, Any]]:
+    """Return the history of the alias ``production``."""
+    moves = server.request("GET", f"/platform/models/{name}/aliases/production/history")
+    return list(moves["data"] if isinstance(moves, dict) else moves)
+
+
+def ask(server: Server, text: str = "zzzz film 1") -> str:
+    """Return what the deployed model says."""
+    content = f"Say negative or positive.\n\n{text}"
+    body = {"model": "production", "max_tokens": 4, "temperature": 0, "messages": [{"role": "user", "content": content}]}  # fmt: skip
+    return str(server.request("POST", "/v1/chat/completions", body)["choices"][0]["message"]["content"])
+
+
+def _attempts(server: Server, view: dict[str, Any], host_kills: dict[str, int] | None) -> list[str]:
     wrong = []
-    attempts = [attempt for step in view["steps"] for attempt in step["attempts"] if not attempt["reused_from"]]
-    for attempt in attempts:
-        page = (
-            server.request("GET", f"/platform/jobs/{attempt['job_id']}") if _is_job(server, attempt["job_id"]) else None
-        )
-        if page is not None and page["state"] not in {"succeeded", "cancelled", "failed"}:
-            wrong.append(f"job {attempt['job_id']} is {page['state']} after the end")
     for step in view["steps"]:
-        done = [attempt for attempt in step["attempts"] if attempt["state"] == "succeeded"]
-        if step["state"] == "succeeded" and len(done) != 1:
-            wrong.append(f"{step['name']}: {len(done)} attempts succeeded")
-        if len(step["attempts"]) > 1:
-            wrong.append(f"{step['name']}: {len(step['attempts'])} attempts for a fault that is not its own")
+        attempts = step["attempts"]
+        if step["state"] == "succeeded" and [one["state"] for one in attempts] != ["succeeded"]:
+            wrong.append(f"{step['name']}: attempts {[one['state'] for one in attempts]} for a fault not its own")
+        for one in attempts:
+            if host_kills is not None and one["restarts"] > host_kills.get(step["name"], 0):
+                wrong.append(f"{step['name']}: {one['restarts']} restarts, {host_kills.get(step['name'], 0)} kills")
+    page = server.request("GET", f"/platform/jobs?workflow_id={view['workflow_id']}&limit=200")
+    wrong += [f"job {one['job_id']} is {one['state']} after the end" for one in page["data"]
+              if one["state"] not in {"succeeded", "cancelled", "failed"}]  # fmt: skip
+    known = {one["job_id"] for step in view["steps"] for one in step["attempts"]}
+    wrong += [f"job {one['job_id']} belongs to no attempt" for one in page["data"] if one["job_id"] not in known]
     return wrong
 
 
-def _is_job(server: Server, job_id: str) -> bool:
-    from tests.support.server import Answered
-
-    try:
-        server.request("GET", f"/platform/jobs/{job_id}")
-    except Answered as error:
-        if error.status == 404:
-            return False
-        raise
-    return True
-
-
-def _leftovers(server: Server) -> list[str]:
+def _told(server: Server, view: dict[str, Any]) -> list[str]:
+    """Check that the event log tells the whole story, once."""
+    events = read_events(server, view["workflow_id"])
     wrong = []
-    replicas = {replica["pid"] for one in server.request("GET", "/platform/deployments/production")["revisions"]
-                for replica in one.get("replicas", ()) if replica["state"] == "ready"}  # fmt: skip
-    orphans = [process.pid for process in server.processes() if alive(process) and process.pid not in replicas]
-    if orphans:
-        commands = [
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:160]
-            for pid in orphans
-            if Path(f"/proc/{pid}").exists()
-        ]
-        if commands:
-            wrong.append(f"processes without a live row: {commands}")
-    store = server.home / "artifacts"
-    objects = [one for one in store.glob("objects/*/*") if one.is_dir()]
-    wrong += [f"partial artifact {one.name}" for one in objects if not (one / "manifest.json").exists()]
+    states = [(event["data"].get("step"), event["data"]["state"]) for event in events
+              if event["type"] == "state" and event["subject"] == view["workflow_id"]]  # fmt: skip
+    for step in view["steps"]:
+        told = [state for name, state in states if name == step["name"]]
+        if told.count(step["state"]) != 1 or told[-1] != step["state"]:
+            wrong.append(f"events of {step['name']}: {told}")
+    ends = [state for name, state in states if name is None and state in FINAL]
+    if ends != [view["status"]]:
+        wrong.append(f"the end was told as {ends}")
+    for job_id in {event["subject"] for event in events if event["subject"].startswith("job_")}:
+        ended = [event["data"]["state"] for event in events if event["subject"] == job_id
+                 and event["type"] == "state" and event["data"]["state"] in FINAL]  # fmt: skip
+        if len(ended) != 1:
+            wrong.append(f"the end of job {job_id} was told as {ended}")
+    return wrong
+
+
+def _training_events(server: Server, view: dict[str, Any]) -> list[str]:
+    """Check that every step of the training was told, with the loss that the result has."""
+    wrong = []
+    events = read_events(server, view["workflow_id"])
+    train = step_of(view, "train")
+    metrics = {event["data"]["step"]: event["data"]["values"].get("loss") for event in events
+               if event["type"] == "metric" and event["subject"] == train["attempts"][0]["job_id"]}  # fmt: skip
+    history = {point["step"]: point["loss"] for point in train["result"]["history"]}
+    if lost := sorted(set(history) - set(metrics)):
+        wrong.append(f"events of training steps {lost} are lost")
+    if other := [step for step in history if step in metrics and metrics[step] != history[step]]:
+        wrong.append(f"events of training steps {other} tell another loss than the result")
+    return wrong
+
+
+def read_events(server: Server, workflow_id: str) -> list[dict[str, Any]]:
+    """Return all events of an execution that has ended, its jobs' among them."""
+    return _read_stream(f"{server.url}/platform/workflows/{workflow_id}/events")
+
+
+def events_of_job(server: Server, job_id: str) -> list[dict[str, Any]]:
+    """Return all events of a job that has ended; none for a step that has no job."""
+    try:
+        return _read_stream(f"{server.url}/platform/jobs/{job_id}/events")
+    except urllib.error.HTTPError as error:
+        error.close()
+        return []
+
+
+def _read_stream(url: str) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return [json.loads(line[6:]) for line in answer if line.startswith(b"data: ")]
+
+
+class Follower(threading.Thread):
+    """A client that follows an execution through every fault, from the last event it saw."""
+
+    def __init__(self, server: Server, workflow_id: str) -> None:
+        super().__init__(name="follower", daemon=True)
+        self._server = server
+        self._workflow_id = workflow_id
+        self._stopping = threading.Event()
+        self.events: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                self._follow()
+            if self.events and _ends(self.events[-1], self._workflow_id):
+                return
+            self._stopping.wait(0.1)
+
+    def _follow(self) -> None:
+        request = urllib.request.Request(f"{self._server.url}/platform/workflows/{self._workflow_id}/events")
+        if self.events:
+            request.add_header("Last-Event-ID", self.events[-1]["id"])
+        with urllib.request.urlopen(request, timeout=15) as answer:
+            for line in answer:
+                if line.startswith(b"data: ") and line.endswith(b"\n"):
+                    self.events.append(json.loads(line[6:]))
+
+    def lost(self) -> list[str]:
+        """End it; return how what it saw differs from what is in the log."""
+        self.join(30)
+        self._stopping.set()
+        seen, kept = [e["id"] for e in self.events], [e["id"] for e in read_events(self._server, self._workflow_id)]
+        if seen == kept:
+            return []
+        missing, more = [one for one in kept if one not in set(seen)], len(seen) - len(set(seen))
+        return [f"a follower missed {len(missing)} of {len(kept)} events {missing[:5]} and saw {more} twice"]
+
+
+def _ends(event: dict[str, Any], workflow_id: str) -> bool:
+    data = event["data"]
+    return (
+        event["subject"] == workflow_id and event["type"] == "state" and "step" not in data and data["state"] in FINAL
+    )
+
+
+def leftovers(server: Server, patience: float = 15) -> list[str]:
+    """Return processes and files that nobody owns, once what is ending has had its time to end."""
+    deadline = time.monotonic() + patience
+    while (orphans := _orphans(server)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return orphans + broken_artifacts(server.home / "artifacts")
+
+
+def _orphans(server: Server) -> list[str]:
+    deployments = server.request("GET", "/platform/deployments")["data"]
+    replicas = {replica["pid"] for one in deployments for replica in one["replicas"]}
+    wrong = []
+    for process in server.processes():
+        if process.pid not in replicas and alive(process):
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{process.pid}/cmdline").read_bytes().replace(b"\0", b" ")[:200]
+                if command.endswith(b"burnish.cli serve "):
+                    continue  # the other server of this home
+                wrong.append(f"process {process.pid} without a living row: {command.decode(errors='replace')}")
+    return wrong
+
+
+def broken_artifacts(root: Path) -> list[str]:
+    """Return the objects of a store that are not whole: every file is hashed."""
+    store = FileArtifactStore(root)
+    wrong = []
+    for folder in sorted(root.glob("objects/*/*")):
+        try:
+            store.verify(f"sha256:{folder.name}")
+        except BurnishError as error:
+            wrong.append(f"partial artifact: {error.message}")
     return wrong

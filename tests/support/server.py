@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,10 +22,11 @@ class Server:
     """``burnish serve`` on a free port. ``start`` again after a kill is the restart that users see."""
 
     def __init__(
-        self, home: Path, *, database_url: str | None = None, environment: Mapping[str, str] | None = None
-    ) -> None:
+        self, home: Path, *, database_url: str | None = None, environment: Mapping[str, str] | None = None,
+        name: str = "server",
+    ) -> None:  # fmt: skip
         self.home = home
-        self.log = home / "server.log"
+        self.log = home / f"{name}.log"
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._environment = {
@@ -39,32 +41,42 @@ class Server:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, *, ready: bool = True) -> "Server":
-        """Start it and wait until it is ready."""
-        run_file = self.home / "run" / "server.json"
-        run_file.unlink(missing_ok=True)
+    def start(self, *, ready: bool = True, environment: Mapping[str, str] | None = None) -> "Server":
+        """Start it and wait until it is ready. ``environment`` is for this one start."""
+        self.url = ""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "burnish.cli", "serve"], env=self._environment, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-m", "burnish.cli", "serve"], env={**self._environment, **(environment or {})},
+                stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         if ready:
-            wait_for(
-                lambda: self._listening(run_file), READY_SECONDS, lambda: f"the server is not ready\n{self.tail()}"
-            )
+            self.wait_ready()
         return self
 
-    def _listening(self, run_file: Path) -> bool:
+    def wait_ready(self, timeout: float = READY_SECONDS) -> None:
+        """Wait until it says that it can do its work."""
+        wait_for(self._ready, timeout, lambda: f"the server is not ready\n{self.tail()}")
+
+    def _ready(self) -> bool:
         assert self._process is not None
         if (code := self._process.poll()) is not None:
             raise AssertionError(f"the server ended with {code}\n{self.tail()}")
         try:
-            told = json.loads(run_file.read_text())
-            if told["pid"] != self._process.pid:
-                return False
-            self.url = told["url"]
-            return bool(self.request("GET", "/platform/ready")["status"] == "ready")
-        except (OSError, ValueError, KeyError):
+            return self._listening() and bool(self.request("GET", "/platform/ready")["status"] == "ready")
+        except (OSError, ValueError, KeyError, Answered):
             return False
+
+    def _listening(self) -> bool:
+        """Take the address from what it prints (the run file belongs to the server of a home that started last)."""
+        if not self.url:
+            found = re.findall(rf"ready at (\S+) \(.*pid {self.pid}\)", self.log.read_text(errors="replace"))
+            self.url = found[-1] if found else ""
+        return bool(self.url)
+
+    def exit_code(self, timeout: float) -> int:
+        """Wait until it has ended by itself; return its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout)
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -137,8 +149,10 @@ class Server:
 
     def end_everything(self) -> None:
         """Stop the server and kill whatever it left (tests only: by pid)."""
-        if self.running:
-            self.kill()
+        if self._process is not None:
+            if self.running:
+                self.signal(signal.SIGKILL)
+            self._process.wait(10)
         for process in self.processes():
             if alive(process):
                 try:
