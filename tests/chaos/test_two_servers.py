@@ -151,44 +151,53 @@ def test_a_server_frozen_inside_a_transaction_holds_nobody_up(
     Breaks with: no timeout for idle transactions, a lock that everybody needs for every turn, a thawed server that
     writes in the belief that its lease still holds.
     """
-    victim, other = pair
+    said = []
+    for turn in range(6 if FULL else 2):
+        said.append(_freeze_inside(*(pair if turn % 2 else pair[::-1]), postgres_server))
+    note("; ".join(said))
+
+
+def _freeze_inside(victim: Server, other: Server, postgres: PostgresServer) -> str:
     pumps = [Pump(victim), Pump(victim)]
     for pump in pumps:
         pump.start()
-    wait_for(lambda: sum(len(pump.accepted) for pump in pumps) > 10, 30, victim.tail)
-    frozen, tries = None, 0
-    while tries < 600:
-        tries += 1
-        victim.signal(signal.SIGSTOP)
-        if (frozen := _idle_in_transaction(postgres_server, victim)) is not None:
-            break
-        victim.signal(signal.SIGCONT)
-        time.sleep(0.003)
     try:
-        assert frozen is not None, "no transaction was caught open"
+        wait_for(lambda: sum(len(pump.accepted) for pump in pumps) > 10, 30, victim.tail)
+        query, tries = _stop_inside(victim, postgres)
         struck = time.monotonic()
+        accepted = [workflow_id for pump in pumps for workflow_id in list(pump.accepted)]
         mine = [branches.run(other, branches.quick()) for _ in range(5)]
         for workflow_id in mine:
             branches.ended_right(other, workflow_id, timeout=30)
         own = time.monotonic() - struck
-        accepted = [workflow_id for pump in pumps for workflow_id in list(pump.accepted)]
         for workflow_id in accepted:  # those of the frozen one, whose rows it may hold locked
             branches.ended_right(other, workflow_id, timeout=30)
         took = time.monotonic() - struck
     finally:
         victim.signal(signal.SIGCONT)
-    for pump in pumps:
-        pump.stop()
+        for pump in pumps:
+            pump.stop()
     wait_for(lambda: _accepts(victim), 30, victim.tail)
     for workflow_id in {one for pump in pumps for one in pump.accepted}:
         view = branches.ended_right(other, workflow_id)
         assert lifecycle.broken_run(other, view, host_kills={}) == []
-    note(
-        f"caught {frozen!r} open at try {tries}; the other's own 5 ended in {own:.1f} s, "
-        f"the frozen one's {len(accepted)} within {took:.1f} s"
-    )
     assert own < _TAKE_OVER_SECONDS
     assert took < _TAKE_OVER_SECONDS + 10
+    return (
+        f"frozen in {query!r} (try {tries}): the other's own 5 ended in {own:.1f} s, "
+        f"the frozen one's {len(accepted)} in {took:.1f} s"
+    )
+
+
+def _stop_inside(victim: Server, postgres: PostgresServer) -> tuple[str, int]:
+    """Stop the server again and again, until it is stopped inside a transaction of a turn."""
+    for number in range(1, 600):
+        victim.signal(signal.SIGSTOP)
+        if (query := _idle_in_transaction(postgres, victim)) is not None:
+            return query, number
+        victim.signal(signal.SIGCONT)
+        time.sleep(0.003)
+    raise AssertionError("no transaction was caught open")
 
 
 def _idle_in_transaction(postgres: PostgresServer, server: Server) -> str | None:
