@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,6 +45,10 @@ class EngineRefused(BurnishError):
     def prompt_too_long(self) -> bool:
         """Whether the prompt did not fit the context."""
         return self.kind in {"exceed_context_size_error", "context_length_exceeded"}
+
+
+class EngineKilled(JobFailed):
+    """Somebody killed the engine's process (KILL): no fault of the model's, so it is worth another try."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -202,12 +207,29 @@ def start(
     return engine
 
 
+def killed(engine: RunningEngine) -> EngineKilled:
+    """Return the error for an engine whose process was killed."""
+    return EngineKilled(
+        f"the engine's process (pid {engine.pid}) was killed", where=engine.config.model_dir,
+        hint="if the machine ran out of memory, free some or raise the job's resources",
+    )  # fmt: skip
+
+
+def was_killed(engine: RunningEngine) -> bool:
+    """Tell whether the engine's process has been killed; waits a moment for one that is just ending."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return engine.process.wait(1) == -signal.SIGKILL
+    return False
+
+
 def _wait_until_ready(
     engine: RunningEngine, began: float, load_seconds: float, waiting: Callable[[float], None]
 ) -> None:
     probe = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "temperature": 0}
     while True:
         if (status := engine.process.poll()) is not None:
+            if status == -signal.SIGKILL:
+                raise killed(engine)
             reason = tail(engine.log, 1).removeprefix("cannot serve: ") or "no reason was given"
             raise BadModel(
                 f"the engine {engine.config.engine} ended with {status}: {reason}", where=engine.config.model_dir

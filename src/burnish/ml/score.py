@@ -7,13 +7,15 @@ measuring speed and memory, publishing the per-example results.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from burnish.core.errors import BadData, BadModel
+from burnish.core.errors import BadData, BadModel, JobFailed
 from burnish.core.job import JobContext
 from burnish.core.prompting import default_instruction
 from burnish.core.specs.base import ArtifactRef, Estimate, digest_of
@@ -23,13 +25,14 @@ from burnish.core.specs.model import MODEL_CARD_FILE
 from burnish.core.specs.serving import EngineConfig
 from burnish.core.statistics import percentile
 from burnish.ml.card import read_card
-from burnish.ml.engine_process import RunningEngine, start
+from burnish.ml.engine_process import EngineKilled, RunningEngine, killed, start, was_killed
 from burnish.ml.quantize import MODEL_FILE, convert, stored_type
 from burnish.ml.text import read_dataset
 from burnish.ml.weights import quantization_name, read_gguf, safetensors_in
 
 _SPEED_TOKENS = 48
 _SPEED_RUNS = 3
+_ENGINE_STARTS = 3
 
 
 @dataclass
@@ -140,7 +143,32 @@ def engine_for(spec: EvaluationSpec, prepared: Prepared, context: JobContext) ->
             context.progress(0, 1, phase=f"loading the model ({seconds:.0f} s)", unit="parts")
 
     with start(config, context.directory / "engine.log", waiting=waiting) as engine:
-        yield engine
+        try:
+            yield engine
+        except (JobFailed, OSError, HTTPException, ValueError) as error:
+            if was_killed(engine):
+                raise killed(engine) from error
+            raise
+
+
+Evaluate = Callable[[EvaluationSpec, JobContext], EvaluationResult]
+
+
+def again_when_killed(evaluate: Evaluate) -> Evaluate:
+    """Return an evaluation that begins anew when its engine's process was killed, twice at most."""
+
+    @wraps(evaluate)
+    def repeated(spec: EvaluationSpec, context: JobContext) -> EvaluationResult:
+        for left in reversed(range(_ENGINE_STARTS)):
+            try:
+                return evaluate(spec, context)
+            except EngineKilled as error:
+                if not left:
+                    raise
+                context.log(f"{error.message}; the evaluation begins anew", "warning")
+        raise AssertionError("unreachable")
+
+    return repeated
 
 
 def served_as(

@@ -20,7 +20,7 @@ from burnish.core.prompting import ChatMessage, to_example
 from burnish.core.specs.evaluation import EvaluationResult, EvaluationSpec
 from burnish.core.statistics import proportion
 from burnish.ml.engine_process import EngineRefused, RunningEngine
-from burnish.ml.score import Scored, TestSet, engine_for, finish, open_test_set, prepare, served_as
+from burnish.ml.score import Scored, TestSet, again_when_killed, engine_for, finish, open_test_set, prepare, served_as
 
 FREE_ROWS = 100
 """Rows that are also answered freely: it costs as much as the headline and stands beside it only."""
@@ -40,6 +40,7 @@ class Restriction:
     by_first_token: bool
 
 
+@again_when_killed
 def evaluate(spec: EvaluationSpec, context: JobContext) -> EvaluationResult:
     """Score a classification test set.
 

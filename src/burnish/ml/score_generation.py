@@ -15,7 +15,7 @@ from burnish.core.specs.base import Estimate
 from burnish.core.specs.evaluation import EvaluationResult, EvaluationSpec
 from burnish.core.statistics import mean, percentile, proportion
 from burnish.ml.engine_process import EngineRefused, RunningEngine
-from burnish.ml.score import Scored, TestSet, engine_for, finish, open_test_set, prepare, served_as
+from burnish.ml.score import Scored, TestSet, again_when_killed, engine_for, finish, open_test_set, prepare, served_as
 
 _BLEU_DRAWS = 500
 _SEED = 20_240_229
@@ -23,6 +23,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+@again_when_killed
 def evaluate(spec: EvaluationSpec, context: JobContext) -> EvaluationResult:
     """Generate an answer to each row and compare it with the reference.
 

@@ -22,7 +22,7 @@ from burnish.core.specs.evaluation import EvaluationResult, EvaluationSpec
 from burnish.core.statistics import t_quantile
 from burnish.ml.child import run_child, tail
 from burnish.ml.engine_process import EngineRefused, RunningEngine
-from burnish.ml.score import Scored, TestSet, engine_for, finish, open_test_set, prepare, served_as
+from burnish.ml.score import Scored, TestSet, again_when_killed, engine_for, finish, open_test_set, prepare, served_as
 
 _LATENCY_ROWS = 10
 
@@ -37,6 +37,7 @@ class TokenRun:
     """The first token that is scored; at least 1."""
 
 
+@again_when_killed
 def evaluate(spec: EvaluationSpec, context: JobContext) -> EvaluationResult:
     """Score a test set by perplexity.
 
