@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = ("unit", "integration", "e2e", "browser", "chaos")
+SIDE_BY_SIDE = {"unit", "integration"}
+"""Suites whose tests share nothing, so that they run on all cores; e2e and chaos have the machine to themselves."""
 APT_PACKAGES = {"postgresql": "/usr/lib/postgresql/*/bin/initdb", "libfaketime": "/usr/lib/*/faketime/libfaketime.so.1"}
 MINIMUM_COVERAGE = 85
 
@@ -28,7 +30,7 @@ def main() -> None:
     print(f"seed {seed} (BURNISH_TEST_SEED={seed} repeats this run)", flush=True)
     environment = dict(
         os.environ, BURNISH_TEST_SEED=seed, BURNISH_TEST_FULL="1" if arguments.full else "", HF_HUB_OFFLINE="1",
-        COVERAGE_FILE=str(ROOT / ".coverage"), COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml"),
+        COVERAGE_FILE=str(ROOT / ".coverage"),
     )  # fmt: skip
     say_missing()
     for stale in ROOT.glob(".coverage*"):
@@ -48,6 +50,8 @@ def run(suite: str, environment: dict[str, str]) -> tuple[str, float, int]:
     print(f"\n== {suite}", flush=True)
     started = time.monotonic()
     command = [sys.executable, "-m", "coverage", "run", "-m", "pytest", "-q", f"tests/{suite}", "--durations=8"]
+    if suite in SIDE_BY_SIDE:
+        command += ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
     code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     return suite, time.monotonic() - started, code
 

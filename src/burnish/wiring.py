@@ -36,6 +36,7 @@ from burnish.platform.integrator import Integrator
 from burnish.platform.jobs.embedding import Component
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.model_registry.service import ModelFinder
+from burnish.platform.monitoring.housekeeping import Housekeeping
 from burnish.platform.monitoring.readiness import Check
 from burnish.platform.workflow.reconciler import WorkflowReconciler
 from burnish.platform.workflow.service import WorkflowService
@@ -69,6 +70,7 @@ class Platform:
     integrator: Integrator
     workflows: WorkflowService
     workflow_reconciler: WorkflowReconciler
+    housekeeping: Housekeeping
     home_lock: HomeLock | None
     _running: list[Callable[[], object]] = field(default_factory=list)
 
@@ -87,9 +89,11 @@ class Platform:
             await component.start()
         await self.integrator.start()
         await self.workflow_reconciler.start()
+        await self.housekeeping.start()
 
     async def stop(self) -> None:
         """Stop the loops. Hosts and replicas live on; the next start finds them."""
+        await self.housekeeping.stop()
         await self.workflow_reconciler.stop()
         await self.integrator.stop()
         for component in reversed(self.components):
@@ -166,7 +170,7 @@ def build(settings: Settings) -> Platform:
         components=components, integrator=integrator,
         workflows=WorkflowService(database, integrator, ModelFinder(database)),
         workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=settings.lease_seconds),
-        home_lock=home_lock,
+        housekeeping=Housekeeping(database, store), home_lock=home_lock,
     )  # fmt: skip
 
 

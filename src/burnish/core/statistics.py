@@ -277,6 +277,9 @@ def _z(confidence: float) -> float:
 
 def t_cdf(t: float, freedom: int) -> float:
     """Return P(T <= t) of Student's distribution, through the regularized incomplete beta function."""
+    if t * t < freedom:  # near the middle, the part between 0 and t keeps more digits than 1 less a tail
+        middle = 0.5 * _incomplete_beta(0.5, freedom / 2, t * t / (freedom + t * t))
+        return 0.5 + math.copysign(middle, t)
     tail = 0.5 * _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
     return 1 - tail if t >= 0 else tail
 

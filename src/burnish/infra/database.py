@@ -28,6 +28,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float, TypeDecorator
 
 from burnish.core.errors import OutOfDisk, Unavailable
+from burnish.infra import signals
 
 _CHANNEL = "burnish"
 _CALLBACKS = "burnish_after_commit"
@@ -184,6 +185,7 @@ class Database:
                     await session.rollback()
         except (DBAPIError, OSError, PoolTimeoutError) as error:
             if (typed := _typed(error)) is not None:
+                signals.DATABASE_UNAVAILABLE.inc()
                 raise typed from error
             raise
         for callback in session.info.get(_CALLBACKS, ()):

@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from burnish.core.errors import Unavailable
+from burnish.infra import signals
 from burnish.infra.database import Database, epoch_now, notify
 
 log = logging.getLogger(__name__)
@@ -303,14 +304,15 @@ class Reconciler:
 
     async def _take_turn(self, key: str, wakes: int, token: str) -> None:
         delay: float | None = 0.0
-        lost = False
+        lost, outcome, began = False, "done", time.monotonic()
         try:
             delay = await self._turn(Turn(key, self, token))
             self._failures.pop(key, None)
         except LeaseLost as error:
             log.info("%s", error)
-            lost = True
+            lost, outcome = True, "lease_lost"
         except Exception as error:
+            outcome = "failed"
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay = _BACKOFF_SECONDS[min(count, len(_BACKOFF_SECONDS)) - 1]
             if isinstance(error, Unavailable):
@@ -319,6 +321,8 @@ class Reconciler:
                 log.exception("%s: %s: the turn failed; again in %.1f s", self.name, key, delay)
         finally:
             self._running.pop(token + key, None)
+            signals.RECONCILE_TURNS.labels(self.name, outcome).inc()
+            signals.RECONCILE_SECONDS.labels(self.name).observe(time.monotonic() - began)
             if self._renewer is not None:
                 self._renewer.release(key)
             if not lost:

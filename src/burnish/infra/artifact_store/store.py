@@ -11,8 +11,9 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.specs.base import ArtifactKind, ArtifactRef, Digest
+from burnish.infra import signals
 from burnish.infra.artifact_store.tables import ArtifactReferenceRow, ArtifactRow
-from burnish.infra.database import utcnow
+from burnish.infra.database import after_commit, utcnow
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ async def record(
         project_id=project_id, digest=ref.digest, kind=ref.kind, size_bytes=ref.size_bytes,
         metadata=dict(metadata or {}), produced_by=produced_by, created_at=utcnow(),
     )  # fmt: skip
+    after_commit(session, signals.ARTIFACTS_PUBLISHED.labels(ref.kind).inc)
 
 
 async def refer(session: AsyncSession, project_id: str, digest: Digest, owner_kind: str, owner_id: str) -> None:

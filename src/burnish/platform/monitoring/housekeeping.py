@@ -1,0 +1,82 @@
+"""What must happen now and then: sweeping artifacts that nothing refers to, forgetting old keys, feeling the loop's pulse."""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+from burnish.core.errors import BurnishError
+from burnish.infra import idempotency, signals
+from burnish.infra.artifact_store import ArtifactStore
+from burnish.infra.artifact_store import store as artifacts
+from burnish.infra.database import Database
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 600.0
+GRACE_SECONDS = 3600.0
+"""An object younger than this is left alone: its row may be on its way."""
+PULSE_SECONDS = 1.0
+KEYS_KEPT_SECONDS = 24 * 3600.0
+
+
+class Housekeeping:
+    """The loops of one process that keep things tidy. A round that fails is logged; the next one tries again."""
+
+    def __init__(self, database: Database, store: ArtifactStore, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._database = database
+        self._store = store
+        self._grace = grace_seconds
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start the loops."""
+        self._tasks = [
+            asyncio.create_task(self._sweep_often(), name="housekeeping-sweep"),
+            asyncio.create_task(self._feel_pulse(), name="housekeeping-pulse"),
+        ]
+
+    async def stop(self) -> None:
+        """Stop the loops."""
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+
+    async def sweep(self) -> list[str]:
+        """Remove artifacts that nothing refers to and that are older than the grace period; return their digests."""
+        loop = asyncio.get_running_loop()
+
+        def live() -> set[str]:  # called in the sweep's thread, once its lock is held
+            return asyncio.run_coroutine_threadsafe(self._live(), loop).result(60)
+
+        removed = await asyncio.to_thread(self._store.sweep, live, self._grace)
+        if removed:
+            async with self._database.write() as session:
+                await artifacts.forget(session, removed)
+            signals.ARTIFACTS_SWEPT.inc(len(removed))
+            log.info("%d artifacts that nothing refers to were removed", len(removed))
+        return removed
+
+    async def _live(self) -> set[str]:
+        async with self._database.read() as session:
+            return await artifacts.live_digests(session)
+
+    async def _sweep_often(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self.sweep()
+                async with self._database.write() as session:
+                    await idempotency.prune(session, KEYS_KEPT_SECONDS)
+            except (BurnishError, OSError) as error:
+                log.warning("housekeeping: %s", error)
+            except Exception:
+                log.exception("housekeeping failed")
+
+    async def _feel_pulse(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(PULSE_SECONDS)
+            signals.LOOP_LAG.set(max(0.0, time.monotonic() - before - PULSE_SECONDS))
