@@ -33,17 +33,17 @@ test-full: setup  ## The same suites with whole matrices and repetitions
 	@$(BIN)/python tools/run_tests.py --full
 
 check: setup  ## Formatting, lint, types, import contracts
-	$(BIN)/ruff format --check src tests tools benchmarks docs
-	$(BIN)/ruff check src tests tools benchmarks docs
+	$(BIN)/ruff format --check src tests tools benchmarks docs examples
+	$(BIN)/ruff check src tests tools benchmarks docs examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: setup  ## Format and fix what can be fixed
-	$(BIN)/ruff format src tests tools benchmarks docs
-	$(BIN)/ruff check --fix src tests tools benchmarks docs
+	$(BIN)/ruff format src tests tools benchmarks docs examples
+	$(BIN)/ruff check --fix src tests tools benchmarks docs examples
 
-docs: setup  ## Build the documentation into site/
+docs: setup  ## Build the documentation, which the server then has at /docs
 	$(BIN)/mkdocs build --strict
 
 clean:  ## Remove what was made here, except ~/.burnish
-	rm -rf $(VENV) $(CACHE) site build dist .mypy_cache .ruff_cache .pytest_cache .coverage*
+	rm -rf $(VENV) $(CACHE) src/burnish/platform/documentation/site build dist .mypy_cache .ruff_cache .pytest_cache .coverage*
