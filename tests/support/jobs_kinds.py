@@ -161,12 +161,12 @@ def leave(_spec: Nothing, _context: JobContext) -> Nothing:
 async def wait_for_file(job: LightJob) -> Nothing | Wait:
     """Be done when the file is there."""
     spec: WaitSpec = job.spec
-    if job.cancel_requested and spec.tidy_turns and not os.path.exists(spec.path + ".tidied"):  # noqa: ASYNC240
+    if job.cancel_requested and spec.tidy_turns and not os.path.exists(spec.path + ".tidied"):
         open(spec.path + ".tidied", "w").close()  # noqa: ASYNC230
         return Wait(0.05, "tidying", cleaning=True)
     if spec.fail:
         raise BadData("the file can never come")
-    if Path(spec.path).exists():  # noqa: ASYNC240 - a stat
+    if Path(spec.path).exists():
         await job.log("found it")
         return Nothing()
     await job.progress(0, 1, "waiting")
