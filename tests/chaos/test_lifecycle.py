@@ -30,6 +30,8 @@ def _run(
         for blow in blows:
             if blow.victim in (HOST_KILL, BOTH_KILL):
                 kills[blow.place] = kills.get(blow.place, 0) + 1
+        if view["status"] == "succeeded":
+            _wait_until_ready(server)
         wrong = lifecycle.broken_promises(server, view, reference.outputs, host_kills=kills)
         wrong += follower.lost()
         if view["status"] == "succeeded":
@@ -73,13 +75,18 @@ def _strike_served(server: Server, workflow_id: str, dialect: str, victim: str, 
     before = faults.replicas(server)[0]["pid"]
     recovery = faults.strike(server, workflow_id, AFTER, victim, draw, 0.0)
     assert recovery is not None
+    _wait_until_ready(server)
+    after = faults.replicas(server)[0]["pid"]
+    assert (after != before) == (victim == SERVING_KILL), f"replica {before} and then {after}"
+    return Blow(dialect, AFTER, victim, recovery)
+
+
+def _wait_until_ready(server: Server) -> None:
+    """Wait until what is to serve serves: a replica that was killed comes back by itself."""
     wait_for(
         lambda: server.request("GET", "/platform/deployments/production")["state"] == "ready", 60,
         lambda: f"the deployment is not ready again\n{server.tail()}",
     )  # fmt: skip
-    after = faults.replicas(server)[0]["pid"]
-    assert (after != before) == (victim == SERVING_KILL), f"replica {before} and then {after}"
-    return Blow(dialect, AFTER, victim, recovery)
 
 
 @pytest.mark.timeout(1500)

@@ -1,6 +1,7 @@
 """Faults of the chaos suite: who is struck, at which moment, and the table of what came of it."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -86,7 +87,7 @@ def begun(server: Server, view: dict[str, Any], wanted: set[str]) -> str | None:
         if place not in wanted:
             continue
         step = step_of(view, place)
-        if step["state"] == "running" and (place not in HEAVY_STEPS or _host(step) is not None):
+        if step["state"] == "running" and (place not in HEAVY_STEPS or _host(server, step) is not None):
             return place
         if place in LIGHT_STEPS and step["state"] == "waiting" and _nearly(server, view, step):
             return place
@@ -108,9 +109,16 @@ def _nearly(server: Server, view: dict[str, Any], step: dict[str, Any]) -> bool:
     return True
 
 
-def _host(step: dict[str, Any]) -> ProcessId | None:
-    pids = [attempt["pid"] for attempt in step["attempts"] if attempt["pid"]]
-    return identify(pids[-1]) if pids else None
+def _host(server: Server, step: dict[str, Any]) -> ProcessId | None:
+    """Return the living host of a step, as it told its job's folder: its server may not know of it yet."""
+    for attempt in reversed(step["attempts"]):
+        for path in (server.home / "jobs" / attempt["job_id"]).glob("host.*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                told = json.loads(path.read_text())
+                process = ProcessId(told["pid"], told["started_ticks"], told["boot_id"])
+                if alive(process):
+                    return process
+    return None
 
 
 def strike(
@@ -127,23 +135,19 @@ def strike(
         seconds: how long the step takes when nothing disturbs it.
     """
     heavy = place in HEAVY_STEPS
-    host = _host(step_of(status(server, workflow_id), place)) if heavy else None
+    host = _host(server, step_of(status(server, workflow_id), place)) if heavy else None
     moment = time.monotonic() + draw.uniform(0.0, 0.7 * seconds if heavy else _LATEST)
     while time.monotonic() < moment and (host is None or alive(host)):
         time.sleep(0.005)
     if heavy and (host is None or not alive(host)):
         return None
-    if victim == SERVING_KILL:
-        target = _serving(server, host, moment + 20)
-        if target is None:
-            return None
+    target = _serving(server, host, moment + 20) if victim == SERVING_KILL else host
+    if target is None and victim in (SERVING_KILL, HOST_KILL, BOTH_KILL):
+        return None
     struck = time.monotonic()
     if victim in (SERVER_KILL, BOTH_KILL):
         server.kill()
-    if victim in (HOST_KILL, BOTH_KILL):
-        assert host is not None
-        kill(host)
-    if victim == SERVING_KILL:
+    if victim in (HOST_KILL, BOTH_KILL, SERVING_KILL):
         assert target is not None
         kill(target)
     if victim == SERVER_TERM:
@@ -151,9 +155,9 @@ def strike(
         assert code == 0, f"SIGTERM: exit {code}\n{server.tail()}"
     if victim in (SERVER_KILL, SERVER_TERM, BOTH_KILL):
         server.start()
-    killed = host if victim in (HOST_KILL, BOTH_KILL) else None
+    killed = target if victim in (HOST_KILL, BOTH_KILL, SERVING_KILL) else None
     wait_for(
-        lambda: _goes_on(server, workflow_id, place, killed), 90,
+        lambda: _goes_on(server, workflow_id, place, victim, killed), 90,
         lambda: f"{place} does not go on after {victim}\n{server.tail()}",
     )  # fmt: skip
     return time.monotonic() - struck
@@ -166,17 +170,19 @@ def kill(process: ProcessId) -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def _goes_on(server: Server, workflow_id: str, place: str, killed: ProcessId | None) -> bool:
-    if place == AFTER:
-        return _answers(server)
+def _goes_on(server: Server, workflow_id: str, place: str, victim: str, killed: ProcessId | None) -> bool:
+    """Tell whether what was struck works again: another process in the killed one's place, or the step has ended."""
+    if place == AFTER or (place == "deploy" and victim == SERVING_KILL):
+        fresh = [one["state"] for one in replicas(server) if killed is None or one["pid"] != killed.pid]
+        return fresh == ["ready"] and _answers(server)
     view = status(server, workflow_id)
     step = step_of(view, place)
-    if view["status"] in FINAL or step["state"] in _DONE:
+    if view["status"] in FINAL or step["state"] in _DONE or place not in HEAVY_STEPS:
         return True
-    if place not in HEAVY_STEPS:
-        return True
-    host = _host(step)
-    return host is not None and host != killed and alive(host)
+    host = _host(server, step)
+    if host is not None and victim == SERVING_KILL:
+        return any(engine != killed for engine in _engines(host))
+    return host is not None and host != killed
 
 
 def _answers(server: Server) -> bool:
@@ -193,8 +199,7 @@ def _serving(server: Server, host: ProcessId | None, deadline: float) -> Process
         if host is not None:
             if not alive(host):
                 return None
-            engines = [one for one in group_members(host) if one.pid != host.pid and _is_engine(one.pid)]
-            if engines:
+            if engines := _engines(host):
                 return engines[0]
         else:
             for replica in replicas(server):
@@ -202,6 +207,10 @@ def _serving(server: Server, host: ProcessId | None, deadline: float) -> Process
                     return found
         time.sleep(0.01)
     return None
+
+
+def _engines(host: ProcessId) -> list[ProcessId]:
+    return [one for one in group_members(host) if one.pid != host.pid and _is_engine(one.pid) and alive(one)]
 
 
 def _is_engine(pid: int) -> bool:
