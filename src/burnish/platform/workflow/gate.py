@@ -110,6 +110,10 @@ class Verdict(Spec):
     candidate: str
     sentence: str
     rules: tuple[RuleVerdict, ...]
+    beside: tuple[PairedDifference, ...] = Field(
+        default=(),
+        description="Paired differences between the evaluations that are not the candidate's; judged by no rule",
+    )
 
 
 def judge(rules: tuple[Rule, ...], evidence: GateEvidence) -> Verdict:
@@ -125,7 +129,22 @@ def judge(rules: tuple[Rule, ...], evidence: GateEvidence) -> Verdict:
     overall: Judgement = "fail" if "fail" in verdicts else "inconclusive" if "inconclusive" in verdicts else "pass"
     decisive = [one for one in found if one.verdict == overall]
     said = f"all {len(found)} rules pass" if overall == "pass" else "; ".join(one.sentence for one in decisive)
-    return Verdict(verdict=overall, candidate=evidence.candidate, sentence=f"{overall}: {said}", rules=found)
+    return Verdict(verdict=overall, candidate=evidence.candidate, sentence=f"{overall}: {said}", rules=found,
+                   beside=_beside(evidence))  # fmt: skip
+
+
+def _beside(evidence: GateEvidence) -> tuple[PairedDifference, ...]:
+    """Compare what stands beside the candidate with each other: tuned with base says what the training alone gained."""
+    scored = [one for label, one in evidence.evaluations.items() if label != evidence.candidate and one is not None]
+    names = [label for label, one in evidence.evaluations.items() if label != evidence.candidate and one is not None]
+    return tuple(
+        paired_difference(
+            one.scores, other.scores, one.ids, other.ids, baseline_name=names[at], candidate_name=names[later]
+        )
+        for at, one in enumerate(scored)
+        for later, other in enumerate(scored)
+        if at < later and one.ids == other.ids and one.result.headline == other.result.headline
+    )
 
 
 def _scored(evidence: GateEvidence, label: str) -> Scored:

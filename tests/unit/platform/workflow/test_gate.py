@@ -122,6 +122,16 @@ def test_production_is_compared_only_where_something_else_is_there() -> None:
         verdict_of(rule, evidence(compressed=compressed, serving="other"))
 
 
+def test_what_stands_beside_the_candidate_is_compared_too() -> None:
+    found = evidence(
+        base=scored("base", answers(100, 50)), tuned=scored("tuned", answers(100, 90)),
+        compressed=scored("compressed", answers(100, 88)), production=None,
+    )  # fmt: skip
+    (beside,) = verdict_of({"type": "better", "than": "base"}, found).beside
+    assert (beside.baseline, beside.candidate, beside.difference) == ("base", "tuned", pytest.approx(0.4))
+    assert 0.29 < beside.low < 0.4 < beside.high < 0.51
+
+
 def test_what_is_missing_or_not_paired_is_an_error() -> None:
     compressed = scored("compressed", answers(100, 80))
     rule = {"type": "better", "than": "base"}
