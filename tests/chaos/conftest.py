@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 @pytest.fixture(scope="session")
 def reference(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """What the workflow makes when nothing disturbs it, and how long each step takes."""
-    return undisturbed(material, tmp_path_factory.mktemp("reference") / "home")
+    started = time.monotonic()
+    found = undisturbed(material, tmp_path_factory.mktemp("reference") / "home")
+    hosts = ", ".join(f"{step} {seconds:.1f}" for step, seconds in found.seconds.items() if seconds)
+    _NOTES.append(f"undisturbed: {time.monotonic() - started:.0f} s; hosts worked {hosts} s")
+    return found
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

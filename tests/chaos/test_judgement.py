@@ -35,7 +35,7 @@ def _ready(server: Server) -> bool:
 
 def _untouched(server: Server, reference: Reference) -> None:
     """Version 1 is in production as before, and answers as before."""
-    assert [one["version"] for one in lifecycle.alias_moves(server)] == [1]
+    assert [one["new_version"] for one in lifecycle.alias_moves(server)] == [1]
     deployment = server.request("GET", "/platform/deployments/production")
     assert (deployment["state"], deployment["serving"]) == ("ready", 1)
     assert lifecycle.ask(server) == reference.answer
@@ -123,7 +123,9 @@ def test_flipped_bytes_fail_before_they_are_measured(served: Server, reference: 
     _untouched(served, reference)
 
 
-def test_a_model_whose_weights_are_garbage_does_not_pass_the_gate(served: Server, reference: Reference) -> None:
+def test_a_model_whose_weights_are_garbage_does_not_pass_the_gate(
+    served: Server, sqlite_place: Place, reference: Reference
+) -> None:
     """It was published like that, so its digest is right: only what it answers can tell.
 
     Breaks with: a gate that passes what it could not tell apart, a rejected execution that goes on to register.
@@ -137,7 +139,9 @@ def test_a_model_whose_weights_are_garbage_does_not_pass_the_gate(served: Server
     with weights.open("r+b") as stream:
         stream.seek(-(weights.stat().st_size // 3), os.SEEK_END)
         stream.write(b"\x2e" * (weights.stat().st_size // 3))  # as q8_0 blocks: finite scales, equal weights
-    garbage = store.publish(staged, "gguf").model_dump(mode="json")
+    published = store.publish(staged, "gguf")
+    sqlite_place.make_known(published)
+    garbage = published.model_dump(mode="json")
     steps: dict[str, Any] = {
         name: {"component": "evaluation", "kind": "evaluate", "with": {
             "model": model, "dataset": _ref(reference, "test", "dataset"), "context_length": 256, "label": name}}

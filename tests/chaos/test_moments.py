@@ -161,9 +161,9 @@ def _tables(place: Place, request: pytest.FixtureRequest) -> int:
     return int(postgres.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name))
 
 
-def deployable(server: Server, reference: Reference, name: str = "gguf") -> dict[str, Any]:
-    """Publish a model of the undisturbed run in this server's store; return its reference."""
-    digest = reference.outputs.artifacts[name]
+def deployable(place: Place, server: Server, reference: Reference) -> dict[str, Any]:
+    """Publish the model of the undisturbed run in this server's store; return its reference."""
+    digest = reference.outputs.artifacts["gguf"]
     source = FileArtifactStore(reference.home / "artifacts").open(digest)
     store = FileArtifactStore(server.home / "artifacts")
     staged = store.stage("model")
@@ -171,6 +171,7 @@ def deployable(server: Server, reference: Reference, name: str = "gguf") -> dict
     os.chmod(staged, 0o755)
     published = store.publish(staged, "gguf")
     assert published.digest == digest
+    place.make_known(published)
     return published.model_dump(mode="json")
 
 
@@ -229,7 +230,7 @@ def test_a_candidate_killed_in_a_switch_cuts_no_stream(
     candidate that fails for good with its first replica.
     """
     server = place.server().start()
-    model = deployable(server, reference)
+    model = deployable(place, server, reference)
     first = deploy(server, model, 512)
     wait_for(lambda: serves(server, first), 60, server.tail)
     streams = [Streams(server) for _ in range(3)]
@@ -261,7 +262,7 @@ def test_a_server_killed_in_a_switch(
 ) -> None:
     """Breaks with: a switch in two transactions, a replica started without a row, an old one that nobody ends."""
     server = place.server().start()
-    model = deployable(server, reference)
+    model = deployable(place, server, reference)
     wanted = deploy(server, model, 512)
     wait_for(lambda: serves(server, wanted), 60, server.tail)
     waited = []

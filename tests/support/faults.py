@@ -232,12 +232,10 @@ def replicas(server: Server, deployment: str = "production") -> list[dict[str, A
 
 def in_turn(places: tuple[str, ...], draw: random.Random) -> dict[str, str]:
     """Return a victim for each place, so that each victim is struck about equally often and each at least once."""
-    order = list(VICTIMS)
-    draw.shuffle(order)
-    used = dict.fromkeys(order, 0)
+    used = dict.fromkeys(VICTIMS, 0)
     chosen = {}
-    for place in sorted(places, key=lambda one: len(victims_of(one))):
-        chosen[place] = min(victims_of(place), key=lambda victim: used[victim])
+    for place in sorted(places, key=lambda one: (len(victims_of(one)), draw.random())):
+        chosen[place] = min(victims_of(place), key=lambda victim: (used[victim], draw.random()))
         used[chosen[place]] += 1
     return chosen
 

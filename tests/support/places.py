@@ -1,5 +1,6 @@
 """What the chaos suite runs on: homes with their databases, a tiny model, and what an undisturbed run makes of it."""
 
+import asyncio
 import os
 import random
 from collections.abc import Callable
@@ -7,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from burnish.core.specs.base import ArtifactRef
+from burnish.infra.artifact_store import store as artifacts
+from burnish.infra.database import Database
 from tests.support import lifecycle
 from tests.support.server import Server
 
@@ -34,6 +38,20 @@ class Place:
         )  # fmt: skip
         self.servers.append(made)
         return made
+
+    def make_known(self, artifact: ArtifactRef) -> None:
+        """Make an artifact of the store one of the project's, as a job's outputs are. A server has run here before."""
+
+        async def recorded() -> None:
+            database = Database(self.database_url or f"sqlite+aiosqlite:///{self.home / 'burnish.db'}")
+            try:
+                async with database.write() as session:
+                    await artifacts.record(session, "default", artifact)
+                    await artifacts.refer(session, "default", artifact.digest, "test", "test")
+            finally:
+                await database.dispose()
+
+        asyncio.run(recorded())
 
     def end_everything(self) -> None:
         """End every server and whatever they left."""
