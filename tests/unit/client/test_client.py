@@ -78,7 +78,7 @@ def test_an_openai_error_and_retry_after_are_read() -> None:
 
 @pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (422, InvalidRequest), (418, UnknownError)])
 def test_a_code_that_is_not_known_is_read_by_the_status(status: int, kind: type[Exception]) -> None:
-    body = {"error": {"message": "there is no model x", "code": "model_not_found"}}
+    body = {"error": {"message": "there is no model x", "code": "of_a_newer_server"}}
     with (
         serving(lambda _: Answer(status, body)) as server,
         Client(server.url) as client,
