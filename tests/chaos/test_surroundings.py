@@ -152,7 +152,7 @@ def test_a_clock_that_was_set_back_holds_nothing_up(
 
     Breaks with: turns that are due at a wall-clock time of the future, waits and retries counted by differences of it.
     """
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     if not found:
         pytest.skip("needs libfaketime: apt-get install -y libfaketime")
     server = place.server().start()
@@ -163,7 +163,7 @@ def test_a_clock_that_was_set_back_holds_nothing_up(
     branches.wait_for_job(server, workflow_id)
     hosts = [identify(job["pid"]) for job in branches.wait_for_job(server, workflow_id)]
     server.kill()
-    earlier = {"LD_PRELOAD": str(found[0]), "FAKETIME": "-1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+    earlier = {"LD_PRELOAD": str(found[0]), "FAKETIME": "-3600", "NO_FAKE_STAT": "1"}
     server.start(environment=earlier)
     started = time.monotonic()
     view = branches.ended_right(server, workflow_id)
