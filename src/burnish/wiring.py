@@ -27,6 +27,7 @@ from burnish.core.errors import InvalidRequest, Unavailable
 from burnish.core.settings import Settings
 from burnish.infra import signals
 from burnish.infra.artifact_store import ArtifactStore, open_store
+from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import Base, Database
 from burnish.infra.event_log import EventLog
 from burnish.infra.home import HomeLock
@@ -80,9 +81,11 @@ class Platform:
         Raises:
             HomeLocked: another server holds this home.
             SchemaNewer: the database was made by a newer Burnish.
-            Unavailable: the database does not answer.
+            Unavailable: the database does not answer, or its artifacts are in another store.
         """
         await upgrade(self.database, metadata)
+        async with self.database.write() as session:
+            await artifacts.claim_store(session, self.store.store_id, self.settings.resolved_artifact_url)
         await self.database.start()
         await self.runtime.start()
         for component in self.components:

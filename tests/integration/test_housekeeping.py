@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+import pytest
+
+from burnish.core.errors import Unavailable
 from burnish.core.specs import ArtifactRef
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.artifact_store import store as artifacts
@@ -38,3 +41,14 @@ async def test_a_sweep_removes_what_nothing_refers_to(database: Database, store:
 def age(path: Path) -> None:
     then = path.stat().st_mtime - 7200
     os.utime(path, (then, then))
+
+
+async def test_a_server_that_sees_another_store_is_refused(database: Database, store: ArtifactStore) -> None:
+    async with database.write() as session:
+        await artifacts.claim_store(session, store.store_id, "file:///shared")
+    async with database.write() as session:
+        await artifacts.claim_store(session, store.store_id, "file:///shared/by/another/path")
+    with pytest.raises(Unavailable) as caught:
+        async with database.write() as session:
+            await artifacts.claim_store(session, "another", "file:///not/shared")
+    assert caught.value.where == "BURNISH_ARTIFACT_URL"

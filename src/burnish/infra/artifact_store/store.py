@@ -10,9 +10,10 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from burnish.core.errors import Unavailable
 from burnish.core.specs.base import ArtifactKind, ArtifactRef, Digest
 from burnish.infra import signals
-from burnish.infra.artifact_store.tables import ArtifactReferenceRow, ArtifactRow
+from burnish.infra.artifact_store.tables import ArtifactReferenceRow, ArtifactRow, ArtifactStoreRow
 from burnish.infra.database import after_commit, utcnow
 
 
@@ -85,7 +86,25 @@ async def forget(session: AsyncSession, digests: list[Digest]) -> None:
         )
 
 
-async def _insert_once(session: AsyncSession, table: type[ArtifactRow | ArtifactReferenceRow], **values: Any) -> None:
+async def claim_store(session: AsyncSession, store_id: str, url: str) -> None:
+    """Tie the database to its store on the first start; later, refuse any other.
+
+    Raises:
+        Unavailable: this process sees another store than the one that the database's artifacts are in.
+    """
+    await _insert_once(session, ArtifactStoreRow, id=1, store_id=store_id, url=url[:1000], created_at=utcnow())
+    known = (await session.scalars(select(ArtifactStoreRow))).one()
+    if known.store_id != store_id:
+        raise Unavailable(
+            f"this database's artifacts are in another store: {known.url} (id {known.store_id}), not in {url} (id {store_id})",
+            where="BURNISH_ARTIFACT_URL",
+            hint="point BURNISH_ARTIFACT_URL of every server at the same shared folder, or restore that folder",
+        )
+
+
+async def _insert_once(
+    session: AsyncSession, table: type[ArtifactRow | ArtifactReferenceRow | ArtifactStoreRow], **values: Any
+) -> None:
     insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
     await session.execute(insert(table.__table__).values(values).on_conflict_do_nothing())  # type: ignore[arg-type]
 

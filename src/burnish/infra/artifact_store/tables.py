@@ -36,3 +36,14 @@ class ArtifactReferenceRow(Base):
     owner_kind: Mapped[str] = mapped_column(String(32), primary_key=True)
     owner_id: Mapped[str] = mapped_column(String(255), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)
+
+
+class ArtifactStoreRow(Base):
+    """The one store that belongs to this database, by the id that lies in the store."""
+
+    __tablename__ = "artifact_store"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, default=1)
+    store_id: Mapped[str] = mapped_column(String(64))
+    url: Mapped[str] = mapped_column(String(1000))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)

@@ -4,7 +4,8 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Float, ForeignKey, Index, Integer, String, Text, Uuid, false
+from sqlalchemy import Float, ForeignKey, Index, Integer, String, Text, Uuid
+from sqlalchemy import text as sql_text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from burnish.core.states import ExecutionState, JobState
@@ -74,7 +75,7 @@ class StepAttemptRow(Base):
     submitted_at: Mapped[float | None] = mapped_column(Float, default=None)
     stop: Mapped[str | None] = mapped_column(String(20), default=None)
     """Why its component is to cancel the job: ``cancel``, ``timeout`` or ``rejected``."""
-    stop_delivered: Mapped[bool] = mapped_column(default=False, server_default=false())
+    stop_delivered: Mapped[bool] = mapped_column(default=False, server_default=sql_text("false"))
     pause: Mapped[str] = mapped_column(String(20), default="", server_default="")
     """``asked`` -> ``delivered``; ``resume`` -> empty again."""
     approval: Mapped[dict[str, Any] | None] = mapped_column(JsonB, default=None)

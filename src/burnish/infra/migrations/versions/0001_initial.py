@@ -29,6 +29,14 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_table(
+        "artifact_store",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("store_id", sa.String(length=64), nullable=False),
+        sa.Column("url", sa.String(length=1000), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_artifact_store")),
+    )
+    op.create_table(
         "artifacts",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("project_id", sa.String(length=64), nullable=False),
@@ -375,8 +383,8 @@ def upgrade() -> None:
         sa.Column("cache_key", sa.String(length=71), nullable=True),
         sa.Column("submitted_at", sa.Float(), nullable=True),
         sa.Column("stop", sa.String(length=20), nullable=True),
-        sa.Column("stop_delivered", sa.Boolean(), nullable=False),
-        sa.Column("pause", sa.String(length=20), nullable=False),
+        sa.Column("stop_delivered", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
+        sa.Column("pause", sa.String(length=20), server_default="", nullable=False),
         sa.Column("approval", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
         sa.Column("note", sa.Text(), nullable=True),
         sa.Column("result", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
