@@ -23,6 +23,8 @@ class ContractApp:
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
+        self.waiting = asyncio.Event()
+        """Set when a request that waits has reached the app."""
         self.left = asyncio.Event()
         """Set when the app learns that its caller has left."""
         self.sent = 0
@@ -68,6 +70,7 @@ class ContractApp:
             await _start(send, 200)
             await send({"type": "http.response.body", "body": b"first", "more_body": True})
         try:
+            self.waiting.set()
             while (await receive())["type"] != "http.disconnect":
                 pass
         finally:
@@ -170,7 +173,7 @@ async def check_leaving_cancels_before_headers(transport: Transport, app: Contra
             raise AssertionError("there is no answer")
 
     task = asyncio.create_task(call())
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(app.waiting.wait(), _WAIT)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
@@ -189,10 +192,10 @@ async def check_deadline_before_headers(transport: Transport, app: ContractApp) 
     """The deadline ends the wait for headers, reaches the app as a header and cancels it."""
     started = time.monotonic()
     try:
-        async with transport.send(Request("GET", "/wait", deadline=time.time() + 0.2)):
+        async with transport.send(Request("GET", "/wait", deadline=time.time() + 1.0)):
             raise AssertionError("there is no answer")
     except DeadlineExceeded:
-        assert 0.1 < time.monotonic() - started < _WAIT / 2
+        assert 0.5 < time.monotonic() - started < _WAIT / 2
     await asyncio.wait_for(app.left.wait(), _WAIT)
     deadline = time.time() + 60
     async with transport.send(Request("GET", "/echo", deadline=deadline)) as response:
