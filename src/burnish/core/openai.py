@@ -51,6 +51,13 @@ class JsonSchemaFormat(OpenAIModel):
 class ResponseFormat(OpenAIModel):
     """Restricts the answer."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"type": {"const": "json_schema"}}},
+            "then": {"required": ["json_schema"], "properties": {"json_schema": {"type": "object"}}},
+        }
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
@@ -68,11 +75,22 @@ class StreamOptions(OpenAIModel):
     include_obfuscation: bool | None = None
 
 
+# What validators below ask for, in the words of a JSON Schema.
+_STREAM_OPTIONS_NEED_STREAM: JsonValue = {
+    "if": {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]},
+    "then": {"properties": {"stream": {"const": True}}, "required": ["stream"]},
+}
+_TOP_LOGPROBS_NEED_LOGPROBS: JsonValue = {
+    "if": {"properties": {"top_logprobs": {"type": "integer"}}, "required": ["top_logprobs"]},
+    "then": {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+}
 Stop = str | Annotated[tuple[str, ...], Field(max_length=16)]
 
 
 class SamplingParameters(OpenAIModel):
     """What chat and plain completions have in common."""
+
+    model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_OPTIONS_NEED_STREAM]})
 
     model: str = Field(min_length=1, max_length=255, description="A deployment, an alias or `name@version`")
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -86,7 +104,9 @@ class SamplingParameters(OpenAIModel):
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        default=None, description="By token id", json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}}
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description="Accepted, no effect")
@@ -108,6 +128,8 @@ class SamplingParameters(OpenAIModel):
 
 class ChatRequest(SamplingParameters):
     """Body of ``POST /v1/chat/completions``."""
+
+    model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_OPTIONS_NEED_STREAM, _TOP_LOGPROBS_NEED_LOGPROBS]})
 
     messages: tuple[RequestMessage, ...] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)

@@ -95,11 +95,13 @@ class DataPath:
         path, method = scope["path"], scope["method"]
         if path in ("/v1/chat/completions", "/v1/completions"):
             if method != "POST":
-                raise _wrong_method(method, path, "POST")
+                await _refuse_method(send, method, path, "POST")
+                return
             await self._generate(path, principal, receive, send)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
             if method != "GET":
-                raise _wrong_method(method, path, "GET")
+                await _refuse_method(send, method, path, "GET")
+                return
             await self._models(path.removeprefix("/v1/models").strip("/"), principal, send)
         else:
             raise NotFound(f"Unknown request URL: {method} {path}", hint="/v1/models lists what is served")
@@ -378,8 +380,9 @@ class WrongMethod(RequestRefused):
     openai_code = "method_not_supported"
 
 
-def _wrong_method(method: str, path: str, allowed: str) -> BurnishError:
-    return WrongMethod(f"Not allowed to {method} on {path} (HINT: {allowed})")
+async def _refuse_method(send: Send, method: str, path: str, allowed: str) -> None:
+    error = WrongMethod(f"Not allowed to {method} on {path} (HINT: {allowed})")
+    await _answer(send, error.status, envelope(error), [(b"allow", allowed.encode())])
 
 
 async def _answer(
