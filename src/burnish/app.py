@@ -14,7 +14,7 @@ from burnish.infra import logging as own_logging
 from burnish.infra import signals
 from burnish.infra.asgi import Receive, Send
 from burnish.platform.documentation import api as documentation
-from burnish.platform.documentation.openapi import merge
+from burnish.platform.documentation.openapi import completed, merge
 from burnish.platform.gateway import Gateway
 from burnish.platform.identity import LOCAL
 from burnish.platform.integrator import api as integrator_api
@@ -108,4 +108,5 @@ async def full_openapi(app: FastAPI, platform: Platform) -> dict[str, Any]:
         if prefixes:
             document = await platform.integrator.call(component_type, "GET", "/openapi.json", principal=LOCAL)
             parts.append((component_type, prefixes, document))
-    return merge(app.openapi(), parts)
+    served = [prefix for name, prefixes, _ in parts if name != "openai" for prefix in prefixes]
+    return completed(merge(app.openapi(), parts), served)

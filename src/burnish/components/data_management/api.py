@@ -25,6 +25,7 @@ from burnish.core.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
 from burnish.core.specs.data import DATA_FILE
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database
+from burnish.infra.idempotency import KEY_SCHEMA
 from burnish.infra.problems import problems
 from burnish.platform.identity import Principal, current_principal
 
@@ -119,7 +120,7 @@ def _adding(routes: APIRouter, adding: Adding) -> None:
         response: Response,
         caller: Caller,
         idempotency_key: Annotated[
-            str | None, Header(min_length=1, max_length=255, description="The same key and body again: the same answer")
+            str | None, Header(description="The same key and body again: the same answer", json_schema_extra=KEY_SCHEMA)
         ] = None,
     ) -> UploadAnswer:
         """Stream a file up; it becomes the next version of the named dataset, unless a version has these rows already.

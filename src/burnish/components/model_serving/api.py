@@ -9,6 +9,7 @@ from burnish.components.model_serving.schemas import DEPLOY_EXAMPLE, DeploymentP
 from burnish.components.model_serving.service import Deployments
 from burnish.core.specs.serving import DeploySpec
 from burnish.infra.database import Database
+from burnish.infra.idempotency import KEY_SCHEMA
 from burnish.infra.problems import problems
 from burnish.platform.identity import Principal, current_principal
 
@@ -43,7 +44,8 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
         caller: Caller,
         spec: Annotated[DeploySpec, Body(openapi_examples={"gguf": {"value": DEPLOY_EXAMPLE}})],
         idempotency_key: Annotated[
-            str | None, Header(description="The same key and body again is the same revision")
+            str | None,
+            Header(description="The same key and body again is the same revision", json_schema_extra=KEY_SCHEMA),
         ] = None,
     ) -> DeploymentView:
         """Want this model to be served under the name. Answers at once; the deployment is `ready` when it serves.

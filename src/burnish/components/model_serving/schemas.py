@@ -1,6 +1,7 @@
 """What the deployment routes take and answer."""
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,6 +9,26 @@ from burnish.core.errors import ErrorBody
 from burnish.core.specs.base import Spec
 from burnish.core.specs.serving import DeploySpec
 from burnish.core.states import DeploymentState, ReplicaState, RevisionState
+
+DEPLOY_EXAMPLE: dict[str, Any] = {
+    "deployment": "sentiment",
+    "model": {"digest": "sha256:" + "0" * 64, "kind": "gguf", "size_bytes": 144800000},
+    "model_version": "sentiment@1",
+    "engine": "llama_cpp",
+    "replicas": 1,
+    "context_length": 1024,
+    "parallel": 8,
+    "queue": 64,
+}
+_MADE = {"created_at": "2026-11-24T12:00:00Z", "ready_at": "2026-11-24T12:00:02Z"}
+DEPLOYMENT_EXAMPLE: dict[str, Any] = {
+    "id": "5f0c6c0e-6a52-4f0e-9a54-0d7b5f7a2f11", "name": "sentiment", "state": "ready", "wanted": 1, "serving": 1,
+    "model_version": "sentiment@1",
+    "revisions": [{"number": 1, "state": "serving", "spec": DEPLOY_EXAMPLE, **_MADE}],
+    "replicas": [{"id": "rep_01jdk2m8xw0q3v5t7z9b1c3", "revision": 1, "state": "ready", "pid": 4711, "cpus": 1,
+                  "memory_bytes": 440000000, **_MADE}],
+    "created_at": "2026-11-24T12:00:00Z", "updated_at": "2026-11-24T12:00:02Z",
+}  # fmt: skip
 
 
 class View(BaseModel):
@@ -48,6 +69,8 @@ class RevisionView(View):
 class DeploymentView(View):
     """What is wanted behind a name, and what is so."""
 
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [DEPLOYMENT_EXAMPLE]})
+
     id: str
     name: str
     state: DeploymentState
@@ -73,15 +96,3 @@ class Rollback(Spec):
     """Body of a rollback."""
 
     revision: int | None = Field(default=None, ge=1, description="By default the one that served before")
-
-
-DEPLOY_EXAMPLE = {
-    "deployment": "sentiment",
-    "model": {"digest": "sha256:" + "0" * 64, "kind": "gguf", "size_bytes": 144800000},
-    "model_version": "sentiment@1",
-    "engine": "llama_cpp",
-    "replicas": 1,
-    "context_length": 1024,
-    "parallel": 8,
-    "queue": 64,
-}

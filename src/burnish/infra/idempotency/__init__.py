@@ -4,6 +4,14 @@ Invariant: the key is claimed, the object made and the answer remembered in one 
 duplicates, concurrent ones included, exactly one does the work.
 """
 
-from burnish.infra.idempotency.store import StoredResponse, body_digest, check_key, prune, remember, remembered
+from burnish.infra.idempotency.store import (
+    KEY_SCHEMA,
+    StoredResponse,
+    body_digest,
+    check_key,
+    prune,
+    remember,
+    remembered,
+)
 
-__all__ = ["StoredResponse", "body_digest", "check_key", "prune", "remember", "remembered"]
+__all__ = ["KEY_SCHEMA", "StoredResponse", "body_digest", "check_key", "prune", "remember", "remembered"]

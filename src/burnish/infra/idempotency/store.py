@@ -17,6 +17,8 @@ from burnish.infra.database import utcnow
 from burnish.infra.idempotency.tables import IdempotencyKeyRow
 
 _KEY_LENGTH = 255
+KEY_SCHEMA: dict[str, JsonValue] = {"minLength": 1, "maxLength": _KEY_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"}
+"""What a key is, for the documentation of a header: :func:`check_key` says it better than the framework would."""
 
 
 @dataclass(frozen=True)

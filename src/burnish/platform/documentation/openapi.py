@@ -6,12 +6,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from burnish.core.errors import BurnishError
+from burnish.infra.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problems
 from burnish.platform.identity.principal import LOCAL
 from burnish.platform.integrator import Integrator
 
 log = logging.getLogger(__name__)
 
 _SCHEMAS = "#/components/schemas/"
+_METHODS = frozenset({"get", "put", "post", "delete", "patch"})
+_ANY = (401, 403, 421, 500)
+"""What the gateway may answer to any request."""
+_WITH_BODY = (400, 413, 422)
+_RELAYED = (502, 503, 504)
+"""What it may answer for a component that it cannot reach."""
 
 
 async def merged(own: Mapping[str, Any], integrator: Integrator) -> dict[str, Any]:
@@ -56,6 +63,70 @@ def merge(own: Mapping[str, Any], parts: Iterable[tuple[str, tuple[str, ...], Ma
     merged = {**own, "paths": dict(sorted(paths.items()))}
     merged["components"] = {**own.get("components", {}), "schemas": dict(sorted(schemas.items()))}
     return {**merged, "tags": tags} if tags else merged
+
+
+def completed(document: Mapping[str, Any], relayed: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the document with what no route says by itself.
+
+    Each operation outside ``/v1`` names every error that it may answer with, all of one form (a reference to
+    ``components/responses``); each page of a list has an example, made of the example of its items.
+
+    Args:
+        document: the merged document.
+        relayed: prefixes of the paths that components serve.
+    """
+    made: dict[str, Any] = json.loads(json.dumps(document))
+    prefixes = tuple(relayed)
+    shared: dict[str, Any] = {}
+    for path, item in made["paths"].items():
+        if path.startswith("/v1/"):
+            continue
+        for method in _METHODS & item.keys():
+            _name_errors(item[method], shared, _RELAYED if path.startswith(prefixes) else ())
+    parts = made.setdefault("components", {})
+    schemas = parts.setdefault("schemas", {})
+    schemas["Problem"] = PROBLEM_SCHEMA
+    parts["responses"] = dict(sorted(shared.items()))
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, which is never sent
+        schemas.pop(name, None)
+    for schema in schemas.values():
+        _exemplify(schema, schemas)
+    return made
+
+
+def _name_errors(operation: dict[str, Any], shared: dict[str, Any], more: tuple[int, ...]) -> None:
+    responses = operation["responses"]
+    declared = {
+        int(status)
+        for status, response in responses.items()
+        if status.isdigit() and int(status) >= 400 and "ReadyView" not in json.dumps(response)
+    }
+    takes = (
+        *_ANY,
+        *more,
+        *(_WITH_BODY if "requestBody" in operation else ()),
+        *((422,) if operation.get("parameters") else ()),
+    )
+    own = {int(status) for status in responses if status.isdigit()} - declared
+    for status in sorted((declared | set(takes)) - own):
+        name = f"Problem{status}"
+        if name not in shared:
+            response = problems(status)[status]
+            response["content"][MEDIA_TYPE]["schema"] = {"$ref": f"{_SCHEMAS}Problem"}
+            shared[name] = response
+        responses[str(status)] = {"$ref": f"#/components/responses/{name}"}
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _exemplify(schema: dict[str, Any], schemas: Mapping[str, Any]) -> None:
+    """Give a page of items that have an example one of its own."""
+    properties = schema.get("properties", {})
+    if set(properties) != {"data", "has_more", "next"} or "example" in schema or "examples" in schema:
+        return
+    item = schemas.get(properties["data"].get("items", {}).get("$ref", "").removeprefix(_SCHEMAS), {})
+    found = item.get("examples") or ([item["example"]] if "example" in item else [])
+    if found:
+        schema["examples"] = [{"data": found[:1], "has_more": False, "next": None}]
 
 
 def _reachable(paths: Mapping[str, Any], schemas: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ Cursor = Annotated[
     str | None, Query(max_length=38, pattern=r"^-?[0-9]{1,18}-[0-9]{1,18}$", description="`next` of the page before")
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+_SSE_EXAMPLE = "id: 0-7\nevent: state\ndata: {...}\n\n"
 
 
 def router(database: Database, event_log: EventLog) -> APIRouter:
@@ -64,7 +65,10 @@ def _following(routes: APIRouter, database: Database, event_log: EventLog) -> No
         operation_id="follow_job",
         response_class=StreamingResponse,
         responses={
-            200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"},
+            200: {
+                "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _SSE_EXAMPLE}},
+                "description": "Server-sent events",
+            },
             **problems(400, 401, 404, 422, 503),
         },
     )

@@ -21,6 +21,32 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_DIGEST = "sha256:" + "9b1c3d5e" * 8
+_AT = "2026-11-24T12:00:00Z"
+_ARTIFACT: dict[str, JsonValue] = {"digest": _DIGEST, "kind": "gguf", "size_bytes": 144_800_000}
+_ALIAS: dict[str, JsonValue] = {"alias": "production", "version": 3, "moved_at": _AT}
+_MOVE: dict[str, JsonValue] = {
+    "alias": "production", "old_version": 2, "new_version": 3, "by": "local", "reason": "the gate passed", "at": _AT,
+}  # fmt: skip
+_VERSION: dict[str, JsonValue] = {
+    "model": "sentiment", "version": 3, "reference": "sentiment@3", "artifact": _ARTIFACT, "aliases": ["production"],
+    "metrics": {"accuracy": 0.91}, "licence": "apache-2.0", "execution": "wf_01jd8x0k2m4n6p8r0t2v4w",
+    "created_by": "local", "created_at": _AT,
+}  # fmt: skip
+_MODEL: dict[str, JsonValue] = {
+    "name": "sentiment", "latest_version": 3, "versions": 3, "aliases": [_ALIAS], "created_at": _AT,
+}  # fmt: skip
+_LINEAGE: dict[str, JsonValue] = {
+    "reference": "sentiment@3", "artifact": _ARTIFACT, "licence": "apache-2.0", "aliases": ["production"],
+    "promoted": [_MOVE],
+    "upstream": {
+        "execution": "wf_01jd8x0k2m4n6p8r0t2v4w", "workflow_type": "train-optimize-deploy", "seed": 0,
+        "datasets": [{"role": "train", "digest": _DIGEST, "name": "reviews", "version": 2, "rows": 9072}],
+        "base": {"digest": _DIGEST, "name": "HuggingFaceTB/SmolLM2-135M-Instruct", "licence": "apache-2.0"},
+    },
+}  # fmt: skip
+
+
 class DatasetUse(_View):
     """A dataset that went into a version."""
 
@@ -87,6 +113,8 @@ class NewVersion(_Body):
 class AliasView(_View):
     """Where an alias points."""
 
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_ALIAS]})
+
     alias: str
     version: int
     moved_at: datetime
@@ -94,6 +122,8 @@ class AliasView(_View):
 
 class AliasMove(_View):
     """One move of an alias."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_MOVE]})
 
     alias: str
     old_version: int | None
@@ -114,6 +144,8 @@ class MoveAlias(_Body):
 class VersionView(_View):
     """One immutable version of a model."""
 
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_VERSION]})
+
     model: str
     version: int
     reference: str = Field(description="`name@version`")
@@ -133,6 +165,8 @@ class VersionView(_View):
 class ModelView(_View):
     """A model with its aliases."""
 
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_MODEL]})
+
     name: str
     description: str = ""
     latest_version: int | None = None
@@ -150,6 +184,8 @@ class Derived(_View):
 
 class LineageView(_View):
     """Lineage both ways."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_LINEAGE]})
 
     reference: str
     artifact: ArtifactRef

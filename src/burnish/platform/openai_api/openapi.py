@@ -36,12 +36,17 @@ _MODEL = {
 }  # fmt: skip
 _ERRORS = {
     400: "A parameter is wrong or not supported (`code` says which way), or the prompt is too long (`context_length_exceeded`)",
+    401: "No valid credential came with the request",
+    403: "The caller may not do this, or the page that asks belongs to another site",
     404: "No deployment goes by this name (`model_not_found`)",
     413: "The body is too large",
+    421: "The request names a host that this server is not",
     429: "The deployment's queue is full; `Retry-After` says when to come back",
+    500: "A fault of ours; the server's log has more under `x-request-id`",
     502: "The engine failed",
     503: "No replica is ready",
 }
+_ANY = (401, 403, 421, 500, 503)
 _HEADERS = {
     "x-burnish-revision": {"schema": {"type": "integer"}, "description": "The revision that answered"},
     "x-burnish-model-version": {"schema": {"type": "string"}, "description": "The registry version that answered"},
@@ -61,10 +66,10 @@ def _paths() -> dict[str, Any]:
     return {
         "/v1/models": {"get": _operation(
             "List what is served", "Every deployment of the project that gets requests, in OpenAI's form.",
-            "list_openai_models", {"object": "list", "data": [_MODEL]}, (503,),
+            "list_openai_models", {"object": "list", "data": [_MODEL]}, _ANY,
         )},
         "/v1/models/{model}": {"get": _operation(
-            "Show what is served under a name", "By deployment, `name@version` or alias.", "get_openai_model", _MODEL, (404, 503),
+            "Show what is served under a name", "By deployment, `name@version` or alias.", "get_openai_model", _MODEL, (*_ANY, 404),
         ) | {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "sentiment"}]}},
         "/v1/chat/completions": {"post": _generating(
             "Answer a conversation", "create_chat_completion", "ChatRequest", _CHAT_EXAMPLE, _CHAT_ANSWER

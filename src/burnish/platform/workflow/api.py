@@ -39,8 +39,12 @@ WorkflowId = Annotated[
     str, Path(max_length=255, description="The execution's id, `wf_...`", examples=["wf_01jd8x0k2m4n6p8r0t2v4w"])
 ]
 Key = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="The same key and body again is the same execution")
-]
+    str | None,
+    Header(
+        alias="Idempotency-Key", description="The same key and body again is the same execution",
+        json_schema_extra=idempotency.KEY_SCHEMA,
+    ),
+]  # fmt: skip
 _HEARTBEAT_SECONDS = 10.0
 _SSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": 'id: 0-7\nevent: state\ndata: {...}\n\n'}},

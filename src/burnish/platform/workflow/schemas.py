@@ -19,6 +19,27 @@ class _View(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+_AT = "2026-11-24T12:00:00Z"
+_ITEM: dict[str, JsonValue] = {
+    "workflow_id": "wf_01jd8x0k2m4n6p8r0t2v4w", "workflow_type": "hello", "status": "succeeded", "steps_done": 1,
+    "steps_total": 1, "created_at": _AT, "started_at": _AT, "completed_at": _AT,
+}  # fmt: skip
+_ATTEMPT: dict[str, JsonValue] = {
+    "job_id": "job_01jd8x0k2m4n6p8r0t2v4w", "number": 1, "state": "succeeded", "created_at": _AT, "finished_at": _AT,
+}  # fmt: skip
+_EXECUTION: dict[str, JsonValue] = {
+    **_ITEM, "parameters": {}, "definition_digest": "sha256:" + "9b1c3d5e" * 8, "submitted_by": "local",
+    "steps": [{"name": "first", "state": "succeeded", "component": "platform", "kind": "noop", "items_done": 1,
+               "attempts": [_ATTEMPT], "started_at": _AT, "finished_at": _AT, "seconds": 0.02}],
+}  # fmt: skip
+_DEFINITION: dict[str, JsonValue] = {
+    "name": "hello", "description": "Two steps, one after the other", "digest": "sha256:" + "9b1c3d5e" * 8,
+    "parameters": [{"name": "greeting", "type": "string", "default": "hello"}],
+    "steps": [{"name": "first", "needs": [], "component": "platform", "kind": "noop"},
+              {"name": "second", "needs": ["first"], "component": "platform", "kind": "noop"}],
+}  # fmt: skip
+
+
 class RunRequest(_Body):
     """What to run: a definition by name, or one that is sent along."""
 
@@ -145,6 +166,8 @@ class StepView(_View):
 class ExecutionItem(_View):
     """An execution in a list."""
 
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_ITEM]})
+
     workflow_id: str
     workflow_type: str
     status: ExecutionState
@@ -159,6 +182,8 @@ class ExecutionItem(_View):
 
 class ExecutionView(ExecutionItem):
     """An execution with all its steps."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_EXECUTION]})
 
     parameters: dict[str, Any] = Field(description="As they were given, with defaults; datasets and models resolved")
     steps: tuple[StepView, ...] = Field(description="In an order in which each stands after what it needs")
@@ -182,6 +207,8 @@ class ParameterView(_View):
 
 class DefinitionView(_View):
     """A definition that the server has."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_DEFINITION]})
 
     name: str
     description: str
