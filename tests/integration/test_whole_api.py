@@ -1,0 +1,183 @@
+"""The whole API of a running server: what it documents, and whether it keeps to that whatever is sent."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from tests.support.server import Server, wait_for
+
+FULL = bool(os.environ.get("BURNISH_TEST_FULL"))
+METHODS = {"get", "put", "post", "delete", "patch"}
+ROWS = b"".join(b'{"text": "film number %d", "label": "%s"}\n' % (n, (b"good", b"bad")[n % 2]) for n in range(40))
+STREAMS = r"/events$"
+"""Never fuzzed: a stream ends with its execution or job. tests/integration/test_workflows.py and test_jobs.py follow them."""
+
+NEEDS_WHAT_IS_THERE = {
+    # Any bytes fit `format: binary`; whether they are a dataset only its parser can say.
+    "POST /platform/datasets": (413, 415, 422),
+    # The artifact that a spec names has to be in the store; a digest that only looks like one is not.
+    "POST /platform/deployments": (422,),
+    "POST /platform/models/{name}/versions": (422,),
+    # A definition's graph, kinds, references and parameters are checked beyond its shape.
+    "POST /platform/workflows/run": (422,),
+    "POST /platform/workflows/{workflow_id}/fork": (422,),
+    "POST /platform/workflows/{workflow_id}/retry": (422,),
+}
+"""Operations for which a body of the right shape may still be wrong, and the statuses that say so."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("whole") / "home")
+    try:
+        yield running.start()
+        running.stop()
+    finally:
+        running.end_everything()
+
+
+@pytest.fixture(scope="module")
+def document(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = server.request("GET", "/openapi.json")
+    return found
+
+
+@pytest.fixture(scope="module")
+def there(server: Server) -> dict[str, list[str]]:
+    """Objects that are there, by the parameter that names them: not every request shall end with a 404."""
+    upload = "/platform/datasets?filename=rows.jsonl&name="
+    bytes_ = {"Content-Type": "application/octet-stream"}
+    made = [server.request("POST", upload + name, ROWS, headers=bytes_) for name in ("reviews", "films")]
+    # The registry asks for an artifact, not for one that an engine can load.
+    version = {"model": {**made[0]["artifact"], "kind": "gguf"}}
+    server.request("POST", "/platform/models/sentiment/versions", version)
+    server.request("PUT", "/platform/models/sentiment/aliases/production", {"version": 1})
+    steps = {"first": {"kind": "noop"}, "second": {"kind": "noop", "needs": ["first"]}}
+    run = {"definition": {"name": "hello", "steps": steps}}
+    split = {"component": "data_management", "kind": "split", "with": {"dataset": "${{ parameters.data.artifact }}"}}
+    cut = {"name": "cut", "parameters": {"data": {"type": "dataset"}}, "steps": {"first": split}}
+    runs = [run, run, {"definition": cut, "parameters": {"data": "reviews"}}]
+    ids = [server.request("POST", "/platform/workflows/run", one)["workflow_id"] for one in runs]
+    for one in ids:
+        path = f"/platform/workflows/{one}/status"
+        wait_for(lambda path=path: server.request("GET", path)["status"] == "succeeded", 30, path)  # type: ignore[misc]
+    jobs = server.request("GET", "/platform/jobs")["data"]
+    return {
+        "path.dataset": ["reviews", "films"], "path.version": ["1"], "path.other": ["1"], "path.name": ["sentiment"],
+        "path.alias": ["production"], "path.workflow_id": ids, "path.job_id": [job["job_id"] for job in jobs[:3]],
+        "path.step": ["first", "second"],
+        "path.component_id": [one["component_id"] for one in server.request("GET", "/platform/components")["data"]],
+    }  # fmt: skip
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method in METHODS & item.keys():
+            yield f"{method.upper()} {path}", item[method]
+
+
+def follow(document: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """Return what a reference stands for."""
+    while "$ref" in value:
+        found: Any = document
+        for part in value["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        value = found
+    return value
+
+
+def examples(document: dict[str, Any], part: dict[str, Any]) -> list[tuple[dict[str, Any], Any]]:
+    """Return each example of a body or an answer, with its schema."""
+    found = []
+    for content in part.get("content", {}).values():
+        schema = content.get("schema", {})
+        target = follow(document, schema)
+        given = [content["example"]] if "example" in content else []
+        given += [one["value"] for one in content.get("examples", {}).values()]
+        given += [target["example"]] if "example" in target else []
+        found += [(schema, one) for one in given + target.get("examples", [])]
+    return found
+
+
+def test_each_operation_says_what_it_does_with_an_example_and_all_its_errors(document: dict[str, Any]) -> None:
+    listed = list(operations(document))
+    assert len(listed) >= 58
+    lacks = []
+    for name, operation in listed:
+        answers = {status: follow(document, one) for status, one in operation["responses"].items()}
+        fine = {status: one for status, one in answers.items() if status < "400"}
+        wrong = {status: one for status, one in answers.items() if status >= "400"}
+        parameters = [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
+        shown = examples(document, operation.get("requestBody", {}))
+        shown += [one for answer in fine.values() for one in examples(document, answer)]
+        # An answer without a body has no example; the path has.
+        shown += [
+            ({}, one)
+            for one in parameters
+            if set(fine) == {"204"} and ("example" in one or "examples" in one["schema"])
+        ]
+        needed = {"401", "403", "421", "500", *(("400", "413") if "requestBody" in operation else ())}
+        needed |= {"422"} if operation.get("parameters") and "/v1/" not in name else set()
+        needed |= {"404"} if parameters else set()
+        lacks += [
+            f"{name} lacks {what}"
+            for what, there in {
+                "summary": operation.get("summary"), "description": operation.get("description"), "example": shown,
+                "errors " + ", ".join(sorted(needed - set(wrong))): needed <= set(wrong),
+                "a description of each error": all(one.get("description") for one in wrong.values()),
+                "an example of each error": all(examples(document, one) for one in wrong.values()),
+            }.items()
+            if not there
+        ]  # fmt: skip
+        for schema, example in shown:
+            if isinstance(example, dict):
+                whole = {**schema, "components": document["components"]}
+                lacks += [
+                    f"{name}: {e.message}" for e in jsonschema_rs.Draft202012Validator(whole).iter_errors(example)
+                ]
+    assert not lacks, "\n".join(lacks)
+
+
+def configuration(there: dict[str, list[str]]) -> str:
+    """Return schemathesis's configuration: known objects half of the time, and the narrow tolerances."""
+    lines = []
+    for name, values in there.items():
+        key = name.replace(".", "_")
+        lines += [f"[dictionaries.{key}]", f"values = {json.dumps(values)}"]
+    lines.append("[parameters]")
+    lines += [f'"{name}" = {{ dictionary = "{name.replace(".", "_")}", probability = 0.5 }}' for name in there]
+    accepted = ["2xx", "3xx", "401", "403", "404", "409", "429", "5xx"]
+    for name, statuses in NEEDS_WHAT_IS_THERE.items():
+        expected = json.dumps([*accepted, *map(str, statuses)])
+        lines += ["[[operations]]", f'include-name = "{name}"',
+                  f"checks.positive_data_acceptance.expected-statuses = {expected}"]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def test_whatever_is_sent_is_answered_as_documented(
+    server: Server, there: dict[str, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "schemathesis.toml").write_text(configuration(there))
+    arguments = [
+        "--config-file", "schemathesis.toml", "run", f"{server.url}/openapi.json", "--checks", "all", "--no-color",
+        "--exclude-path-regex", STREAMS, "--max-examples", "100" if FULL else "2", "--generation-database", "none",
+        "--phases", "examples,coverage,fuzzing,stateful" if FULL else "examples,coverage,fuzzing",
+        "--seed", "1", "--continue-on-failure", "--request-timeout", "30", "--warnings", "off",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-20_000:]
+    assert server.request("GET", "/platform/ready")["status"] == "ready"
+    assert "Traceback" not in server.tail(100_000)
