@@ -246,11 +246,23 @@ def _told(server: Server, view: dict[str, Any]) -> list[str]:
     ends = [state for name, state in states if name is None and state in FINAL]
     if ends != [view["status"]]:
         wrong.append(f"the end was told as {ends}")
+    wrong += _told_twice(view, events)
     for job_id in {event["subject"] for event in events if event["subject"].startswith("job_")}:
         ended = [event["data"]["state"] for event in events if event["subject"] == job_id
                  and event["type"] == "state" and event["data"]["state"] in FINAL]  # fmt: skip
         if len(ended) != 1:
             wrong.append(f"the end of job {job_id} was told as {ended}")
+    return wrong
+
+
+def _told_twice(view: dict[str, Any], events: list[dict[str, Any]]) -> list[str]:
+    """Check that what a host told once stands once in the log: nothing of it is repeated when only servers died."""
+    wrong = []
+    for attempt in (one for step in view["steps"] for one in step["attempts"] if one["restarts"] == 0):
+        told = [json.dumps([event["type"], event["data"]], sort_keys=True) for event in events
+                if event["subject"] == attempt["job_id"] and event["type"] in {"artifact", "metric", "checkpoint"}]  # fmt: skip
+        if twice := {one for one in told if told.count(one) > 1}:
+            wrong.append(f"{attempt['job_id']}: {len(twice)} events stand twice: {sorted(twice)[:2]}")
     return wrong
 
 
