@@ -89,7 +89,11 @@ def _bring(spec: ImportModelSpec, staged: Path, context: JobContext) -> _Origin:
         if path.suffix.lower() == ".gguf":
             return _from_gguf(path, staged, context)
         if path.suffix.lower() in PICKLE_SUFFIXES:
-            raise BadModel("the weights are a pickle, which can run code when it is read", where=str(path))
+            raise BadModel(
+                "the weights are a pickle, which can run code when it is read",
+                where=str(path),
+                hint="save the model as safetensors",
+            )
         raise BadModel("a single file is read only as GGUF", where=str(path), hint="give the folder that holds it")
     if _HUB_NAME.match(spec.source) and not spec.source.startswith((".", "~")):
         return _from_hub(spec, staged, context)
@@ -185,7 +189,10 @@ def _check(spec: ImportModelSpec, staged: Path, origin: _Origin) -> ModelCard:
     model = load_model(staged, "auto")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise BadModel(f"the tokenizer has {len(tokenizer)} tokens, the model rows for {rows}", where=str(staged))
+        raise BadModel(
+            f"the tokenizer has {len(tokenizer)} tokens, the model rows for {rows}", where=str(staged),
+            hint="the tokenizer and the weights do not belong together",
+        )  # fmt: skip
     tensors = safetensors_in(staged)
     dtype, bits = dtype_and_bits(tensors)
     return ModelCard(

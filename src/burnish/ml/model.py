@@ -56,11 +56,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise BadModel("no config.json in the model folder", where=str(folder))
+        raise BadModel(
+            "no config.json in the model folder", where=str(folder), hint="save the whole model: model.save_pretrained"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadModel(f"config.json is not JSON: {error}", where=str(path)) from error
+        raise BadModel(
+            f"config.json is not JSON: {error}", where=str(path), hint="download or save the model again"
+        ) from error
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind not in CONFIG_MAPPING:
         if isinstance(raw, dict) and raw.get("auto_map"):
@@ -69,7 +73,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
                 where=str(path),
                 hint="use a model whose architecture Transformers knows",
             )
-        raise BadModel(f"unknown architecture: model_type is {kind!r}", where=str(path))
+        raise BadModel(
+            f"unknown architecture: model_type is {kind!r}",
+            where=str(path),
+            hint="use a model whose architecture Transformers knows",
+        )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadModel(f"{kind!r} is not a causal language model", where=str(path), hint="use one that generates text")
     with quiet():
@@ -91,7 +99,11 @@ def load_tokenizer(folder: Path) -> Any:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise BadModel(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
+        raise BadModel(
+            f"the tokenizer cannot be loaded: {error}",
+            where=str(folder),
+            hint="save it again: tokenizer.save_pretrained",
+        ) from error
     if tokenizer.eos_token_id is None:
         raise BadModel("the tokenizer has no end-of-text token", where=str(folder), hint="set eos_token and save again")
     if tokenizer.pad_token_id is None:
@@ -120,7 +132,9 @@ def load_model(folder: Path, dtype: torch.dtype | Literal["auto"], **options: An
                 ignore_mismatched_sizes=True, **options,
             )  # fmt: skip
     except Exception as error:
-        raise BadModel(f"the model cannot be loaded: {error}", where=str(folder)) from error
+        raise BadModel(
+            f"the model cannot be loaded: {error}", where=str(folder), hint="download or save the model again"
+        ) from error
     model, report = loaded
     missing = sorted(str(key) for key in report.get("missing_keys", ()))
     wrong = sorted(str(key) for key in report.get("mismatched_keys", ()))

@@ -95,7 +95,7 @@ class _Reader:
                 value = self._value(next(self._events), 0)
         return value
 
-    def _at(self, event: Any, message: str, hint: str | None = None) -> InvalidRequest:
+    def _at(self, event: Any, message: str, hint: str) -> InvalidRequest:
         return _refused(f"line {event.start_mark.line + 1}", message, hint)
 
     def _count(self, event: Any, number: int) -> None:
@@ -108,7 +108,11 @@ class _Reader:
             raise self._at(event, f"nested deeper than {MAX_DEPTH} levels", "flatten it")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                raise self._at(event, f"alias *{event.anchor} stands for nothing (or for itself)")
+                raise self._at(
+                    event,
+                    f"alias *{event.anchor} stands for nothing (or for itself)",
+                    "name an anchor (&name) that ends before it",
+                )
             value, size = self._anchors[event.anchor]
             self._count(event, size)
             return value
@@ -139,7 +143,7 @@ class _Reader:
         found: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._at(event, "a key must be plain text")
+                raise self._at(event, "a key must be plain text", "quote it")
             key = event.value
             if key == "<<":
                 raise self._at(event, "merge keys (`<<`) are not allowed", "repeat the fields")
@@ -159,6 +163,6 @@ class _Reader:
         if _FLOAT.match(text) and any(character.isdigit() for character in text):
             number = float(text)
             if number in (float("inf"), float("-inf")):
-                raise self._at(event, f"{text} is too large a number")
+                raise self._at(event, f"{text} is too large a number", "quote it, if it is a text")
             return number
         return text
