@@ -72,11 +72,11 @@ def _strike_steps(
             break
         step = faults.begun(server, view, set(left))
         if step is None:
-            time.sleep(0.02)
+            time.sleep(0.005)
             continue
         seconds = reference.seconds.get(step, 0.0)
         victim = left.pop(step)
-        recovery = faults.strike(server, workflow_id, step, victim, draw, seconds)
+        recovery = faults.strike(server, workflow_id, step, victim, draw, seconds, lifecycle.step_of(view, step))
         if recovery is not None:
             blows.append(Blow(dialect, step, victim, recovery))
     return blows

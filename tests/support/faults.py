@@ -122,8 +122,9 @@ def _host(server: Server, step: dict[str, Any]) -> ProcessId | None:
 
 
 def strike(
-    server: Server, workflow_id: str, place: str, victim: str, draw: random.Random, seconds: float
-) -> float | None:
+    server: Server, workflow_id: str, place: str, victim: str, draw: random.Random, seconds: float,
+    step: dict[str, Any] | None = None,
+) -> float | None:  # fmt: skip
     """Deal one blow at a random moment within a step that has begun; return the recovery in seconds, None if missed.
 
     Args:
@@ -133,10 +134,14 @@ def strike(
         victim: who is struck.
         draw: decides about the moment.
         seconds: how long the step takes when nothing disturbs it.
+        step: the step's status.
     """
     heavy = place in HEAVY_STEPS
-    host = _host(server, step_of(status(server, workflow_id), place)) if heavy else None
-    moment = time.monotonic() + draw.uniform(0.0, 0.7 * seconds if heavy else _LATEST)
+    host = _host(server, step) if heavy and step is not None else None
+    latest = (
+        _LATEST if not heavy else 0.7 * seconds if seconds > 1 else 0.0
+    )  # what is over in a blink is struck at once
+    moment = time.monotonic() + draw.uniform(0.0, latest)
     while time.monotonic() < moment and (host is None or alive(host)):
         time.sleep(0.005)
     if heavy and (host is None or not alive(host)):
