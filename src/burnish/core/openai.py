@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from burnish.core.errors import BurnishError
 
 MAX_CHOICES = 16
+_MAX_INT = 2**31 - 1
+"""Engines count in 32 bits."""
 
 
 class OpenAIModel(BaseModel):
@@ -95,12 +97,12 @@ class SamplingParameters(OpenAIModel):
     model: str = Field(min_length=1, max_length=255, description="A deployment, an alias or `name@version`")
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, description="Ours: 0 is all tokens")
+    top_k: int | None = Field(default=None, ge=0, le=_MAX_INT, description="Ours: 0 is all tokens")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Ours")
     repeat_penalty: float | None = Field(default=None, gt=0, le=4, description="Ours: 1 is none")
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=_MAX_INT)
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | None = None
@@ -132,7 +134,7 @@ class ChatRequest(SamplingParameters):
     model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_OPTIONS_NEED_STREAM, _TOP_LOGPROBS_NEED_LOGPROBS]})
 
     messages: tuple[RequestMessage, ...] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=_MAX_INT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None

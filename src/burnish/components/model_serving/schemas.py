@@ -95,4 +95,6 @@ class DeploymentPage(View):
 class Rollback(Spec):
     """Body of a rollback."""
 
-    revision: int | None = Field(default=None, ge=1, description="By default the one that served before")
+    revision: int | None = Field(
+        default=None, ge=1, le=2_000_000_000, description="By default the one that served before"
+    )

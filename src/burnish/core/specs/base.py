@@ -25,7 +25,7 @@ class ArtifactRef(Spec):
 
     digest: Digest = Field(pattern=DIGEST_PATTERN, description="`sha256:...` of the artifact's manifest")
     kind: ArtifactKind = Field(description="What the files are")
-    size_bytes: int = Field(ge=0, default=0, description="Sum of the sizes of its files")
+    size_bytes: int = Field(ge=0, le=1 << 55, default=0, description="Sum of the sizes of its files")
 
 
 class Resources(Spec):

@@ -18,7 +18,7 @@ class DeploySpec(Spec):
     model_version: str | None = Field(default=None, description="Registry name, `name@3`")
     engine: EngineName = "llama_cpp"
     replicas: int = Field(default=1, ge=1, le=64)
-    context_length: int = Field(default=1024, ge=64, description="Tokens a request may span")
+    context_length: int = Field(default=1024, ge=64, le=1 << 24, description="Tokens a request may span")
     parallel: int = Field(default=8, ge=1, le=256, description="Requests a replica generates at once")
     queue: int = Field(default=64, ge=0, le=4096, description="Requests that wait beyond those; more are a 429")
 

@@ -73,7 +73,7 @@ def _add_versions(routes: APIRouter, database: Database) -> None:
     async def list_versions(
         name: Name,
         principal: Caller,
-        after: Annotated[int | None, Query(ge=1, description="`next` of the page before")] = None,
+        after: Annotated[int | None, Query(ge=1, le=2_000_000_000, description="`next` of the page before")] = None,
         limit: Limit = DEFAULT_LIMIT,
     ) -> Page[VersionView]:
         """The model's versions, newest first."""

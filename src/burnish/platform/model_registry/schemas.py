@@ -137,7 +137,7 @@ class AliasMove(_View):
 class MoveAlias(_Body):
     """Where an alias is to point."""
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=2_000_000_000)
     reason: str = Field(default="", max_length=2_000)
 
 
