@@ -14,9 +14,8 @@ from burnish.infra import logging as own_logging
 from burnish.infra import signals
 from burnish.infra.asgi import Receive, Send
 from burnish.platform.documentation import api as documentation
-from burnish.platform.documentation.openapi import completed, merge
+from burnish.platform.documentation.openapi import merged
 from burnish.platform.gateway import Gateway
-from burnish.platform.identity import LOCAL
 from burnish.platform.integrator import api as integrator_api
 from burnish.platform.jobs import api as jobs_api
 from burnish.platform.jobs.component_app import install_problems
@@ -95,18 +94,6 @@ def platform_app(platform: Platform) -> FastAPI:
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
-        return JSONResponse(await full_openapi(app, platform))
+        return JSONResponse(await merged(app.openapi(), openai_document(), platform.integrator))
 
     return app
-
-
-async def full_openapi(app: FastAPI, platform: Platform) -> dict[str, Any]:
-    """Return the whole API: the platform's routes, what each component serves through the gateway, and ``/v1``."""
-    parts: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [("openai", ("/v1",), openai_document())]
-    for component_type in sorted(platform.integrator.types()):
-        prefixes = (await platform.integrator.describe(component_type)).routes
-        if prefixes:
-            document = await platform.integrator.call(component_type, "GET", "/openapi.json", principal=LOCAL)
-            parts.append((component_type, prefixes, document))
-    served = [prefix for name, prefixes, _ in parts if name != "openai" for prefix in prefixes]
-    return completed(merge(app.openapi(), parts), served)

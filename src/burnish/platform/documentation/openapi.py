@@ -21,18 +21,20 @@ _RELAYED = (502, 503, 504)
 """What it may answer for a component that it cannot reach."""
 
 
-async def merged(own: Mapping[str, Any], integrator: Integrator) -> dict[str, Any]:
-    """Return the platform's document with the routes of every component that can be asked at the moment."""
-    parts = []
+async def merged(own: Mapping[str, Any], openai: Mapping[str, Any], integrator: Integrator) -> dict[str, Any]:
+    """Return the whole API: the platform's routes, ``/v1``, and those of every component that can be asked now."""
+    parts: list[tuple[str, tuple[str, ...], Mapping[str, Any]]] = [("openai", ("/v1",), openai)]
+    relayed: list[str] = []
     for component_type in sorted(integrator.types()):
         try:
             description = await integrator.describe(component_type)
             if description.routes:
                 document = await integrator.call(component_type, "GET", "/openapi.json", principal=LOCAL)
                 parts.append((component_type, description.routes, document))
+                relayed += description.routes
         except BurnishError as error:  # its routes are missing from the page; the page is not
             log.warning("the routes of %s cannot be read: %s", component_type, error.message)
-    return merge(own, parts)
+    return completed(merge(own, parts), relayed)
 
 
 def merge(own: Mapping[str, Any], parts: Iterable[tuple[str, tuple[str, ...], Mapping[str, Any]]]) -> dict[str, Any]:
