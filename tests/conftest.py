@@ -92,3 +92,8 @@ def home(tmp_path: Path) -> Path:
 def store(home: Path) -> FileArtifactStore:
     """An artifact store in the test's home."""
     return FileArtifactStore(home / "artifacts")
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name bytes by their size: what gzip writes holds the time, and every worker must find the same names."""
+    return f"{argname}_{len(val)}_bytes" if isinstance(val, bytes) and (len(val) > 20 or not val.isascii()) else None
