@@ -142,10 +142,6 @@ class Pump(threading.Thread):
         self.join(60)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="open defect: seen once, the other server left an execution of its own pending for 30 s; run and reported, not yet mended",
-)
 def test_a_server_frozen_inside_a_transaction_holds_nobody_up(
     pair: tuple[Server, Server], postgres_server: PostgresServer, note: Callable[[str], None]
 ) -> None:
