@@ -2,12 +2,15 @@
 
 ``write()`` is the unit of work: it commits as it is left normally and rolls back on any exception. On SQLite there is
 one writer at a time (the write pool holds one connection and begins with ``BEGIN IMMEDIATE``, so that a transaction
-never fails half-way for want of the lock). On PostgreSQL a frozen server holds nobody up: ``lock_timeout`` and
-``idle_in_transaction_session_timeout`` are short.
+never fails half-way for want of the lock). On PostgreSQL a frozen server holds nobody up, wherever in a transaction it
+froze: between two statements ``idle_in_transaction_session_timeout`` ends it. Between preparing a statement and running
+it, which the driver does in two messages, PostgreSQL calls the session active and no limit of PostgreSQL 15 applies (a
+``statement_timeout`` is held back while a message is read): there the other servers end it.
 """
 
 import asyncio
 import errno
+import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -30,10 +33,20 @@ from sqlalchemy.types import Float, TypeDecorator
 from burnish.core.errors import OutOfDisk, Unavailable
 from burnish.infra import signals
 
+log = logging.getLogger(__name__)
+
 _CHANNEL = "burnish"
 _CALLBACKS = "burnish_after_commit"
-_LOCK_TIMEOUT_MS = 5_000
+_LOCK_SECONDS = 5.0
 _CONNECTION_TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+
+_END_FROZEN = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND application_name LIKE 'burnish%'
+  AND state = 'active' AND wait_event = 'ClientRead' AND xact_start IS NOT NULL
+  AND state_change < clock_timestamp() - make_interval(secs => $1)
+"""
+"""Ends transactions whose client prepared a statement and never ran it."""
 
 JsonB = JSON().with_variant(JSONB(), "postgresql")
 """Column type for JSON documents."""
@@ -130,8 +143,9 @@ class Topic:
 class Database:
     """One database, opened by URL (``sqlite+aiosqlite:///...`` or ``postgresql+asyncpg://...``)."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, lock_seconds: float = _LOCK_SECONDS) -> None:
         self.url = url
+        self._lock_seconds = lock_seconds
         self._topics: dict[str, Topic] = {}
         self._outgoing: set[str] = set()
         self._notifier: asyncio.Task[None] | None = None
@@ -144,7 +158,7 @@ class Database:
             self._writers = _sqlite_engine(url, 1, "BEGIN IMMEDIATE")
         else:
             self.dialect = "postgresql"
-            self._readers = self._writers = _postgresql_engine(url, pool_size)
+            self._readers = self._writers = _postgresql_engine(url, pool_size, self.server_settings)
         self._read_sessions = async_sessionmaker(self._readers, expire_on_commit=False, autoflush=False)
         self._write_sessions = async_sessionmaker(self._writers, expire_on_commit=False)
 
@@ -152,6 +166,22 @@ class Database:
     def engine(self) -> AsyncEngine:
         """The engine that writes (for migrations)."""
         return self._writers
+
+    @property
+    def dsn(self) -> str:
+        """PostgreSQL's address for connections beside the pool; give them :attr:`server_settings` too."""
+        return make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    @property
+    def server_settings(self) -> dict[str, str]:
+        """What every connection to PostgreSQL sets, so that none of them holds others up."""
+        milliseconds = round(self._lock_seconds * 1000)
+        return {
+            "application_name": "burnish",
+            "lock_timeout": str(milliseconds),
+            "idle_in_transaction_session_timeout": str(milliseconds),
+            "jit": "off",
+        }
 
     def read(self) -> AbstractAsyncContextManager[AsyncSession]:
         """A session for reading: one consistent view, rolled back at its end.
@@ -221,8 +251,8 @@ class Database:
             await self._writers.dispose()
         await asyncio.sleep(0)  # let closed transports tell the loop so, which may end right after
 
-    def _dsn(self) -> str:
-        return make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    async def _connect(self) -> asyncpg.Connection:
+        return await asyncpg.connect(self.dsn, timeout=5, server_settings=self.server_settings)
 
     async def _notify_others(self) -> None:
         """Send collected topics on a connection of its own: a NOTIFY inside a transaction would serialize commits."""
@@ -233,7 +263,7 @@ class Database:
             topics, self._outgoing = self._outgoing, set()
             try:
                 if connection is None or connection.is_closed():
-                    connection = await asyncpg.connect(self._dsn(), timeout=5)
+                    connection = await self._connect()
                 await connection.executemany("SELECT pg_notify($1, $2)", [(_CHANNEL, topic) for topic in topics])
             except _CONNECTION_TROUBLE:
                 await _close(connection)
@@ -248,10 +278,12 @@ class Database:
         while not self._closing.is_set():
             connection: asyncpg.Connection | None = None
             try:
-                connection = await asyncpg.connect(self._dsn(), timeout=5)
+                connection = await self._connect()
                 await connection.add_listener(_CHANNEL, heard)
-                while not connection.is_closed() and not await self._pause(5):
-                    await connection.fetchval("SELECT 1", timeout=5)
+                while not connection.is_closed() and not await self._pause(self._lock_seconds / 2):
+                    ended = await connection.fetch(_END_FROZEN, self._lock_seconds, timeout=5)
+                    if ended:
+                        log.warning("ended %d transactions of a server that froze within a statement", len(ended))
                 await connection.remove_listener(_CHANNEL, heard)
             except _CONNECTION_TROUBLE:
                 await self._pause(0.5)
@@ -304,23 +336,14 @@ def _sqlite_engine(url: str, size: int, begin: str) -> AsyncEngine:
     return engine
 
 
-def _postgresql_engine(url: str, size: int) -> AsyncEngine:
+def _postgresql_engine(url: str, size: int, server_settings: dict[str, str]) -> AsyncEngine:
     return create_async_engine(
         url,
         pool_size=2 * size,
         max_overflow=0,  # an overflow connection is closed as it is given back: under load that is a connect each time
         pool_use_lifo=True,
         pool_timeout=10,
-        connect_args={
-            "timeout": 5,
-            "command_timeout": 30,
-            "server_settings": {
-                "application_name": "burnish",
-                "lock_timeout": str(_LOCK_TIMEOUT_MS),
-                "idle_in_transaction_session_timeout": str(_LOCK_TIMEOUT_MS),
-                "jit": "off",
-            },
-        },
+        connect_args={"timeout": 5, "command_timeout": 30, "server_settings": server_settings},
     )
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import ColumnElement, Float, Integer, String, and_, bindparam, case, func, inspect, or_, select, update
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -334,7 +333,7 @@ class _Renewer:
     """Renews held leases from a thread and connection of its own (PostgreSQL)."""
 
     def __init__(self, database: Database, table: type[Any], lease_seconds: float) -> None:
-        self._dsn = make_url(database.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        self._database = database
         name, key = table.__table__.name, _key(table).name
         self._sql = (
             f'UPDATE "{name}" SET lease_until = extract(epoch from clock_timestamp()) + $3 '  # noqa: S608 - names are ours
@@ -373,7 +372,9 @@ class _Renewer:
                 continue
             try:
                 if connection is None or connection.is_closed():
-                    connection = await asyncpg.connect(self._dsn, timeout=2)
+                    connection = await asyncpg.connect(
+                        self._database.dsn, timeout=2, server_settings=self._database.server_settings
+                    )
                 await connection.executemany(
                     self._sql, [(key, token, self._lease) for key, token in held], timeout=self._lease
                 )

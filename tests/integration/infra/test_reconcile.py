@@ -1,12 +1,15 @@
 """The reconciler on both databases: claims, fences, wakes, takes over."""
 
 import asyncio
+import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from sqlalchemy import String, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from burnish.core.errors import Unavailable
 from burnish.infra.database import Database, epoch_now
 from burnish.infra.reconcile import LeaseLost, Reconciled, Reconciler, Turn, announce, wake
 
@@ -193,3 +196,48 @@ async def test_two_reconcilers_never_hold_one_row_together(things: Database, dat
         await one.stop()
     await other.dispose()
     assert not clashes
+
+
+@pytest.mark.postgres
+async def test_no_transaction_of_a_frozen_server_outlives_its_limit(postgres_url: str) -> None:
+    """A server may freeze between two statements, or between preparing one and running it: PostgreSQL then calls the
+    session active, and other servers have to end it.
+
+    Breaks with: no limit for idle transactions, nobody who looks for those that PostgreSQL calls active.
+    """
+    database = Database(postgres_url, lock_seconds=0.5)
+    await database.start()
+    try:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(lambda sync: Thing.__table__.create(sync))  # type: ignore[attr-defined]
+        await add(database, "row")
+        for prepared in (False, True):
+            with pytest.raises(Unavailable):
+                await _hold_up(database, prepared=prepared)
+        assert await counts(database) == {"row": 2}
+    finally:
+        await database.dispose()
+
+
+async def _done(database: Database, statement: Any) -> bool:
+    try:
+        async with database.write() as session:
+            await session.execute(statement)
+    except Unavailable:
+        return False
+    return True
+
+
+async def _hold_up(database: Database, *, prepared: bool) -> None:
+    """Lock the row as a frozen server would; another must get it."""
+    statement = update(Thing).where(Thing.id == "row").values(count=Thing.count + 1)
+    async with database.write() as frozen:
+        await frozen.execute(statement.values(count=1000))
+        if prepared:
+            driver = (await (await frozen.connection()).get_raw_connection()).driver_connection
+            await driver.prepare("SELECT 'not run yet'")  # type: ignore[union-attr]
+
+        deadline = time.monotonic() + 10
+        while not await _done(database, statement):
+            assert time.monotonic() < deadline, "the row is still locked"
+        await frozen.execute(statement)

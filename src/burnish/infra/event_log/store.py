@@ -3,7 +3,7 @@
 On PostgreSQL an id is taken before its transaction commits, so a reader that goes by id alone skips what commits late.
 Readers go by ``(xid, id)`` instead and stop below the oldest transaction still running (``pg_snapshot_xmin``): nothing
 can commit below it any more. The price: one long writing transaction in the server delays what readers see (ours
-are bounded by ``idle_in_transaction_session_timeout``). On SQLite writers take turns, so ids are in commit order.
+are bounded, see :attr:`~burnish.infra.database.Database.server_settings`). On SQLite writers take turns, so ids are in commit order.
 After restoring a dump into another PostgreSQL cluster, cursors start anew (transaction ids are the cluster's).
 """
 
