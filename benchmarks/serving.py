@@ -92,7 +92,7 @@ class Transformers:
     """``generate`` in bfloat16, in a process of its own."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", TRANSFORMERS, str(folder), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

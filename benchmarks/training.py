@@ -61,8 +61,11 @@ def _start(options: argparse.Namespace, side: str) -> dict[str, float]:
     argv = [python, __file__, "--side", side, "--model", str(options.model), "--data", str(options.data)]
     for name in ("examples", "steps", "batch", "threads"):
         argv += [f"--{name}", str(getattr(options, name))]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1",
+    from burnish.core.threads import thread_environment
+
+    ours = thread_environment(options.threads) if side == "burnish" else {}  # the peer as it comes
+    environment = os.environ | ours | {
+        "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)

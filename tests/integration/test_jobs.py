@@ -13,6 +13,7 @@ import pytest
 from burnish.core.protocol import JobRequest
 from burnish.core.specs.base import ArtifactRef
 from burnish.core.states import JobState
+from burnish.core.threads import SPIN_COUNT
 from burnish.infra.processes import group_members, identify
 from burnish.platform.jobs import service, store
 from burnish.platform.jobs.validation import validate
@@ -101,7 +102,7 @@ async def test_a_host_gets_a_clean_environment_and_no_descriptor(bench: Bench, m
     assert "secret" not in str(environment)
     assert not [name for name in environment if name.startswith("BURNISH_")]
     assert environment["OMP_NUM_THREADS"] == "2"
-    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["GOMP_SPINCOUNT"] == str(SPIN_COUNT)
     assert environment["HF_HUB_OFFLINE"] == "1"
     descriptors = [str(path) for path in view.result["descriptors"] or []]  # type: ignore[union-attr]
     foreign = [path for path in descriptors if str(bench.settings.home) not in path and path not in ("/dev/null",)]

@@ -17,7 +17,7 @@ from tests.support.server import Server
 FULL = bool(os.environ.get("BURNISH_TEST_FULL"))
 CELL_BY_CELL = os.environ.get("BURNISH_TEST_FULL") == "cells"
 SEED = int(os.environ.get("BURNISH_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
-ENVIRONMENT = {"BURNISH_CPUS": "2", "BURNISH_LEASE_SECONDS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+ENVIRONMENT = {"BURNISH_CPUS": "2", "BURNISH_LEASE_SECONDS": "2"}
 """Steps that want two cores run one after the other, on any machine; and a dead server's leases soon end."""
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from burnish.core.threads import thread_environment
+
 _PAGE = resource.getpagesize()
 _ALLOWED = (
     "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "USER", "LOGNAME", "PYTHONPATH", "VIRTUAL_ENV",
@@ -63,14 +65,10 @@ def alive(process: ProcessId) -> bool:
 
 
 def allow_listed_env(threads: int, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of a host or replica: chosen variables, thread counts, and no secret of the server.
-
-    ``OMP_WAIT_POLICY=PASSIVE`` because busy-waiting threads collapse when cores are shared.
-    """
+    """Return the environment of a host or replica: chosen variables, its threads' own, and no secret of the server."""
     chosen = {name: os.environ[name] for name in _ALLOWED if name in os.environ}
-    count = str(max(1, threads))
-    chosen.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count))
-    chosen.update({"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"})
+    chosen.update(thread_environment(threads))
+    chosen.update({"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"})
     chosen.update(extra or {})
     return chosen
 

@@ -18,6 +18,7 @@ from typing import Any
 from burnish.core.errors import BadModel, BurnishError, JobFailed
 from burnish.core.inference import upstream_body
 from burnish.core.specs.serving import EngineConfig, EngineName
+from burnish.core.threads import thread_environment
 from burnish.ml.child import tail
 from burnish.ml.engines.process import MAX_SOCKET_PATH, WITH_PARENT
 
@@ -189,8 +190,7 @@ def start(
     config_file = log.with_suffix(".json")
     config_file.write_text(config.model_dump_json(), encoding="utf-8")
     environment = {
-        **os.environ, "OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+        **os.environ, **thread_environment(config.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(

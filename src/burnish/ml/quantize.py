@@ -15,6 +15,7 @@ from burnish.core.errors import BadModel, InvalidRequest
 from burnish.core.job import JobContext
 from burnish.core.specs.compression import CompressionResult, CompressionSpec
 from burnish.core.specs.model import MODEL_CARD_FILE, ModelCard
+from burnish.core.threads import thread_environment
 from burnish.ml.card import peak_memory_bytes, read_card, write_card
 from burnish.ml.child import peak_children_bytes, run_child, tail
 from burnish.ml.gguf_quantizer import FILE_TYPES
@@ -117,7 +118,7 @@ def convert(
     status = run_child(
         [sys.executable, str(_converter()), str(source), "--outtype", kind, "--outfile", str(target)],
         context, log, phase="converting to GGUF", share=lambda: _size(target) / max(1, expected),
-        environment={"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(context.resources.cpus)},
+        environment={"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **thread_environment(context.resources.cpus)},
     )  # fmt: skip
     if status != 0:
         raise _conversion_failed(log, model_dir)

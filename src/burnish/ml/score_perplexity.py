@@ -20,6 +20,7 @@ from burnish.core.prompting import ChatMessage, to_example
 from burnish.core.specs.base import Estimate
 from burnish.core.specs.evaluation import EvaluationResult, EvaluationSpec
 from burnish.core.statistics import t_quantile
+from burnish.core.threads import thread_environment
 from burnish.ml.child import run_child, tail
 from burnish.ml.engine_process import EngineRefused, RunningEngine
 from burnish.ml.score import Scored, TestSet, again_when_killed, engine_for, finish, open_test_set, prepare, served_as
@@ -141,7 +142,7 @@ def _score_gguf(model: Path, sequences: Sequence[TokenRun], context: JobContext)
     status = run_child(
         [sys.executable, "-m", "burnish.ml.gguf_scorer", str(model), str(asked), str(out), str(context.resources.cpus)],
         context, log, phase="scoring", share=lambda: (out.stat().st_size if out.exists() else 0) / (21 * tokens),
-        environment={"OMP_NUM_THREADS": str(context.resources.cpus), "OMP_WAIT_POLICY": "PASSIVE"},
+        environment=thread_environment(context.resources.cpus),
     )  # fmt: skip
     if status != 0:
         raise BadModel(f"llama.cpp cannot score the text: {tail(log)}", where=str(model))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.core.threads import SPIN_COUNT
 from burnish.infra import processes
 from burnish.infra.processes import Child, ProcessId
 
@@ -124,5 +125,5 @@ def test_the_environment_is_an_allow_list(monkeypatch: pytest.MonkeyPatch) -> No
     assert "secret" not in found.values()
     assert found["HF_HOME"] == "/models"
     assert found["OMP_NUM_THREADS"] == "3"
-    assert found["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert found["GOMP_SPINCOUNT"] == str(SPIN_COUNT)
     assert found["EXTRA"] == "1"

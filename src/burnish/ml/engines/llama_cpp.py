@@ -48,8 +48,6 @@ def serve(config: EngineConfig) -> None:
             "llama_cpp serves no PEFT adapter", where=config.adapter_dir, hint="merge it: kind `compress` does"
         )
     path = model_file(Path(config.model_dir))
-    # Before libgomp is loaded: waiting threads that spin halve the speed where cores are shared.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import xllamacpp
 
     told_before = _stderr_bytes()
