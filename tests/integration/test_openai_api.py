@@ -102,6 +102,44 @@ async def test_chat(served: Served) -> None:
     assert by_version.choices[0].message.content == "dep"
 
 
+async def test_an_answer_is_taken_back_as_the_next_question(served: Served) -> None:
+    """The client's usual idiom: the answer's message is appended as it came, and asked on."""
+    await served.deploy()
+    create: Any = served.client.chat.completions.create
+    messages: list[Any] = [*HI]
+    for turn in ("whole", "dumped"):
+        message = (await create(model="dep", messages=messages, max_tokens=2)).choices[0].message
+        messages.append(message if turn == "whole" else message.model_dump())
+        messages.append({"role": "user", "content": "and then"})
+    messages.append({"role": "assistant", "content": None, "refusal": "I cannot", "annotations": []})
+    answer = await create(model="dep", messages=messages, max_tokens=2)
+    assert answer.choices[0].message.content == "dep w1"
+    asked_last = (await asked(await served.until(lambda v: True), served))["messages"]
+    said, more = {"role": "assistant", "content": "dep w1"}, {"role": "user", "content": "and then"}
+    assert asked_last == [*HI, said, more, said, more, {"role": "assistant", "content": "I cannot"}]
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        (
+            {"role": "assistant", "content": "a", "tool_calls": [{"id": "1", "type": "function"}]},
+            "unsupported_parameter",
+            "messages[0].tool_calls",
+        ),
+        ({"role": "assistant", "content": "a", "audio": {"id": "1"}}, "unsupported_parameter", "messages[0].audio"),
+        ({"role": "user", "content": "a", "refusal": "no"}, "invalid_value", "messages[0]"),
+        ({"role": "assistant", "content": None}, "invalid_value", "messages[0]"),
+        ({"role": "assistant", "refusal": None}, "missing_required_parameter", "messages[0].content"),
+    ],
+)
+async def test_messages_that_are_refused(served: Served, message: dict[str, Any], code: str, param: str) -> None:
+    create: Any = served.client.chat.completions.create
+    with pytest.raises(openai.BadRequestError) as wrong:
+        await create(model="dep", messages=[message])
+    assert (wrong.value.code, wrong.value.param) == (code, param), wrong.value.message
+
+
 @pytest.mark.parametrize("usage", [True, False])
 @pytest.mark.parametrize("n", [1, 2])
 async def test_streamed_chat(served: Served, n: int, usage: bool) -> None:

@@ -47,7 +47,8 @@ def upstream_body(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body that an engine is sent for an accepted request body in OpenAI's form.
 
     Keys that are null or have no effect are left out; ``max_completion_tokens`` becomes ``max_tokens``; role
-    ``developer`` becomes ``system``; message parts become one string; every sampling default is filled in.
+    ``developer`` becomes ``system``; message parts, and a refusal, become one string; every sampling default is filled
+    in.
     ``stream``, ``stream_options`` and everything else pass unchanged, so the caller may set them before or after.
     """
     body: dict[str, Any] = dict(SAMPLING_DEFAULTS)
@@ -61,12 +62,14 @@ def upstream_body(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, str]:
-    content = message["content"]
-    if not isinstance(content, str):
+    content = message.get("content")
+    if content is not None and not isinstance(content, str):
         parts: Sequence[Mapping[str, Any]] = content
         content = "".join(str(part["text"]) for part in parts)
     role = "system" if message["role"] == "developer" else str(message["role"])
-    return {"role": role, "content": content}
+    # An answer that came back to us may have refused, instead of or after its content: the model said both.
+    said = [str(words) for words in (content, message.get("refusal")) if words]
+    return {"role": role, "content": "\n".join(said)}
 
 
 def unsupported(request: Mapping[str, Any], engine: EngineName) -> tuple[str, ...]:

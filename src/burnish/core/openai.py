@@ -29,16 +29,41 @@ class TextPart(OpenAIModel):
     text: str
 
 
+# What validators of messages ask for, in the words of a JSON Schema.
+_REFUSALS_ARE_ANSWERS: JsonValue = {
+    "if": {"properties": {"refusal": {"type": "string"}}, "required": ["refusal"]},
+    "then": {"properties": {"role": {"const": "assistant"}}},
+}
+_NO_CONTENT_IS_A_REFUSAL: JsonValue = {
+    "if": {"properties": {"content": {"type": "null"}}},
+    "then": {"properties": {"refusal": {"type": "string"}}, "required": ["refusal"]},
+}
+
+
 class RequestMessage(OpenAIModel):
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    An answer's message is taken as clients give it back: with every field that it came with, null where it had none.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"allOf": [_REFUSALS_ARE_ANSWERS, _NO_CONTENT_IS_A_REFUSAL]})
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | tuple[TextPart, ...]
+    content: str | tuple[TextPart, ...] | None
     name: str | None = None
+    refusal: str | None = Field(default=None, description="An assistant's words when it did not do what was asked")
+    annotations: Annotated[tuple[JsonValue, ...], Field(max_length=0)] | None = None
+    audio: None = Field(default=None, description="Only text is understood")
+    tool_calls: None = Field(default=None, description="Calling tools is not supported")
+    function_call: None = Field(default=None, description="Calling functions is not supported")
 
-    def text(self) -> str:
-        """Return the content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    @model_validator(mode="after")
+    def _only_answers_refuse(self) -> "RequestMessage":
+        if self.refusal is not None and self.role != "assistant":
+            raise ValueError("`refusal` is only allowed in messages of the `assistant`")
+        if self.content is None and self.refusal is None:
+            raise ValueError("`content` is null, which it may only be beside a `refusal`")
+        return self
 
 
 class JsonSchemaFormat(OpenAIModel):
@@ -154,13 +179,6 @@ class ChatRequest(SamplingParameters):
             raise ValueError("`top_logprobs` is only allowed when `logprobs` is true")
         return self
 
-    def upstream_messages(self) -> list[dict[str, str]]:
-        """Return the messages with plain string contents, ``developer`` as ``system``."""
-        return [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text()}
-            for message in self.messages
-        ]
-
 
 class CompletionRequest(SamplingParameters):
     """Body of ``POST /v1/completions``."""
@@ -198,6 +216,10 @@ def _rebuild(
     return cls(message, openai_code=openai_code, where=where, hint=hint)
 
 
+_UNSUPPORTED = frozenset({"tools", "echo", "suffix", "store", "best_of"})
+_UNSUPPORTED_IN_MESSAGES = frozenset({"tool_calls", "function_call", "audio", "annotations"})
+
+
 def refused(error: ValidationError) -> RequestRefused:
     """Turn pydantic's first problem into the error that OpenAI would answer."""
     problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -211,7 +233,7 @@ def refused(error: ValidationError) -> RequestRefused:
         return RequestRefused(
             f"Missing required parameter: '{name}'.", where=param, openai_code="missing_required_parameter"
         )
-    if name in {"tools", "echo", "suffix", "store", "best_of"}:
+    if name in _UNSUPPORTED or (name.startswith("messages[") and name.rpartition(".")[2] in _UNSUPPORTED_IN_MESSAGES):
         return RequestRefused(
             f"Unsupported parameter: '{name}' cannot be used with this server.",
             where=param,
