@@ -14,6 +14,7 @@ from burnish.core.protocol import JobRequest
 from burnish.core.specs.base import ArtifactRef
 from burnish.core.states import JobState
 from burnish.core.threads import SPIN_COUNT
+from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.processes import group_members, identify
 from burnish.platform.jobs import service, store
 from burnish.platform.jobs.validation import validate
@@ -83,6 +84,37 @@ async def test_a_failure_is_typed_and_its_traceback_is_in_the_log(bench: Bench) 
     view = await bench.ended("job_row")
     assert view.error is not None
     assert (view.error.code, view.error.where, view.error.hint) == ("bad_data", "line 3", "mend the row")
+
+
+async def test_characters_that_cannot_be_stored_neither_wedge_a_job_nor_hide_its_error(bench: Bench) -> None:
+    """Breaks with: a host's result, error, progress or metadata written as they came."""
+    said = "nul \ufffd, half a pair ?."
+    await bench.submit("job_odd", "say_odd", {})
+    await bench.submit("job_bad", "say_odd", {"fail": True})
+    good, bad = await bench.ended("job_odd"), await bench.ended("job_bad")
+    assert (good.state, good.restarts, bad.state, bad.restarts) == ("succeeded", 0, "failed", 0)
+    assert good.result is not None
+    assert good.result["said"] == {"nul \ufffd": said}
+    assert good.progress is not None
+    assert (good.progress.phase, good.progress.metrics) == (said, {said: 1.0})
+    assert bad.error is not None
+    assert (bad.error.code, bad.error.message, bad.error.where, bad.error.hint) == ("bad_data", said, said, said)
+    assert [(one.where, one.message) for one in bad.error.problems] == [(said, said)]
+    async with bench.database.read() as session:
+        found = await artifacts.find(session, "default", good.artifacts[0].digest)
+    assert found is not None
+    assert found.metadata == {said: [said]}
+
+
+async def test_a_light_job_may_say_what_cannot_be_stored(bench: Bench, tmp_path: Path) -> None:
+    path = str(tmp_path / "there")
+    await bench.submit("job_w", "wait_for_file", {"path": path, "odd": True})
+    await bench.submit("job_f", "wait_for_file", {"path": path, "odd": True, "fail": True})
+    view = await bench.until("job_w", lambda one: one.pending_reason is not None)
+    assert view.pending_reason == f"waits for {path}nul \ufffd, half a pair ?."
+    failed = await bench.ended("job_f")
+    assert failed.error is not None
+    assert failed.error.message == "the file can never comenul \ufffd, half a pair ?."
 
 
 async def test_a_host_gets_a_clean_environment_and_no_descriptor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,11 +69,28 @@ class Nothing(Spec):
     """Nothing."""
 
 
+class OddSpec(Spec):
+    """Say what cannot be stored, everywhere."""
+
+    fail: bool = False
+
+
+class OddResult(Spec):
+    """A result with characters that no database keeps."""
+
+    said: dict[str, str]
+    output: ArtifactRef
+
+
+ODD = "nul \0, half a pair \ud83d."
+
+
 class WaitSpec(Spec):
     """A light job that waits for a file."""
 
     path: str
     fail: bool = False
+    odd: bool = False
     tidy_turns: int = 0
 
 
@@ -158,19 +175,33 @@ def leave(_spec: Nothing, _context: JobContext) -> Nothing:
     os._exit(3)
 
 
+def say_odd(spec: OddSpec, context: JobContext) -> OddResult:
+    """Put characters that cannot be stored wherever a job can put any."""
+    context.log(ODD)
+    context.progress(1, 2, phase=ODD)
+    context.metric(1, {ODD: 1.0})
+    staged = context.stage("output")
+    (staged / "a").write_text("a")
+    output = context.publish(staged, "report", {ODD: [ODD]})
+    if spec.fail:
+        raise BadData(ODD, where=ODD, hint=ODD, problems=[FieldProblem(where=ODD, message=ODD)])
+    return OddResult.model_construct(said={"nul \0": ODD}, output=output)
+
+
 async def wait_for_file(job: LightJob) -> Nothing | Wait:
     """Be done when the file is there."""
     spec: WaitSpec = job.spec
     if job.cancel_requested and spec.tidy_turns and not os.path.exists(spec.path + ".tidied"):
         open(spec.path + ".tidied", "w").close()  # noqa: ASYNC230
         return Wait(0.05, "tidying", cleaning=True)
+    odd = ODD if spec.odd else ""
     if spec.fail:
-        raise BadData("the file can never come")
+        raise BadData(f"the file can never come{odd}")
     if Path(spec.path).exists():
         await job.log("found it")
         return Nothing()
-    await job.progress(0, 1, "waiting")
-    return Wait(0.2, f"waits for {spec.path}")
+    await job.progress(0, 1, f"waiting{odd}")
+    return Wait(0.2, f"waits for {spec.path}{odd}")
 
 
 async def check_copy(check: Check) -> list[FieldProblem]:
@@ -196,5 +227,6 @@ KINDS: dict[str, Kind] = {
     ),
     "fail": Kind(Nothing, Nothing, "Fail", run=f"{_HERE}:fail"),
     "leave": Kind(Nothing, Nothing, "End without a result", run=f"{_HERE}:leave", max_restarts=1),
+    "say_odd": Kind(OddSpec, OddResult, "Say what cannot be stored", run=f"{_HERE}:say_odd"),
     "wait_for_file": Kind(WaitSpec, Nothing, "Wait for a file", advance=wait_for_file),
 }  # fmt: skip

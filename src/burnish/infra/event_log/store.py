@@ -25,6 +25,7 @@ from burnish.infra.database import notify, utcnow
 from burnish.infra.event_log.tables import EventRow
 from burnish.infra.logging import redact_fields
 from burnish.infra.signals import EVENTS
+from burnish.infra.storable import cleaned_text
 
 TOPIC = "events"
 _LONGEST_STRING = 64 << 10
@@ -221,7 +222,7 @@ def _storable(value: Any) -> Any:
     if isinstance(value, str):
         if len(value) > _LONGEST_STRING:
             value = f"{value[:_LONGEST_STRING]}... ({len(value) - _LONGEST_STRING} characters cut)"
-        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+        return cleaned_text(value)
     if isinstance(value, Mapping):
         return {_storable(str(key)): _storable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -23,6 +23,7 @@ from burnish.core.errors import BurnishError, ErrorBody, JobFailed, OutOfDisk
 from burnish.core.job import JobContext, Stopped
 from burnish.core.specs.base import Spec
 from burnish.infra.processes import this_process
+from burnish.infra.storable import cleaned
 from burnish.platform.jobs.files import (
     EventWriter,
     HostIdentity,
@@ -149,7 +150,8 @@ class _Host:
                 "peak_memory_bytes": self._watchdog.peak_memory_bytes,
             }
         )
-        self._write(result)
+        # Here, not where it is recorded: half a surrogate pair cannot even be written into the file.
+        self._write(HostResult.model_validate(cleaned(result.model_dump())))
         sys.stdout.flush()
         sys.stderr.flush()
         if abruptly:

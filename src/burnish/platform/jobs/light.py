@@ -11,6 +11,7 @@ from burnish.core.specs.base import Spec
 from burnish.core.states import JobState
 from burnish.infra.database import Database
 from burnish.infra.reconcile import LeaseLost, Turn
+from burnish.infra.storable import cleaned, cleaned_text
 from burnish.platform.jobs import recording, store
 from burnish.platform.jobs.schemas import Kind, LightJob, Wait
 from burnish.platform.jobs.tables import JobTable
@@ -52,7 +53,7 @@ class LightTurns:
         async with turn.write() as session:
             row = await store.find(session, job.id, lock=True)
             if row is not None and row.finished_at is None:
-                row.result = outcome.model_dump(mode="json")
+                row.result = cleaned(outcome.model_dump(mode="json"))
                 await store.change_state(session, row, JobState.SUCCEEDED)
         return None
 
@@ -82,7 +83,13 @@ class LightTurns:
             async with turn.write() as session:
                 row = await store.find(session, job.id, lock=True)
                 if row is not None:
-                    data = {"done": done, "total": total, "phase": phase, "unit": "steps", "seconds_left": None}
+                    data = {
+                        "done": done,
+                        "total": total,
+                        "phase": cleaned_text(phase),
+                        "unit": "steps",
+                        "seconds_left": None,
+                    }
                     if row.progress != data:
                         row.progress = data
                         await store.append_event(session, row, "progress", data)
@@ -105,11 +112,11 @@ class LightTurns:
             if job.cancel_requested_at is not None and not outcome.cleaning:
                 await recording.cancelled(session, row, "by request")
                 return None
-            if row.pending_reason != outcome.reason:
-                row.pending_reason = outcome.reason
-                await store.append_event(
-                    session, row, "state", {"state": row.state, "previous": row.state, "reason": outcome.reason}
-                )
+            reason = cleaned_text(outcome.reason)
+            if row.pending_reason != reason:
+                row.pending_reason = reason
+                data = {"state": row.state, "previous": row.state, "reason": reason}
+                await store.append_event(session, row, "state", data)
             return 0.0 if row.cancel_requested_at != job.cancel_requested_at else outcome.seconds
 
     async def _fail(self, turn: Turn, job: JobTable, error: ErrorBody) -> None:

@@ -12,6 +12,7 @@ from burnish.infra import event_log
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.event_log import NewEvent
 from burnish.infra.processes import ProcessId
+from burnish.infra.storable import cleaned
 from burnish.platform.jobs import store
 from burnish.platform.jobs.files import HostEvent, HostResult
 from burnish.platform.jobs.service import CHECKPOINT_OWNER, OUTPUT_OWNER, release_unfinished, requeue_paused
@@ -30,14 +31,17 @@ async def attached(session: AsyncSession, job: JobTable, process: ProcessId) -> 
 async def events(session: AsyncSession, job: JobTable, found: Sequence[HostEvent], offset: int) -> None:
     """Append a host's events and move the offset, so that each enters the log once. Artifacts are kept from here on."""
     for event in found:
+        if event.type == "log":
+            continue  # nothing of the row's
+        data = cleaned(event.data)
         if event.type == "progress":
-            job.progress = {**event.data, "metrics": (job.progress or {}).get("metrics", {})}
+            job.progress = {**data, "metrics": (job.progress or {}).get("metrics", {})}
         elif event.type == "metric":
-            _latest_metrics(job, event.data)
+            _latest_metrics(job, data)
         elif event.type == "artifact":
-            await _artifact(session, job, event.data)
+            await _artifact(session, job, data)
         elif event.type == "checkpoint":
-            await _checkpoint(session, job, event.data)
+            await _checkpoint(session, job, data)
     await event_log.append_all(
         session, [NewEvent(job.project_id, job.id, event.type, event.data, job.origin) for event in found]
     )
@@ -77,7 +81,7 @@ async def finished(session: AsyncSession, job: JobTable, result: HostResult) -> 
     elif result.status == "cancelled":
         await cancelled(session, job, "by request")
     elif result.status == "succeeded":
-        job.result = result.result
+        job.result = cleaned(result.result)
         await artifacts.release(session, CHECKPOINT_OWNER, job.id)
         await store.change_state(session, job, JobState.SUCCEEDED, data=_figures(result))
     else:
@@ -108,7 +112,7 @@ async def cancelled(session: AsyncSession, job: JobTable, reason: str) -> None:
 
 async def failed(session: AsyncSession, job: JobTable, error: ErrorBody, figures: dict[str, Any] | None = None) -> None:
     """The job failed for good."""
-    job.error = error.model_dump(mode="json")
+    job.error = cleaned(error.model_dump())
     await release_unfinished(session, job)
     reason = f"{error.code}: {error.message}"
     await store.change_state(session, job, JobState.FAILED, reason=reason, data=figures)
