@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,14 +14,17 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from burnish.components.model_serving.engines import ENGINES
 from burnish.core.errors import InvalidRequest
 from burnish.core.specs.base import ArtifactRef
 from burnish.infra import signals
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
+from burnish.ml.tiny import build
 from burnish.platform.identity import LOCAL
 from burnish.platform.openai_api import document
+from tests.support.engines import make_gguf
 from tests.support.serving import FakeServer, fake_model, fake_server
 
 
@@ -159,6 +163,82 @@ async def test_streamed_chat(served: Served, n: int, usage: bool) -> None:
     assert times[-1] - times[0] > 0.2, "it came as it was generated"
     assert [u.completion_tokens for u in used if u is not None] == ([20 * n] if usage else [])
     assert (used[-1] is not None) is usage
+
+
+@pytest.mark.parametrize("top", [None, 0, 2])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_logprobs_of_chats_are_what_was_asked_for(served: Served, n: int, top: int | None) -> None:
+    """The engine takes no number for 20 alternatives, and 0 for no log-probabilities; neither is what OpenAI does."""
+    await served.deploy()
+    asked_for: dict[str, Any] = {"model": "dep", "messages": HI, "max_tokens": 3, "n": n, "logprobs": True}
+    if top is not None:
+        asked_for["top_logprobs"] = top
+    whole, streamed = await logprobs_of(served.client, n, asked_for)
+    for told in (*whole, *streamed):
+        assert [token["token"] for token in told] == ["dep", " w1", " w2"]
+        assert [[other["token"] for other in token["top_logprobs"]] for token in told] == [
+            [word, "other1"][: top or 0] for word in ("dep", " w1", " w2")
+        ]
+        for token in told:
+            assert set(token) == {"token", "bytes", "logprob", "top_logprobs"}, "nothing of the engine's own"
+            assert all(set(other) == {"token", "bytes", "logprob"} for other in token["top_logprobs"])
+
+
+async def logprobs_of(
+    client: AsyncOpenAI, n: int, asked_for: dict[str, Any]
+) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]]]:
+    """Return the log-probabilities of each choice, of an answer as a whole and of a streamed one."""
+    answer = await client.chat.completions.create(**asked_for)
+    whole = [[token.model_dump() for token in choice.logprobs.content] for choice in answer.choices]
+    streamed: list[list[dict[str, Any]]] = [[] for _ in range(n)]
+    async for chunk in await client.chat.completions.create(**asked_for, stream=True):
+        assert chunk.usage is None
+        for choice in chunk.choices:
+            if choice.logprobs is not None:
+                streamed[choice.index] += [token.model_dump() for token in choice.logprobs.content]
+    return whole, streamed
+
+
+@pytest.fixture
+async def real(sqlite_url: str, store: FileArtifactStore, home: Path) -> AsyncIterator[Served]:
+    """A server whose replicas are the engine itself."""
+    database = Database(sqlite_url)
+    try:
+        async with (
+            fake_server(database, store, home, dict(ENGINES)) as server,
+            AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+            httpx.AsyncClient(base_url=server.url, timeout=30) as http,
+        ):
+            yield Served(server, database, store, client, http)
+    finally:
+        await database.dispose()
+
+
+async def test_logprobs_of_the_real_engine(real: Served, tmp_path: Path) -> None:
+    """What the fake engine is made to do is what llama.cpp does."""
+    gguf = await asyncio.to_thread(lambda: make_gguf(build("llama", tmp_path / "model"), tmp_path / "gguf"))
+    staged = real.store.stage("tiny")
+    shutil.copytree(gguf, staged, dirs_exist_ok=True)
+    ref = real.store.publish(staged, "gguf")
+    async with real.database.write() as session:
+        await artifacts.record(session, "default", ref)
+    body = {"deployment": "dep", "model": ref.model_dump(), "context_length": 256, "parallel": 2}
+    answer = await real.http.post("/platform/deployments", json=body)
+    assert answer.status_code == 200, answer.text
+    await real.until(lambda view: view["state"] == "ready")
+    for top in (None, 0, 1, 3):
+        asked_for: dict[str, Any] = {"model": "dep", "messages": HI, "max_tokens": 4, "temperature": 0}
+        asked_for |= {"logprobs": True, "logit_bias": {"65": 100}}
+        if top is not None:
+            asked_for["top_logprobs"] = top
+        (whole,), (streamed,) = await logprobs_of(real.client, 1, asked_for)
+        assert len(whole) == 4, top
+        assert [len(token["top_logprobs"]) for token in (*whole, *streamed)] == [top or 0] * 8
+        assert [token["token"] for token in whole] == [token["token"] for token in streamed]
+        for token in (*whole, *streamed):
+            assert token["logprob"] < 0
+            assert "id" not in token
+            assert not any("id" in other for other in token["top_logprobs"])
 
 
 async def test_completions(served: Served) -> None:

@@ -93,9 +93,10 @@ class FakeEngine:
             for word in words:
                 part: dict[str, Any] = {"index": index, "finish_reason": None}
                 part.update({"delta": {"content": word}} if chat else {"text": word})
-                if body.get("logprobs"):
+                if told := alternatives(body, chat):
                     token = {"token": word, "bytes": list(word.encode()), "logprob": -0.5, "id": 7}
-                    part["logprobs"] = {"content": [{**token, "top_logprobs": [token]}]}
+                    others = [{**token, "token": f"other{i}", "logprob": -1.0 - i} for i in range(1, told)]
+                    part["logprobs"] = {"content": [{**token, "top_logprobs": [token, *others]}]}
                 await event([part])
                 await asyncio.sleep(self.fake.get("token_seconds", 0))
             await event([{"index": index, "finish_reason": "length", **({"delta": {}} if chat else {"text": ""})}])
@@ -105,6 +106,13 @@ class FakeEngine:
         await response.write(b"data: [DONE]\n\n")
         self.completed += 1
         return response
+
+
+def alternatives(body: dict[str, Any], chat: bool) -> int:
+    """Return for how many tokens probabilities are told at each place, as llama.cpp has it: 0 is no logprobs at all."""
+    if not chat:
+        return int(body.get("logprobs") or 0)
+    return int(body.get("top_logprobs", 20)) if body.get("logprobs") else 0
 
 
 async def main() -> None:

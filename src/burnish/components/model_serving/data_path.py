@@ -187,7 +187,7 @@ async def _stream(call: _Call, ask: Callable[[Request], Any]) -> None:
     """Send the answer as it comes."""
     out = _Out(call)
     try:
-        if call.chat and call.choices == 1:
+        if call.chat and call.choices == 1 and _alternatives(call.request) is None:
             async with ask(_upstream(call, None, include_usage=_wants_usage(call.request))) as response:
                 await _require_ok(response)
                 await _pass_through(response.chunks(), out)
@@ -201,7 +201,10 @@ async def _stream(call: _Call, ask: Callable[[Request], Any]) -> None:
 
 
 async def _pass_through(chunks: AsyncIterator[bytes], out: "_Out") -> None:
-    """Send bytes as they are: the engine's events are OpenAI's. What was not ``[DONE]`` ended early."""
+    """Send bytes as they are: the engine's events are OpenAI's, but for log-probabilities, which are not for here.
+
+    What was not ``[DONE]`` ended early.
+    """
     tail = b""
     written = 0
     async for chunk in chunks:
@@ -275,8 +278,13 @@ def _asked_for(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
     body = request.model_dump(mode="json", exclude_none=True, by_alias=True)
     if body.get("response_format", {}).get("type") == "text":
         del body["response_format"]
-    if isinstance(request, CompletionRequest) and request.logprobs == 0:
-        body["logprobs"] = 1  # the token's own alone: engines take 0 for none at all
+    # The token's own log-probability alone is asked for as one alternative, which is left out of the answer: engines
+    # take 0 for none at all, and llama.cpp takes the lack of a number for 20.
+    if isinstance(request, ChatRequest):
+        if request.logprobs:
+            body["top_logprobs"] = max(1, request.top_logprobs or 0)
+    elif request.logprobs == 0:
+        body["logprobs"] = 1
     return body
 
 
