@@ -21,7 +21,7 @@ class RunFile(BaseModel):
 
 def home(given: Path | None = None) -> Path:
     """Return the home folder: ``given``, else ``BURNISH_HOME``, else ``~/.burnish``."""
-    return given or Path(os.environ.get("BURNISH_HOME") or Path.home() / ".burnish").expanduser()
+    return (given or Path(os.environ.get("BURNISH_HOME") or Path.home() / ".burnish")).expanduser().resolve()
 
 
 def read_run_file(folder: Path) -> RunFile | None:

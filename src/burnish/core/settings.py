@@ -2,13 +2,25 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from burnish.core.protocol import COMPONENT_TYPES
+
+NODE_FILE = "node"
+"""In the home: the node's name, so that its jobs and replicas stay its own when the machine's name changes."""
+
+
+def _node_of(home: Path | None) -> str:
+    if home is not None:  # else it is wrong itself, and said to be
+        with suppress(OSError, UnicodeDecodeError):
+            if name := (home / NODE_FILE).read_text(encoding="utf-8").strip():
+                return name
+    return socket.gethostname()
 
 
 class Settings(BaseSettings):
@@ -16,7 +28,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BURNISH_", frozen=True, extra="ignore")
 
-    home: Path = Field(default_factory=lambda: Path.home() / ".burnish", description="Where everything lives")
+    home: Path = Field(
+        default_factory=lambda: Path.home() / ".burnish", validate_default=True, description="Where everything lives"
+    )
     host: str = Field(default="127.0.0.1", description="Address to bind to")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to bind to; 0 picks a free one")
     database_url: SecretStr | None = Field(
@@ -30,7 +44,10 @@ class Settings(BaseSettings):
     config: Path | None = Field(default=None, description="Configuration file")
     secret_key_file: Path | None = Field(default=None, description="Key for secrets; made in the home by default")
     component_id: str | None = Field(default=None, description="Of a process with one component")
-    node: str = Field(default_factory=socket.gethostname, description="Name of this machine; hosts are known by it")
+    node: str = Field(
+        default_factory=lambda given: _node_of(given.get("home")),
+        description="Name of this machine, by which hosts are known; the home keeps it, else the host name",
+    )
     cpus: int | None = Field(default=None, ge=1, description="Cores that jobs may use; all by default")
     memory_bytes: int | None = Field(default=None, ge=1, description="Memory that jobs may use; 85 % by default")
     disk_reserve_bytes: int = Field(default=512 << 20, ge=0, description="Free space below which nothing is accepted")
@@ -40,6 +57,12 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(default=10.0, ge=0, description="From TERM to KILL")
     upload_max_bytes: int = Field(default=10 << 30, ge=1)
     hub_offline: bool = Field(default=False, description="Never ask the Hugging Face hub")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        """Processes that are started in other folders get paths inside it, and are found by them."""
+        return home.expanduser().resolve()
 
     @property
     def sqlite_path(self) -> Path:
@@ -68,6 +91,15 @@ class Settings(BaseSettings):
     def resolved_artifact_url(self) -> str:
         """The artifact store's URL."""
         return self.artifact_url or (self.home / "artifacts").resolve().as_uri()
+
+    def keep_node(self) -> None:
+        """Write the node's name into the home, unless one stands there."""
+        path = self.home / NODE_FILE
+        draft = path.with_name(f".{NODE_FILE}.{os.getpid()}")
+        if not path.exists():
+            self.home.mkdir(parents=True, exist_ok=True)
+            draft.write_text(self.node + "\n", encoding="utf-8")
+            draft.rename(path)
 
     @property
     def jobs_dir(self) -> Path:
