@@ -109,8 +109,10 @@ class Platform:
 
     async def drain(self) -> list[str]:
         """Pause this node's jobs at a checkpoint and end its replicas; say what was done (Ctrl-C in a terminal)."""
-        said = [line for component in self.components if component.drain for line in await component.drain()]
-        still = await self.runtime.pause_running()
+        await self.workflow_reconciler.stop()
+        drains = [component.drain() for component in self.components if component.drain]
+        still, *done = await asyncio.gather(self.runtime.pause_running(), *drains)
+        said = [line for lines in done for line in lines]
         said += [f"{job} cannot pause; it runs on and is found again" for job in still]
         return said
 
@@ -157,6 +159,7 @@ def build(settings: Settings) -> Platform:
     if settings.embedded_database:
         home_lock = HomeLock(settings.home)
         home_lock.acquire()
+    settings.keep_node()
     database = Database(settings.resolved_database_url)
     store = open_store(settings.resolved_artifact_url)
     tokens = CallerTokens(secret_key(settings))

@@ -1,5 +1,6 @@
 """Running ``burnish.app`` under uvicorn, and how it ends."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -46,6 +47,7 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     try:
         settings = Settings(**values)
         settings.component_set()
+        _possible(settings)
     except ValidationError as error:
         problems = [
             FieldProblem(
@@ -59,6 +61,22 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     except ValueError as error:
         raise InvalidRequest(str(error), where="--components") from error
     return settings
+
+
+def _possible(settings: Settings) -> None:
+    """Refuse what would do nothing, or less than it says.
+
+    Raises:
+        InvalidRequest: with the flag.
+    """
+    for name in ("redis_url", "config"):
+        if getattr(settings, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise InvalidRequest(f"{flag} does nothing in this version", where=flag, hint="leave it out")
+    if settings.auth == "on":
+        raise InvalidRequest(
+            "there is no authentication yet: with --auth on nobody could come in", where="--auth", hint="leave it out"
+        )
 
 
 def run(settings: Settings) -> None:
@@ -206,14 +224,37 @@ class _Server(uvicorn.Server):
                 "Draining: jobs are checkpointed and paused, replicas finish their requests. Ctrl-C again ends it at once.",
                 flush=True,
             )
-            try:
-                for line in await self._drain() or ():
-                    print(f"  {line}", flush=True)
-            except BurnishError as error:
-                self.failure = error
-            print("Drained. The next `burnish serve` on this home goes on from here.", flush=True)
+            self._let_nobody_in(sockets or [])
+            await self._drained()
         self._end_streams()
         await super().shutdown(sockets)
+
+    def _let_nobody_in(self, sockets: list[socket.socket]) -> None:
+        """Close the listeners and idle connections; those that are being answered end with their answer."""
+        for server in self.servers:
+            server.close()
+        for one in sockets:
+            one.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+
+    async def _drained(self) -> None:
+        drain = asyncio.ensure_future(self._drain())
+        while not drain.done() and not self.force_exit:  # a second Ctrl-C sets it
+            await asyncio.wait([drain], timeout=0.1)
+        if not drain.done():
+            drain.cancel()
+            await asyncio.wait([drain], timeout=5)
+            print(
+                "Not drained: jobs and replicas run on; the next `burnish serve` on this home finds them.", flush=True
+            )
+            return
+        try:
+            for line in drain.result() or ():
+                print(f"  {line}", flush=True)
+        except BurnishError as error:
+            self.failure = error
+        print("Drained. The next `burnish serve` on this home goes on from here.", flush=True)
 
     def _write_run_file(self) -> None:
         folder = self._home / "run"

@@ -27,6 +27,10 @@ class App:
         self.state = SimpleNamespace(platform=self)
         self.events = SimpleNamespace(finish=lambda: None)
     async def drain(self):
+        if self.settings.environment == "slow":
+            import asyncio
+            print("draining slowly", flush=True)
+            await asyncio.sleep(600)
         return ["job_1 is paused at step 17"]
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -131,7 +135,17 @@ def test_a_start_that_fails_as_expected_prints_the_error_alone(home: Path) -> No
     assert running_server(home) is None
 
 
-@pytest.mark.parametrize("arguments", [("--port", "99999"), ("--components", "nonsense"), ("--auth", "maybe")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--port", "99999"),
+        ("--components", "nonsense"),
+        ("--auth", "maybe"),
+        ("--auth", "on"),
+        ("--redis-url", "redis://127.0.0.1"),
+        ("--config", "nowhere.yaml"),
+    ],
+)
 def test_settings_that_cannot_be_used_are_named(home: Path, arguments: tuple[str, str]) -> None:
     refused = Served(home, *arguments)
     said = refused.said()
@@ -166,6 +180,20 @@ def test_ctrl_c_drains_even_while_a_stream_is_open(home: Path) -> None:
         stream.close()
     assert "job_1 is paused at step 17" in said
     assert "app stopped" in said
+
+
+def test_while_it_drains_nobody_gets_in_and_a_second_ctrl_c_ends_it(home: Path) -> None:
+    """Breaks with: listeners that close after the drain, a second Ctrl-C that only a drain's end looks at."""
+    with serving(home, "--environment", "slow") as (process, url):
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        while "draining slowly" not in process.stdout.readline():
+            assert process.poll() is None
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(url, timeout=10)
+        process.send_signal(signal.SIGINT)
+        said = process.said()
+    assert "Not drained" in said
 
 
 def test_a_run_file_of_a_killed_server_is_not_believed(home: Path) -> None:

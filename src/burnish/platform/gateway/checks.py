@@ -13,7 +13,7 @@ BODY_BYTES = 16 << 20
 
 
 class Misdirected(BurnishError):
-    """The request names a host that this server is not (a DNS rebinding, or a proxy that needs `BURNISH_AUTH=on`)."""
+    """The request names a host that this server is not (a DNS rebinding, or a proxy that keeps the name)."""
 
     code = "misdirected"
     status = 421
@@ -43,14 +43,14 @@ def check_origin(headers: Mapping[str, str]) -> None:
         raise Misdirected(
             f"this server answers to localhost only, not to {host[:200]!r}",
             where="Host",
-            hint="use http://127.0.0.1 or http://localhost; other names need BURNISH_AUTH=on",
+            hint="use http://127.0.0.1 or http://localhost; from elsewhere use an SSH tunnel",
         )
     origin = headers.get("origin")
     if origin is not None and not is_loopback(_hostname(origin)):
         raise Forbidden(
             f"requests from pages of {origin[:200]!r} are refused while authentication is off",
             where="Origin",
-            hint="set BURNISH_AUTH=on to let other sites' pages in",
+            hint="ask from a program, or from a page of this machine",
         )
 
 

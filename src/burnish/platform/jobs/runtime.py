@@ -105,8 +105,10 @@ class JobRuntime:
     async def pause_running(self, patience_seconds: float = 60.0) -> list[str]:
         """Checkpoint and pause this node's jobs that can (Ctrl-C); the next :meth:`start` resumes them.
 
+        Nothing is admitted any more: a job that pauses frees room in which the next would start.
         Returns the ids of jobs that still run when the patience is over, or that cannot pause.
         """
+        await self._scheduler.stop()
         async with self.database.write() as session:
             for job in await store.pausable_on_node(session, self.settings.node):
                 job.paused_by_shutdown = True
