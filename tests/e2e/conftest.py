@@ -45,8 +45,8 @@ def real_model() -> Path:
     return Path(found.stdout.strip())
 
 
-def run_demo(home: Path, model: Path, *, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    """Run the demo to its report, on fewer rows than `make demo`."""
+def run_demo(home: Path, model: Path, *more: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """Run the demo to its report, on fewer rows than `make demo`, with ``more`` options."""
     environment = {**os.environ, "BURNISH_PORT": "0", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
     command = [
         sys.executable,
@@ -59,6 +59,7 @@ def run_demo(home: Path, model: Path, *, timeout: float = 900) -> subprocess.Com
         str(home),
         "--model",
         str(model),
+        *more,
     ]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL

@@ -1,13 +1,16 @@
 """The whole life of the real small model: what the demo says, leaves behind and re-uses."""
 
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
 import openai
 import pytest
 
-from tests.e2e.conftest import Demo, run_demo
+from burnish.cli.options import Exit
+from tests.e2e.conftest import ROOT, Demo, run_demo
 from tests.support.server import wait_for
 
 NAME = "production-quick"
@@ -79,12 +82,68 @@ def test_lineage_leads_from_the_served_version_back_to_the_rows(demo: Demo) -> N
     assert "sentiment_movie_train" in lineage
 
 
-def test_a_second_demo_reuses_what_is_unchanged(demo: Demo) -> None:
+@pytest.fixture(scope="module")
+def second(demo: Demo) -> tuple[str, float]:
+    """What a second demo printed while the server runs, and the seconds it took."""
     wait_until_serving(demo)
     started = time.monotonic()
     again = run_demo(demo.home, demo.model, timeout=120)
     assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
-    assert time.monotonic() - started < 60
+    return again.stdout, time.monotonic() - started
+
+
+def test_a_second_demo_reuses_what_is_unchanged(demo: Demo, second: tuple[str, float]) -> None:
+    assert second[1] < 60
     heavy = [step for step in demo.execution()["steps"] if step["component"] != "platform" and step["kind"] != "deploy"]
     fresh = [step["name"] for step in heavy if step["state"] == "succeeded" and not step["reused"]]
     assert not fresh, f"run again although nothing had changed: {fresh}"
+
+
+def between(text: str, first: str, last: str) -> str:
+    """Return the lines after the one with ``first`` and before the one with ``last``, without their margin."""
+    lines = text.splitlines()
+    begin = next(number for number, line in enumerate(lines) if first in line) + 1
+    end = next(number for number, line in enumerate(lines) if last in line and number >= begin)
+    return "\n".join(line.removeprefix("  ") for line in lines[begin:end]).strip()
+
+
+def typed(*command: str) -> str:
+    """Run what a reader pasted; return what it printed."""
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+    return ran.stdout
+
+
+def test_what_the_report_prints_works_as_it_is_typed(demo: Demo, second: tuple[str, float]) -> None:
+    """The same question four ways, of the same model: each answer is a label, and each way gives the same.
+
+    Breaks with: a line that is folded, an unquoted quote, a command that looks for another home.
+    """
+    report = second[0]
+    chat = between(report, "Talk to it", "The request that reproduces")
+    curl = between(report, "The request that reproduces", "The same with the official")
+    snippet = between(report, "The same with the official", "In another terminal")
+    answer = json.loads(typed("bash", "-c", curl))["choices"][0]["message"]["content"]
+    assert answer
+    assert "positive".startswith(answer) or "negative".startswith(answer)
+    assert typed(sys.executable, "-c", snippet).strip() == answer
+    assert typed("bash", "-c", chat).strip()
+    others = next(line for line in report.splitlines() if line.startswith("In another terminal"))
+    commands = others.removeprefix("In another terminal: ").partition(". In a browser")[0].split(", ")
+    shown = [typed("bash", "-c", command) for command in commands]
+    assert demo.execution()["workflow_id"] in shown[0]
+    assert "promote" in shown[1]
+    assert NAME in shown[2]
+
+
+def test_the_demo_of_a_training_that_does_nothing_is_rejected(demo: Demo, second: tuple[str, float]) -> None:
+    """Its exit status tells; what is in production stays there.
+
+    Breaks with: a gate that lets equal models pass, a demo that takes an end for a success.
+    """
+    ran = run_demo(demo.home, demo.model, "--set", "max_steps=0", timeout=300)
+    assert ran.returncode == Exit.REJECTED, (ran.stdout + ran.stderr)[-4000:]
+    assert "untouched" in ran.stdout
+    assert demo.result("gate")["verdict"] != "pass"
+    versions = demo.server.request("GET", f"/platform/models/{NAME}/versions")["data"]
+    assert [(one["version"], one["aliases"]) for one in versions] == [(1, ["production"])]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.options import Home
+from burnish.cli.options import Home, Set
 
 
 def register(app: typer.Typer) -> None:
@@ -22,8 +22,11 @@ def demo(
         int | None, typer.Option("--port", help="Where to start the server if none runs; 8000 by default.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rows: sooner done, wider intervals.")] = False,
+    pairs: Set = None,
 ) -> None:
     """Take a small model from data to a deployment, on this machine, and report what it gained."""
     from burnish.cli.demonstration import run
+    from burnish.cli.parameters import read_parameters
 
-    raise typer.Exit(run(model=model, exit_after=exit_after, home=home, port=port, quick=quick))
+    changed = read_parameters(None, pairs)
+    raise typer.Exit(run(model=model, exit_after=exit_after, home=home, port=port, quick=quick, changed=changed))

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,8 +39,10 @@ class Server:
     """Ours, if we started it."""
 
 
-def run(*, model: str, exit_after: bool, home: Path | None, port: int | None, quick: bool) -> Exit:
-    """Run the demo; return the status that tells whether the workflow succeeded.
+def run(
+    *, model: str, exit_after: bool, home: Path | None, port: int | None, quick: bool, changed: Mapping[str, Any]
+) -> Exit:
+    """Run the demo, with ``changed`` parameters; return the status that tells whether the workflow succeeded.
 
     Raises:
         Unavailable: the server did not start.
@@ -53,7 +55,7 @@ def run(*, model: str, exit_after: bool, home: Path | None, port: int | None, qu
         _server(folder, port, exit_after=exit_after) as server,
         Client(server.url) as client,
     ):
-        parameters = {**_datasets(client, data), **_parameters(model, quick)}
+        parameters = {**_datasets(client, data), **_parameters(model, quick), **changed}
         accepted = client.workflows.submit(WORKFLOW, parameters)
         _say(f"[green]✓[/] submitted {WORKFLOW} as [bold]{accepted.workflow_id}[/]; each step runs in its own process:")
         view = follow(client, accepted.workflow_id)
@@ -113,11 +115,23 @@ def _server(home: Path, port: int | None, *, exit_after: bool) -> Iterator[Serve
     try:
         yield Server(ready.url, process)
     finally:
+        _end(process, home, again=command("serve") if exit_after else command("demo"))
+
+
+def _end(process: subprocess.Popen[bytes], home: Path, *, again: str) -> None:
+    """End the server that the demo started; one that somebody has started since, and what runs in it, is not ours."""
+    if process.poll() is None:
         _say("\n[dim]Stopping the server: jobs are checkpointed and paused, the deployed model's process ends.[/]")
-        stopped = stop_server(home, everything=True, timeout=90)
+        stop_server(home, everything=True, timeout=90)
         process.wait(timeout=30)
-        again = command("serve") if exit_after or stopped.server else command("demo")
         _say(f"[dim]Stopped. `{again}` goes on from here, with the model deployed.[/]")
+    elif (other := running_server(home)) is not None:
+        _say(f"\n[dim]The server of this demo has ended; the one at {other.url} (pid {other.pid}) goes on.[/]")
+    else:
+        _say(
+            f"\n[dim]The server of this demo has ended. Jobs and replicas that it left run on: `{command('serve')}` finds "
+            f"them, `{command('stop --all')}` ends them.[/]"
+        )
 
 
 def _start(home: Path, port: int | None) -> tuple[subprocess.Popen[bytes], RunningServer]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from burnish.cli import chat, completion, components, dataset, demo, deployment, job, model, serve, workflow
-from burnish.cli.options import Exit
+from burnish.cli.options import ADDRESSED, Exit
 
 app = typer.Typer(
     name="burnish",
@@ -37,6 +37,7 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Take a language model through its whole life on your own machines."""
+    ADDRESSED.clear()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

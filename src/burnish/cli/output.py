@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from burnish.cli.options import Exit
+from burnish.cli.options import ADDRESSED, Exit
 from burnish.client.errors import NotReachable
 from burnish.core.errors import BurnishError
 
@@ -107,17 +107,23 @@ def exit_status(error: BurnishError) -> Exit:
 def command(arguments: str) -> str:
     """Return a burnish command as the reader can type it, in the form in which this one was started.
 
-    A program in the environment's ``bin`` that is not on the path is named by its path from here.
+    A program in the environment's ``bin`` that is not on the path is named by its path from here. A home or a server
+    that was named on this command line is named again.
     """
     program = Path(sys.executable).parent / "burnish"
     on_path = any(Path(folder) == program.parent for folder in os.environ.get("PATH", "").split(os.pathsep))
     if on_path and "VIRTUAL_ENV" in os.environ:
-        return f"burnish {arguments}"
+        return f"{_addressed()}burnish {arguments}"
     try:
         shown = program.relative_to(Path.cwd())
     except ValueError:
         shown = program
-    return f"{shlex.quote(str(shown))} {arguments}"
+    return f"{_addressed()}{shlex.quote(str(shown))} {arguments}"
+
+
+def _addressed() -> str:
+    """Return the assignments that lead a command to the same server as this one."""
+    return "".join(f"{variable}={shlex.quote(value)} " for variable, value in ADDRESSED.items())
 
 
 def size(count: float | None) -> str:

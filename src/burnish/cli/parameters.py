@@ -33,7 +33,7 @@ def read_parameters(file: Path | None, pairs: Sequence[str] | None) -> dict[str,
             problems.append(FieldProblem(where=f"--set {pair}", message="is not KEY=VALUE"))
             continue
         try:
-            found[key.strip()] = _from_here(_read(text)) if text else ""
+            found[key.strip()] = _read(text) if text else ""
         except yaml.YAMLError as error:
             problems.append(FieldProblem(where=f"--set {key}", message=f"is not YAML: {_first_line(error)}"))
     if problems:
@@ -59,14 +59,6 @@ def _read_file(file: Path) -> Mapping[str, Any]:
         raise InvalidRequest(f"{file} cannot be read: {_first_line(error)}", where=str(file)) from error
     if not isinstance(value, dict):
         raise InvalidRequest(f"{file} is not a mapping of names to values", where=str(file))
-    return value
-
-
-def _from_here(value: Any) -> Any:
-    """Return a path from here as an absolute one: the server has another working folder."""
-    if isinstance(value, str) and (value.startswith(("./", "../", "~/")) or value.endswith(".gguf")):
-        path = Path(value).expanduser()
-        return str(path.resolve()) if path.exists() or not value.endswith(".gguf") else value
     return value
 
 

@@ -59,12 +59,28 @@ def listing(path: str, model: type[Item], after: str | None, limit: int, **filte
 # Workflows
 
 
+def from_here(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with paths from here as absolute ones: the server has another working folder."""
+    return {name: _absolute(value) for name, value in parameters.items()}
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.expanduser().resolve())
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    if value.startswith(("./", "../", "~/")) or (value.endswith(("/", ".gguf")) and path.exists()):
+        return str(path.resolve())
+    return value
+
+
 def submit(
     workflow: str | Mapping[str, Any], parameters: Mapping[str, Any], idempotency_key: str | None
 ) -> Call[views.Accepted]:
     """Submit an execution of a definition, by its name or given whole."""
     chosen = {"workflow_type": workflow} if isinstance(workflow, str) else {"definition": dict(workflow)}
-    body = {**chosen, "parameters": dict(parameters)}
+    body = {**chosen, "parameters": from_here(parameters)}
     return Call(
         "POST", "/platform/workflows/run", reader(views.Accepted), json=body, headers=_key(idempotency_key), timeout=120
     )  # fmt: skip
@@ -73,7 +89,7 @@ def submit(
 def validate(workflow: str | Mapping[str, Any], parameters: Mapping[str, Any]) -> Call[views.Validation]:
     """Check a submission without accepting it."""
     chosen = {"workflow_type": workflow} if isinstance(workflow, str) else {"definition": dict(workflow)}
-    body = {**chosen, "parameters": dict(parameters)}
+    body = {**chosen, "parameters": from_here(parameters)}
     return Call("POST", "/platform/workflows/validate", reader(views.Validation), json=body, timeout=120)
 
 
@@ -101,7 +117,7 @@ def approve(workflow_id: str, step: str, approved: bool, comment: str) -> Call[v
 
 def fork(workflow_id: str, step: str | None, parameters: Mapping[str, Any], key: str | None) -> Call[views.Accepted]:
     """Start a new execution that takes over what stands before ``step``."""
-    body = {"from_step": step, "parameters": dict(parameters)}
+    body = {"from_step": step, "parameters": from_here(parameters)}
     path = f"/platform/workflows/{quoted(workflow_id)}/fork"
     return Call("POST", path, reader(views.Accepted), json=body, headers=_key(key), timeout=120)
 

@@ -23,7 +23,7 @@ def load_quantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if find_spec("bitsandbytes") is None:
         raise InvalidRequest(
             "method qlora needs bitsandbytes, which is not installed here", where="method",
-            hint="pip install bitsandbytes, or use method lora",
+            hint="pip install 'burnish[qlora]', or use method lora",
         )  # fmt: skip
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype

@@ -47,6 +47,31 @@ def test_submit_sends_the_definition_the_parameters_and_a_key() -> None:
     assert asked.headers["authorization"] == "Bearer secret"
 
 
+def test_paths_from_here_are_sent_as_absolute_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has another working folder. Breaks with: parameters that are sent as they were given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "small.gguf").touch()
+    given = {
+        "model": "./model.gguf",
+        "b": "small.gguf",
+        "c": "saved/",
+        "d": Path("saved"),
+        "hub": "org/x.gguf",
+        "e": "a/b",
+        "n": 3,
+    }
+    sent = {"model": f"{tmp_path}/model.gguf", "b": f"{tmp_path}/small.gguf", "c": f"{tmp_path}/saved",
+            "d": f"{tmp_path}/saved", "hub": "org/x.gguf", "e": "a/b", "n": 3}  # fmt: skip
+    with (
+        serving(lambda _: Answer(body={"workflow_id": WORKFLOW, "status": "pending"})) as server,
+        Client(server.url) as client,
+    ):
+        client.workflows.submit("train", given)
+        client.workflows.fork(WORKFLOW, "train", given)
+    assert [asked.json()["parameters"] for asked in server.asked] == [sent, sent]
+
+
 def test_a_problem_becomes_the_servers_own_error() -> None:
     problem = {
         "title": "Invalid request", "status": 422, "detail": "one field is wrong", "code": "invalid_request",

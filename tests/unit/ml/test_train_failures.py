@@ -166,4 +166,4 @@ def test_qlora_without_bitsandbytes_says_what_to_install(
     monkeypatch.setattr("burnish.ml.quantized.find_spec", lambda name: None)
     with pytest.raises(InvalidRequest, match="bitsandbytes") as caught:
         sft(_spec(context, method="qlora"), context)
-    assert caught.value.hint == "pip install bitsandbytes, or use method lora"
+    assert caught.value.hint == "pip install 'burnish[qlora]', or use method lora"

@@ -74,7 +74,7 @@ async def check_training(check: Check) -> list[FieldProblem]:
             FieldProblem(
                 where="spec.method",
                 message="method qlora needs bitsandbytes, which is not installed here",
-                hint="pip install bitsandbytes, or use method lora",
+                hint="pip install 'burnish[qlora]', or use method lora",
             )
         )
     for name, kind in (("model", "model"), ("train", "dataset"), ("validation", "dataset")):

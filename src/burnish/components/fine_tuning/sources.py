@@ -19,17 +19,28 @@ def is_hub_name(source: str) -> bool:
 
 def problem_with(source: str) -> FieldProblem | None:
     """Return what is wrong with a source, if that can be seen from here."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _problem_with_folder(path)
-    if path.is_file():
-        return _problem_with_file(path)
-    if is_hub_name(source):
+    path = _local(source)
+    if path.is_absolute():
+        if path.is_dir():
+            return _problem_with_folder(path)
+        if path.is_file():
+            return _problem_with_file(path)
+    elif is_hub_name(source):
         return None
+    elif source.startswith(".") or source.endswith((".gguf", "/")):
+        return FieldProblem(
+            where="spec.source", message=f"{source} is a path from a folder that the server does not know",
+            hint="give an absolute path; `burnish submit` and the Python client do that themselves",
+        )  # fmt: skip
     return FieldProblem(
         where="spec.source", message=f"there is no model at {source}",
         hint="a folder of safetensors, a GGUF file, or a hub name such as org/name",
     )  # fmt: skip
+
+
+def _local(source: str) -> Path:
+    """Return the source as a path; one that is not absolute is never looked for."""
+    return Path(source).expanduser()
 
 
 def fingerprint(source: str) -> str | None:
@@ -38,8 +49,8 @@ def fingerprint(source: str) -> str | None:
     It covers names, sizes, times of change and the first 64 KiB of each file: reading whole models at each submit
     would take longer than importing them.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = _local(source)
+    if not path.is_absolute() or not path.exists():
         return None
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     hashed = hashlib.sha256()
@@ -53,10 +64,10 @@ def fingerprint(source: str) -> str | None:
 
 def weight_bytes(source: str) -> int | None:
     """Return the size of a local source's weights; None for a hub name."""
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = _local(source)
+    if path.is_absolute() and path.is_file():
         return path.stat().st_size
-    if path.is_dir():
+    if path.is_absolute() and path.is_dir():
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return None
 

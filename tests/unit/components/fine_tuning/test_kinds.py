@@ -55,6 +55,8 @@ async def test_sources_that_are_refused(tmp_path: Path) -> None:
         mixed / "readme.txt": "not a GGUF",
         tmp_path / "nowhere": "no model at",
         "not a/name at all": "no model at",
+        "./model.gguf": "a path from a folder that the server does not know",
+        "saved/": "a path from a folder that the server does not know",
     }
     for source, says in refused.items():
         (problem,) = await _import_problems(source)
@@ -87,7 +89,7 @@ async def test_qlora_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("burnish.components.fine_tuning.kinds.find_spec", lambda name: None)
     (problem,) = await check_training(_check(_training(method="qlora")))
     assert problem.where == "spec.method"
-    assert "pip install bitsandbytes" in (problem.hint or "")
+    assert "burnish[qlora]" in (problem.hint or "")
 
 
 def test_estimates_grow_with_what_is_trained(tmp_path: Path) -> None:
