@@ -73,17 +73,23 @@ class Resolver:
 
 
 def _missing(place: str, parameter: Parameter) -> FieldProblem:
-    hint = parameter.description or f"give a value of type {parameter.type}"
-    return FieldProblem(where=place, message="this parameter must be given", hint=hint)
+    return FieldProblem(where=place, message="this parameter must be given", hint=_asked(parameter))
+
+
+def _asked(parameter: Parameter) -> str:
+    kind = (
+        f"the name of a {parameter.type}"
+        if parameter.type in {"dataset", "model"}
+        else f"a value of type {parameter.type}"
+    )
+    return f"give {kind}" + (f": {parameter.description}" if parameter.description else "")
 
 
 def _wrong(place: str, parameter: Parameter, value: Any) -> FieldProblem | None:
     kinds = _TYPES[parameter.type]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         article = "a name" if parameter.type in {"dataset", "model"} else f"of type {parameter.type}"
-        return FieldProblem(
-            where=place, message=f"{_short(value)} is not {article}", hint=parameter.description or None
-        )
+        return FieldProblem(where=place, message=f"{_short(value)} is not {article}", hint=_asked(parameter))
     if parameter.choices and value not in parameter.choices:
         known = [str(choice) for choice in parameter.choices]
         return FieldProblem(where=place, message=f"{_short(value)} is not one of the choices",
