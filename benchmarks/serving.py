@@ -145,7 +145,7 @@ async def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
         async with fake_server(database, store, home, dict(ENGINES)) as server, aiohttp.ClientSession() as http:
             replica = await deployed(http, server.url, ref.model_dump())
             config = json.loads((home / "run" / "replicas" / replica / "config.json").read_text())
-            connector = aiohttp.UnixConnector(path=config["socket"], limit=0)
+            connector = aiohttp.UnixConnector(path=config["socket"], limit=0, keepalive_timeout=1)
             async with aiohttp.ClientSession(connector=connector) as direct:
                 for streams in options.streams:
                     results[str(streams)] = await compare(options, streams, server.url, http, direct, peer)

@@ -21,7 +21,6 @@ async def create(
         await asyncio.sleep(0.02)
         if fails is not None:
             fails.set()
-            await asyncio.sleep(0.1)
             raise RuntimeError("the work failed")
         made.append(len(made))
         answer = StoredResponse(200, {"workflow_id": f"wf_{len(made)}"})
