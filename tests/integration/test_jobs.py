@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from burnish.core.protocol import JobRequest
 from burnish.core.specs.base import ArtifactRef
@@ -16,7 +17,8 @@ from burnish.core.states import JobState
 from burnish.core.threads import SPIN_COUNT
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.processes import group_members, identify
-from burnish.platform.jobs import service, store
+from burnish.platform.jobs import recording, service, store
+from burnish.platform.jobs.tables import JobTable
 from burnish.platform.jobs.validation import validate
 from tests.support.jobs_bench import ROOT, Bench, gone
 from tests.support.jobs_kinds import KINDS
@@ -235,6 +237,47 @@ async def test_a_host_that_is_lost_again_and_again_fails_the_job(bench: Bench) -
     assert view.error.retryable
     log = "\n".join(str(e.data["message"]) for e in await bench.events("job_ll") if e.type == "log")
     assert log.count("leaving without a word") >= 2
+
+
+async def test_a_server_that_was_away_charges_a_job_only_what_its_host_ran(bench: Bench) -> None:
+    """Breaks with: the time limit measured by the database's clock, from the start of the host on."""
+    for job_id in ("job_lost", "job_lives"):
+        spec = {"to": 80, "seconds": 0.05, "wall_seconds": 60.0, "checkpoint_every": 1}
+        await bench.submit(job_id, "count", spec)
+    lost, _ = [await bench.counted(job_id, 10) for job_id in ("job_lost", "job_lives")]
+    await bench.runtime.stop()
+    assert lost.pid is not None
+    os.kill(lost.pid, signal.SIGKILL)
+    await gone(lost.pid)
+    async with bench.database.write() as session:
+        await session.execute(update(JobTable).values(host_started_at=JobTable.host_started_at - 8 * 3600))
+    bench.runtime = bench.new_runtime()
+    await bench.runtime.start()
+    after_loss, after_life = await bench.ended("job_lost"), await bench.ended("job_lives")
+    assert (after_loss.state, after_loss.restarts) == ("succeeded", 1), after_loss.error
+    assert (after_life.state, after_life.restarts) == ("succeeded", 0), after_life.error
+    async with bench.database.read() as session:
+        row = await store.find(session, "job_lost")
+    assert row is not None
+    assert 0.2 < row.ran_seconds < 30
+
+
+async def test_a_host_that_is_lost_while_it_is_cancelled_does_not_start_again(benches: Benches) -> None:
+    """Breaks with: a loss that is recorded without a look at what was asked for meanwhile."""
+    bench = benches()  # no server: the rows are moved by hand
+    await bench.submit("job_c", "count", {"to": 1})
+    async with bench.database.write() as session:
+        job = await store.find(session, "job_c", lock=True)
+        assert job is not None
+        for state in (JobState.STARTING, JobState.RUNNING):
+            await store.change_state(session, job, state)
+    await bench.cancel("job_c")
+    assert (await bench.view("job_c")).state == JobState.RUNNING
+    async with bench.database.write() as session:
+        job = await store.find(session, "job_c", lock=True)
+        assert job is not None
+        await recording.lost(session, job, "it was killed", 1.0)
+    assert (await bench.view("job_c")).state == JobState.CANCELLED
 
 
 async def test_a_job_pauses_at_a_checkpoint_and_resumes_from_it(bench: Bench) -> None:

@@ -4,6 +4,7 @@
 ``job.N.json``       :class:`JobOrder` of incarnation N, written by the server before it starts the host
 ``lock``             held (``flock``) by the one living host
 ``host.N.json``      :class:`HostIdentity`, the first thing that the host writes once it has the lock
+``ran.N``            for how many seconds the host of incarnation N has run, noted by it again and again
 ``events.jsonl``     one :class:`HostEvent` a line, appended; the server keeps its offset in the job's row
 ``result.N.json``    :class:`HostResult`, appears whole by a rename, after every event
 ``host.log``         what the process printed
@@ -61,6 +62,8 @@ class HostIdentity(BaseModel):
     pid: int
     started_ticks: int
     boot_id: str
+    started_monotonic: float | None = None
+    """On the machine's steady clock, which all of its processes share."""
 
 
 class HostEvent(BaseModel):
@@ -120,6 +123,27 @@ def host_path(folder: Path, incarnation: int) -> Path:
 def result_path(folder: Path, incarnation: int) -> Path:
     """Where the host of an incarnation says how it ended."""
     return folder / f"result.{incarnation}.json"
+
+
+def note_ran(folder: Path, incarnation: int, seconds: float) -> None:
+    """Note how long a host has run: what the server charges to the time limit if the host is lost."""
+    descriptor = os.open(_ran_path(folder, incarnation), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, f"{seconds:016.3f}".encode(), 0)  # one write over the last: never empty in between
+    finally:
+        os.close(descriptor)
+
+
+def noted_ran(folder: Path, incarnation: int) -> float:
+    """Return what :func:`note_ran` noted last; 0 if there is nothing (or a power cut left nothing)."""
+    try:
+        return max(0.0, float(_ran_path(folder, incarnation).read_bytes()))
+    except (FileNotFoundError, ValueError):
+        return 0.0
+
+
+def _ran_path(folder: Path, incarnation: int) -> Path:
+    return folder / f"ran.{incarnation}"
 
 
 class FolderLock:

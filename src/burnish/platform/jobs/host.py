@@ -30,6 +30,7 @@ from burnish.platform.jobs.files import (
     HostResult,
     JobOrder,
     host_path,
+    note_ran,
     order_path,
     read_json,
     result_path,
@@ -68,7 +69,10 @@ class _Host:
         self._ended = threading.Lock()
         self._started = time.monotonic()
         self._process = this_process()
-        self._watchdog = Watchdog(self._process, order.resources, order.wall_seconds_left, self._limit)
+        self._watchdog = Watchdog(
+            self._process, order.resources, order.wall_seconds_left, self._limit,
+            note=lambda seconds: note_ran(folder, order.incarnation, seconds),
+        )  # fmt: skip
 
     def run(self) -> None:
         """Run the job to its result, whatever happens in it."""
@@ -76,8 +80,9 @@ class _Host:
         signal.signal(signal.SIGUSR1, lambda *_: self._ask("pause"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         who = HostIdentity(
-            pid=self._process.pid, started_ticks=self._process.started_ticks, boot_id=self._process.boot_id
-        )
+            pid=self._process.pid, started_ticks=self._process.started_ticks, boot_id=self._process.boot_id,
+            started_monotonic=self._started,
+        )  # fmt: skip
         write_json(host_path(self._folder, self._order.incarnation), who)
         self._watchdog.start()
         self._end(self._outcome())

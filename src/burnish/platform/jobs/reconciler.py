@@ -284,8 +284,10 @@ class JobTurns:
 
     async def _record_lost(self, turn: Turn, watched: _Watched, why: str) -> None:
         await self._log_printed(turn, watched)
+        job = watched.job
+        ran = await self._in_thread(self._backend.ran_seconds, self._folder(job), job.incarnation)
         async with turn.write() as session:
-            await recording.lost(session, await self._row(session, watched.job), why)
+            await recording.lost(session, await self._row(session, job), why, ran)
 
     async def _log_printed(self, turn: Turn, watched: _Watched) -> None:
         """Keep the end of what the host printed: after a death it is all there is to read."""
@@ -317,12 +319,14 @@ class JobTurns:
         memory = await self._in_thread(self._backend.memory_bytes, watched.host, limit)
         if memory > limit:
             watched.over_limit = memory_error(memory, resources.memory_bytes)
-        if resources.wall_seconds is None or watched.job.host_started_at is None:
+        if resources.wall_seconds is None:
             return
         if watched.ran_from is None:
-            async with self._database.read() as session:
-                ran = await store.database_now(session) - watched.job.host_started_at + watched.job.ran_seconds
-            watched.ran_from = now - ran
+            job = watched.job
+            running = await self._in_thread(self._backend.running_seconds, self._folder(job), job.incarnation)
+            if running is None:
+                return
+            watched.ran_from = now - running - job.ran_seconds
         ran = now - watched.ran_from
         if ran > resources.wall_seconds + _LIMIT_SLACK_SECONDS:
             watched.over_limit = wall_error(ran, resources.wall_seconds)

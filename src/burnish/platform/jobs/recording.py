@@ -77,7 +77,7 @@ async def finished(session: AsyncSession, job: JobTable, result: HostResult) -> 
     if result.status == "paused":
         await _paused(session, job, result.seconds)
     elif result.status == "cancelled" and job.cancel_requested_at is None:
-        await lost(session, job, "it was told to end (TERM) by somebody else")
+        await lost(session, job, "it was told to end (TERM) by somebody else", result.seconds)
     elif result.status == "cancelled":
         await cancelled(session, job, "by request")
     elif result.status == "succeeded":
@@ -118,11 +118,15 @@ async def failed(session: AsyncSession, job: JobTable, error: ErrorBody, figures
     await store.change_state(session, job, JobState.FAILED, reason=reason, data=figures)
 
 
-async def lost(session: AsyncSession, job: JobTable, why: str) -> None:
-    """The host is gone without a result: start the same job again from its last checkpoint, or give up."""
-    now = await store.database_now(session)
-    ran = max(0.0, now - job.host_started_at) if job.host_started_at is not None else 0.0
-    _forget_host(job, job.ran_seconds + ran)
+async def lost(session: AsyncSession, job: JobTable, why: str, ran_seconds: float) -> None:
+    """The host is gone without a result: start the same job again from its last checkpoint, or give up.
+
+    ``ran_seconds`` is how long the host lived, by itself: when it is found dead, the server may have been away for long.
+    """
+    _forget_host(job, job.ran_seconds + ran_seconds)
+    if job.cancel_requested_at is not None:  # as it died: it must not start again
+        await cancelled(session, job, f"its host was lost: {why}")
+        return
     if job.restarts >= job.max_restarts:
         error = HostLost(
             f"the host of {job.id} was lost {job.restarts + 1} times; the last time {why}",

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from burnish.core.errors import ErrorBody, LimitExceeded
 from burnish.core.specs.base import Resources
@@ -39,7 +40,8 @@ def _size(count: int) -> str:
 class Watchdog:
     """Watches memory (PSS of the host's whole session) and wall time; calls ``exceeded`` once with the error.
 
-    It runs while the job computes, so ``exceeded`` is called from its own thread.
+    About once a second it tells ``note`` for how many seconds it has watched. It runs while the job computes, so both
+    are called from its own thread.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Watchdog:
         resources: Resources,
         wall_seconds_left: float | None,
         exceeded: Callable[[ErrorBody], None],
+        note: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._process = process
         self._resources = resources
         self._wall_left = wall_seconds_left
         self._exceeded = exceeded
+        self._note = note
         self._started = time.monotonic()
         self._done = threading.Event()
         self.peak_memory_bytes = 0
@@ -69,7 +73,11 @@ class Watchdog:
         looks = 0
         while not self._done.wait(_LOOK_SECONDS):
             looks += 1
-            error = self._look(whole_session=looks % _LOOKS_AT_GROUP == 1)
+            seldom = looks % _LOOKS_AT_GROUP == 1
+            if seldom:
+                with suppress(OSError):  # the disk may be full: then it is charged less
+                    self._note(time.monotonic() - self._started)
+            error = self._look(whole_session=seldom)
             if error is not None:
                 self._exceeded(error)
                 return

@@ -9,6 +9,8 @@ from burnish.platform.jobs.files import (
     FolderLock,
     HostResult,
     is_locked,
+    note_ran,
+    noted_ran,
     read_events,
     read_json,
     result_path,
@@ -69,6 +71,16 @@ def test_a_result_appears_whole(tmp_path: Path) -> None:
     assert found is not None
     assert found.result == {"n": 1}
     assert os.listdir(tmp_path) == ["result.3.json"]
+
+
+def test_how_long_a_host_ran_is_noted_over_and_over(tmp_path: Path) -> None:
+    assert noted_ran(tmp_path, 1) == 0.0
+    for seconds in (0.25, 12345.5, 12346.0):
+        note_ran(tmp_path, 1, seconds)
+        assert noted_ran(tmp_path, 1) == seconds
+    assert noted_ran(tmp_path, 2) == 0.0
+    (tmp_path / "ran.3").touch()  # a power cut may leave the file without its content
+    assert noted_ran(tmp_path, 3) == 0.0
 
 
 def test_one_lock_holder_at_a_time(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from burnish.platform.jobs.files import (
     JobOrder,
     host_path,
     is_locked,
+    noted_ran,
     order_path,
     read_events,
     read_json,
@@ -113,6 +115,17 @@ class LocalBackend:
     def events(self, folder: Path, offset: int, limit_bytes: int) -> tuple[list[HostEvent], int]:
         """Return events from an offset on."""
         return read_events(folder, offset, limit_bytes)
+
+    def running_seconds(self, folder: Path, incarnation: int) -> float | None:
+        """Return how long a living host has run."""
+        found = read_json(host_path(folder, incarnation), HostIdentity)
+        if found is None or found.started_monotonic is None:
+            return None
+        return max(0.0, time.monotonic() - found.started_monotonic)
+
+    def ran_seconds(self, folder: Path, incarnation: int) -> float:
+        """Return how long a dead host had run, by its own note."""
+        return noted_ran(folder, incarnation)
 
     def printed(self, folder: Path, limit_bytes: int) -> str:
         """Return the end of what the host printed."""

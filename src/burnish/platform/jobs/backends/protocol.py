@@ -40,6 +40,12 @@ class Backend(Protocol):
     def events(self, folder: Path, offset: int, limit_bytes: int) -> tuple[list[HostEvent], int]:
         """Return events from an offset on, and the offset after them."""
 
+    def running_seconds(self, folder: Path, incarnation: int) -> float | None:
+        """Return how long the living host of an incarnation has run, by a clock that nobody sets; None: not known."""
+
+    def ran_seconds(self, folder: Path, incarnation: int) -> float:
+        """Return how long the host of an incarnation had run, by its own last note: for one that is dead."""
+
     def printed(self, folder: Path, limit_bytes: int) -> str:
         """Return the end of what the host printed."""
 
