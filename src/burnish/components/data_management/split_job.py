@@ -230,7 +230,8 @@ def _check_parts(
     if spec.validation > 0 and not validation:
         raise BadData("no row is left for validation", where="validation", hint="add rows, or set validation=0")
     if rows.form == "classification":
-        unseen = sorted(set(_count_labels(rows, test)) - set(_count_labels(rows, train)))
+        learnt = {rows.labels[position] for position in train}
+        unseen = sorted({rows.labels[position] for position in test} - learnt)
         if unseen:
             context.log(f"the test set has labels that training has not: {', '.join(unseen[:20])}", "warning")
 
@@ -274,10 +275,14 @@ def _line_at(rows: _Rows, position: int) -> bytes:
 
 
 def _count_labels(rows: _Rows, positions: Sequence[int]) -> dict[str, int]:
+    """Return the count of every label that came in, zero where these rows have none of it.
+
+    The default instruction of a prompt lists a card's labels: training and test must be asked the same question.
+    """
     if not rows.labels:
         return {}
     counts = Counter(rows.labels[position] for position in positions)
-    return {label: counts[label] for label in sorted(counts)}
+    return {label: counts[label] for label in sorted(set(rows.labels))}
 
 
 def _tick(done: int, total: int, phase: str, context: JobContext) -> None:

@@ -23,7 +23,10 @@ class DatasetCard(Spec):
     format: DatasetFormat
     rows: int = Field(ge=0)
     rows_hash: str = Field(description="`sha256:...` over `data.jsonl`")
-    labels: dict[str, int] = Field(default_factory=dict, description="Rows by label, for classification")
+    labels: dict[str, int] = Field(
+        default_factory=dict,
+        description="Rows by label, for classification; a part of a split names every label of the whole",
+    )
     columns: tuple[str, ...] = ()
     exact_duplicates: int = Field(default=0, description="Rows equal to an earlier row")
     near_duplicates: int = Field(default=0, description="Rows whose word shingles nearly equal an earlier row's")

@@ -1,6 +1,7 @@
 """The split kind, run as a host runs it but on a plain folder."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def add(context: LocalJobContext, rows: list[dict[str, Any]], name: str = "rows"
     return context.publish(staged, "dataset")
 
 
+def card_of(context: LocalJobContext, artifact: ArtifactRef | None) -> DatasetCard:
+    assert artifact is not None
+    return DatasetCard.model_validate_json((context.open(artifact) / DATASET_CARD_FILE).read_bytes())
+
+
 def read(context: LocalJobContext, artifact: ArtifactRef | None) -> list[dict[str, Any]]:
     assert artifact is not None
     return [json.loads(line) for line in (context.open(artifact) / DATA_FILE).read_text().splitlines()]
@@ -112,7 +118,7 @@ def test_same_spec_gives_the_same_artifacts_and_another_seed_others(tmp_path: Pa
 
 def test_cards_of_the_parts_are_right(context: LocalJobContext) -> None:
     result = split(SplitSpec(dataset=add(context, classification(100))), context)
-    card = DatasetCard.model_validate_json((context.open(result.test) / DATASET_CARD_FILE).read_bytes())
+    card = card_of(context, result.test)
     assert (card.rows, card.labels, card.format) == (20, {"bad": 5, "good": 15}, "classification")
     assert card.source == "test of rows.jsonl"
 
@@ -236,6 +242,24 @@ def test_labels_that_training_has_not_are_said(context: LocalJobContext) -> None
     tests = add(context, [{"text": "an unseen thing", "label": "new"}], "test")
     split(SplitSpec(dataset=add(context, classification(20)), test_dataset=tests), context)
     assert ("warning", "the test set has labels that training has not: new") in context.logs
+
+
+def test_every_part_names_all_labels_so_that_all_are_asked_the_same_question(context: LocalJobContext) -> None:
+    rows = [*classification(40), {"text": "a lonely mixed thing", "label": "mixed"}]
+    tests = add(context, [{"text": "an unseen thing", "label": "new"}], "test")
+    for spec in (
+        SplitSpec(dataset=add(context, rows), validation=0.1),
+        SplitSpec(dataset=add(context, rows), validation=0.1, test_dataset=tests),
+    ):
+        result = split(spec, context)
+        parts = (result.train, result.validation, result.test)
+        cards = [card_of(context, part) for part in parts]
+        counted = [Counter(row["label"] for row in read(context, part)) for part in parts]
+        expected = {"bad", "good", "mixed"} | ({"new"} if spec.test_dataset else set())
+        assert [set(card.labels) for card in cards] == [expected] * 3
+        assert any(0 in card.labels.values() for card in cards)
+        assert [+Counter(card.labels) for card in cards] == counted
+        assert set(result.labels) == expected
 
 
 def test_it_stops_when_asked(context: LocalJobContext) -> None:
