@@ -49,6 +49,26 @@ def test_a_full_disk_leaves_no_partial_object(
     assert (store.open(store.publish(staged, "report")) / "a").read_bytes() == b"1", "it can be tried again"
 
 
+def test_a_stage_that_fails_leaves_nothing_behind(store: FileArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness stages and discards at each probe: on a full disk that goes on for days.
+
+    Breaks with: a descriptor or a lock file left by each try.
+    """
+    before = len(os.listdir("/proc/self/fd"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", full)
+        for _ in range(20):
+            with pytest.raises(OutOfDisk):
+                store.stage("readiness")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(store.root.glob("staging/*")) == []
+    store.discard(store.stage("readiness"))
+
+
 _FILL = """
 import sys
 from pathlib import Path

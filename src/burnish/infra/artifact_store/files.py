@@ -56,10 +56,14 @@ class FileArtifactStore:
         with _disk_full_is_out_of_disk(self.root):
             # The lock comes first, so that a sweep never sees the folder without it.
             descriptor = os.open(_lock_of(wrapper), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             self._held[wrapper] = descriptor
-            files = wrapper / "files"
-            files.mkdir(parents=True)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                files = wrapper / "files"
+                files.mkdir(parents=True)
+            except BaseException:  # a full disk, say: whoever asks again and again must not leak a lock each time
+                self._drop(wrapper)
+                raise
         return files
 
     def publish(self, staged: Path, kind: ArtifactKind) -> ArtifactRef:
@@ -79,9 +83,7 @@ class FileArtifactStore:
 
     def discard(self, staged: Path) -> None:
         """Delete a staged folder."""
-        wrapper = self._wrapper_of(staged)
-        _remove(wrapper)
-        self._forget_stage(wrapper)
+        self._drop(self._wrapper_of(staged))
 
     def open(self, artifact: ArtifactRef | Digest, *, verify: bool = True) -> Path:
         """Return the folder with the artifact's files, verified once a process."""
@@ -214,6 +216,10 @@ class FileArtifactStore:
                 f"{staged} was not staged by this store", hint="write into the folder that stage() returns"
             )
         return wrapper
+
+    def _drop(self, wrapper: Path) -> None:
+        _remove(wrapper)
+        self._forget_stage(wrapper)
 
     def _forget_stage(self, wrapper: Path) -> None:
         _lock_of(wrapper).unlink(missing_ok=True)
