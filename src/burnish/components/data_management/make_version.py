@@ -24,7 +24,10 @@ class UploadOptions(BaseModel):
     format: DatasetFormat | None = Field(default=None, description="Recognised by the columns if not given")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's column")
     licence: str | None = None
-    duplicates: Literal["keep", "drop"] = Field(default="keep", description="Rows equal to an earlier row")
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="Rows equal to an earlier row, but for blanks at the ends of values; other columns do not count",
+    )
     bad_rows: Literal["fail", "drop"] = Field(
         default="fail", description="Rows that cannot be read or lack a value: an error, or left out and counted"
     )
@@ -104,8 +107,7 @@ class _Tally:
 
     def add(self, row: Row, out: BinaryIO, *, drop_duplicates: bool) -> int:
         """Write the row unless it is a duplicate to drop; return the bytes written."""
-        whole = row_text(row, self._schema.format, "all")
-        key = exact_key(whole)
+        key = exact_key(row, self._schema.format, "all")
         if key in self._seen:
             if drop_duplicates:
                 self._duplicates_dropped += 1
@@ -113,7 +115,7 @@ class _Tally:
             self._exact += 1
         else:
             self._seen.add(key)
-            self._sets.add(whole)
+            self._sets.add(row_text(row, self._schema.format, "all"))
         if self._schema.format == "classification":
             self._add_label(row)
         for name in row.get("extra", ()):
@@ -145,5 +147,5 @@ class _Tally:
     def _add_label(self, row: Row) -> None:
         label = row["label"]
         self._labels[label] += 1
-        first = self._label_of.setdefault(exact_key(row["text"]), label)
+        first = self._label_of.setdefault(exact_key(row, "classification", "input"), label)
         self._conflicting += first != label

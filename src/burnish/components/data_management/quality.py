@@ -1,8 +1,10 @@
-"""What is the same twice: exact and near duplicates, and rows of one set that stand in another (leaks).
+r"""What is the same twice: exact and near duplicates, and rows of one set that stand in another (leaks).
 
-Exact: equal after Unicode normalisation, case folding and dropping everything but letters and digits. Near: the sets
-of word pairs of two texts have a Jaccard similarity of at least ``NEAR``; in a sentence of twenty words that is one
-word changed. Near pairs are found without comparing all with all by prefix filtering (Bayardo, Ma, Srikant 2007,
+Exact: equal value by value, but for Unicode composition (NFC), ``\r\n`` for ``\n``, and blanks at the ends. What is
+dropped as a duplicate is that: ``a < b`` and ``a > b``, ``-5`` and ``5``, two indentations of a program are not equal.
+Alike: the same words, whatever their case, punctuation and signs; alike rows stay together in a split. Near: alike,
+or the sets of word pairs of two texts have a Jaccard similarity of at least ``NEAR``; in a sentence of twenty words
+that is one word changed. Near pairs are found without comparing all with all by prefix filtering (Bayardo, Ma, Srikant 2007,
 "Scaling up all pairs similarity search"): pairs of words are ordered from rare to common, and two texts that are near
 share one of their rarest. That is exact, unlike MinHash, and for text it is faster in plain Python.
 
@@ -57,10 +59,34 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def exact_key(text: str) -> bytes:
-    """Return 16 bytes that are equal for equal texts. A text without any word is itself its key."""
+def exact_key(row: Mapping[str, Any], form: DatasetFormat, part: Part) -> bytes:
+    """Return 16 bytes that are equal for canonical rows whose ``part`` is exactly equal (see above)."""
+    return _digest("\0".join(map(_composed, _values(row, form, part))))  # no value holds a NUL
+
+
+def alike_key(text: str) -> bytes:
+    """Return 16 bytes that are equal for texts of the same words. A text without any word is like itself alone.
+
+    Rows with equal :func:`exact_key` have texts with equal keys here.
+    """
     found = words(text)
-    return hashlib.blake2b((" ".join(found) if found else text).encode(), digest_size=16).digest()
+    return _digest(" ".join(found) if found else "".join(_composed(text).split()))
+
+
+def _values(row: Mapping[str, Any], form: DatasetFormat, part: Part) -> list[str]:
+    if form == "chat":
+        messages = row["messages"][:-1] if part == "input" else row["messages"]
+        return [message[name] for message in messages for name in ("role", "content")]
+    names = {"classification": ("text", "label"), "prompt_completion": ("prompt", "completion"), "text": ("text",)}
+    return [row[name] for name in names[form][: 1 if part == "input" else None]]
+
+
+def _composed(text: str) -> str:
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).replace("\r\n", "\n").strip()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class PairSets:

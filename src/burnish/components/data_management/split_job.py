@@ -1,6 +1,6 @@
 """The ``split`` kind: one dataset version becomes train, validation and test. Runs in a host process; torch-free.
 
-Rows whose input is equal (see ``quality``) are never in two parts. Every row that is not test is compared with every
+Rows whose input is alike (the same words: see ``quality``) are never in two parts. Every row that is not test is compared with every
 test row, before validation is taken from what is left: neither what is trained on nor what training is watched by may
 stand in the test set. ``train + validation + test + dropped`` is the number of rows that came in.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from burnish.components.data_management.quality import NearIndex, PairSets, Part, exact_key, row_text
+from burnish.components.data_management.quality import NearIndex, PairSets, Part, alike_key, exact_key, row_text
 from burnish.components.data_management.splits import cap, part_size, shuffled, take
 from burnish.core.errors import BadData
 from burnish.core.job import JobContext
@@ -113,8 +113,8 @@ def _load(spec: SplitSpec, context: JobContext) -> _Rows:
         for offset, row in _read(source / DATA_FILE):
             rows.file_of.append(number)
             rows.offsets.append(offset)
-            rows.keys.append(exact_key(row_text(row, rows.form, "input")))
-            whole.append(exact_key(row_text(row, rows.form, "all")))
+            rows.keys.append(alike_key(row_text(row, rows.form, "input")))
+            whole.append(alike_key(row_text(row, rows.form, "all")))
             if rows.form == "classification":
                 rows.labels.append(row["label"])
             _tick(len(rows), total, "reading", context)
@@ -172,10 +172,13 @@ def _most_validation(spec: SplitSpec, train: int) -> int | None:
 def _find_leaks(
     rows: _Rows, rest: Sequence[int], test: Sequence[int], context: JobContext
 ) -> tuple[list[int], list[int]]:
-    """Return the positions of ``rest`` that are (equal, nearly equal) to a test row."""
+    """Return the positions of ``rest`` that are (equal, nearly equal) to a test row. Alike is nearly equal."""
     test_keys = {rows.keys[position] for position in test}
-    exact = [position for position in rest if rows.keys[position] in test_keys]
-    found = set(exact)
+    alike = [position for position in rest if rows.keys[position] in test_keys]
+    equal_keys = {_exact_key(rows, position) for position in test} if alike else set()
+    exact = [position for position in alike if _exact_key(rows, position) in equal_keys]
+    found, equal = set(alike), set(exact)
+    near = [position for position in alike if position not in equal]
     sets, index_of = PairSets(), {}
     in_question = [*test, *(position for position in rest if position not in found)]
     for done, position in enumerate(in_question):
@@ -189,7 +192,6 @@ def _find_leaks(
     index = NearIndex(sets)
     for position in test:
         index.add(index_of[position])
-    near = []
     for done, position in enumerate(in_question[len(test) :]):
         if index.find(index_of[position]) is not None:
             near.append(position)
@@ -240,20 +242,21 @@ def _write(name: str, positions: Sequence[int], rows: _Rows, spec: SplitSpec, co
     """Publish the rows at ``positions``, in that order (which is a shuffle: the first n are a fair sample)."""
     staged = context.stage(name)
     hashed = hashlib.sha256()
+    seen: set[bytes] = set()
     with (staged / DATA_FILE).open("wb") as out:
         for done, position in enumerate(positions):
             line = _line_at(rows, position)
             hashed.update(line)
             out.write(line)
+            seen.add(exact_key(json.loads(line), rows.form, "all"))
             _tick(done, len(positions), f"writing {name}", context)
-    keys = [rows.keys[position] for position in positions]
     card = DatasetCard(
         format=rows.form,
         rows=len(positions),
         rows_hash="sha256:" + hashed.hexdigest(),
         labels=_count_labels(rows, positions),
         columns=rows.card.columns,
-        exact_duplicates=len(keys) - len(set(keys)),
+        exact_duplicates=len(positions) - len(seen),
         source=f"{name} of {rows.card.source}",
         licence=rows.card.licence,
     )
@@ -265,6 +268,10 @@ def _write(name: str, positions: Sequence[int], rows: _Rows, spec: SplitSpec, co
 def _row_at(rows: _Rows, position: int) -> dict[str, Any]:
     row: dict[str, Any] = json.loads(_line_at(rows, position))
     return row
+
+
+def _exact_key(rows: _Rows, position: int) -> bytes:
+    return exact_key(_row_at(rows, position), rows.form, rows.part)
 
 
 def _line_at(rows: _Rows, position: int) -> bytes:

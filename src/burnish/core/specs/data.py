@@ -28,8 +28,12 @@ class DatasetCard(Spec):
         description="Rows by label, for classification; a part of a split names every label of the whole",
     )
     columns: tuple[str, ...] = ()
-    exact_duplicates: int = Field(default=0, description="Rows equal to an earlier row")
-    near_duplicates: int = Field(default=0, description="Rows whose word shingles nearly equal an earlier row's")
+    exact_duplicates: int = Field(
+        default=0, description="Rows equal to an earlier row (but for blanks at the ends of values, and other columns)"
+    )
+    near_duplicates: int = Field(
+        default=0, description="Other rows whose words nearly equal an earlier row's; case and punctuation aside"
+    )
     near_checked: int = Field(default=0, description="Rows that were compared with the others for near duplicates")
     conflicting_labels: int = Field(default=0, description="Rows whose text stands earlier with another label")
     dropped: int = Field(default=0, description="Rows left out when the version was made")
@@ -51,7 +55,7 @@ class SplitSpec(Spec):
     seed: int = 0
     stratify: bool = Field(default=True, description="Keep the share of each label (classification)")
     on_leak: Literal["drop_from_train", "fail", "report"] = Field(
-        default="drop_from_train", description="What to do with training rows that also stand in the test set"
+        default="drop_from_train", description="What to do with training rows that equal a test row, or nearly do"
     )
 
 
@@ -64,8 +68,10 @@ class SplitResult(Spec):
     train_rows: int
     validation_rows: int
     test_rows: int
-    exact_leaks: int = Field(description="Training rows equal to a test row")
-    near_leaks: int = Field(description="Training rows nearly equal to a test row")
+    exact_leaks: int = Field(description="Training rows whose input equals a test row's (but for blanks at the ends)")
+    near_leaks: int = Field(
+        description="Other training rows whose words nearly equal a test row's; case and punctuation aside"
+    )
     dropped: int
     format: DatasetFormat
     labels: dict[str, int] = Field(default_factory=dict)

@@ -15,8 +15,8 @@ from burnish.core.errors import InvalidRequest, TooLarge
 from burnish.core.specs.data import DATA_FILE, DATASET_CARD_FILE, DatasetCard
 
 ROWS = [
-    {"text": "A great movie", "label": "good"},
-    {"text": "a GREAT movie!", "label": "good"},
+    {"text": "a great movie", "label": "good"},
+    {"text": "a great movie ", "label": "good"},
     {"text": "a great movie", "label": "bad"},
     {"text": "the worst film that I have ever seen or heard of from anybody in all of my years", "label": "bad"},
     {"text": "the worst film that I have ever seen or heard of from anybody in all of my life", "label": "bad"},
@@ -64,6 +64,17 @@ def test_the_same_rows_from_any_file_are_the_same_data(tmp_path: Path) -> None:
 def test_duplicates_can_be_dropped_and_are_counted(tmp_path: Path) -> None:
     card = make(tmp_path, lines(ROWS), duplicates="drop").card
     assert (card.rows, card.dropped, card.exact_duplicates) == (4, 1, 0)
+
+
+def test_rows_that_differ_in_a_sign_alone_are_not_dropped(tmp_path: Path) -> None:
+    texts = ["a < b", "a > b", "-5", "5", "Polish", "polish", "fine \U0001f600", "fine \U0001f621", "x  y", "x y"]
+    rows = [{"text": text, "label": "x"} for text in texts]
+    card = make(tmp_path, lines([*rows, *rows[:3]]), duplicates="drop").card
+    assert (card.rows, card.dropped, card.exact_duplicates) == (10, 3, 0)
+    kept = [json.loads(line) for line in (tmp_path / "target" / DATA_FILE).read_text().splitlines()]
+    assert kept == rows
+    signed = [{"text": "a < b", "label": "less"}, {"text": "a > b", "label": "more"}]
+    assert make(tmp_path, lines(signed)).card.conflicting_labels == 0
 
 
 def test_bad_rows_can_be_dropped_and_are_counted_and_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from burnish.components.data_management import quality
 from burnish.components.data_management.quality import (
     NEAR,
     PairSets,
+    alike_key,
     exact_key,
     near_duplicates,
     near_in,
@@ -61,19 +62,46 @@ def test_near_duplicates_equal_comparing_all_with_all(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "equal"),
+    ("one", "other", "exact", "alike"),
     [
-        ("A  great movie!", "a great\nMOVIE", True),
-        ("Stra\u00dfe", "STRASSE", True),
-        ("caf\u00e9", "cafe\u0301", True),
-        ("a great movie", "a great film", False),
-        ("?!", "?!", True),
-        ("?!", "...", False),
-        ("\u5f88\u597d\u7684\u7535\u5f71", "\u5f88\u597d \u7684\u7535\u5f71", True),
+        ("a great movie", " a great movie\n", True, True),
+        ("a\r\nb", "a\nb", True, True),
+        ("caf\u00e9", "cafe\u0301", True, True),
+        ("?!", " ?!", True, True),
+        ("A  great movie!", "a great\nMOVIE", False, True),
+        ("Stra\u00dfe", "STRASSE", False, True),
+        ("a < b", "a > b", False, True),
+        ("-5", "5", False, True),
+        ("x\u00b2", "x2", False, True),
+        ("good \U0001f600", "good \U0001f621", False, True),
+        ("if a:\n  b\nc", "if a:\n  b\n  c", False, True),
+        ("\u5f88\u597d\u7684\u7535\u5f71", "\u5f88\u597d \u7684\u7535\u5f71", False, True),
+        ("a great movie", "a great film", False, False),
+        ("?!", "...", False, False),
     ],
 )
-def test_exact_keys(one: str, other: str, equal: bool) -> None:
-    assert (exact_key(one) == exact_key(other)) is equal
+def test_exact_is_equal_and_alike_is_the_same_words(one: str, other: str, exact: bool, alike: bool) -> None:
+    keys = [exact_key({"text": text}, "text", "all") for text in (one, other)]
+    assert (keys[0] == keys[1]) is exact
+    assert (alike_key(one) == alike_key(other)) is alike
+
+
+def test_values_are_compared_one_by_one() -> None:
+    def prompted(prompt: str, completion: str) -> bytes:
+        return exact_key({"prompt": prompt, "completion": completion}, "prompt_completion", "all")
+
+    def said(*messages: tuple[str, str]) -> bytes:
+        return exact_key({"messages": [{"role": r, "content": c} for r, c in messages]}, "chat", "all")
+
+    assert prompted("a", "b\nc") != prompted("a\nb", "c")
+    assert prompted("a ", "b") == prompted("a", " b")
+    assert said(("user", "a"), ("assistant", "b")) != said(("user", "a\nb"))
+    assert said(("system", "a"), ("user", "b")) != said(("user", "a"), ("user", "b"))
+    labelled = {"text": "a", "label": "b"}
+    assert exact_key(labelled, "classification", "input") == exact_key(
+        {**labelled, "label": "c"}, "classification", "input"
+    )
+    assert exact_key(labelled, "classification", "all") == exact_key({**labelled, "extra": {}}, "classification", "all")
 
 
 def test_scripts_without_spaces_are_compared_by_characters() -> None:

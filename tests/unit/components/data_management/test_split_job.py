@@ -131,6 +131,20 @@ def test_adding_rows_moves_few(context: LocalJobContext) -> None:
     assert len(old & new) >= 72
 
 
+def test_a_row_of_the_same_words_is_a_near_leak_not_an_exact_one(context: LocalJobContext) -> None:
+    rows = [{"text": text} for text in ("5 - 3", "so?!", "?", *(sentence(n) for n in range(20)))]
+    tests = [{"text": text} for text in ("5 + 3", "SO", "!")]
+    spec = SplitSpec(dataset=add(context, rows), test_dataset=add(context, tests, "test"), validation=0)
+    result = split(spec.model_copy(update={"on_leak": "report"}), context)
+    assert (result.exact_leaks, result.near_leaks, result.train_rows) == (0, 2, 23)
+
+
+def test_a_parts_card_counts_rows_that_are_equal(context: LocalJobContext) -> None:
+    rows = [{"text": text} for n in range(10) for text in (sentence(n), sentence(n).upper(), sentence(n))]
+    result = split(SplitSpec(dataset=add(context, rows), validation=0, test=0.4), context)
+    assert card_of(context, result.test).exact_duplicates == result.test_rows // 3 == 4
+
+
 def test_equal_rows_are_never_in_two_parts(context: LocalJobContext) -> None:
     rows = classification(60) + [{**row, "text": row["text"].upper() + "!"} for row in classification(60)]
     result = split(SplitSpec(dataset=add(context, rows), validation=0.2, test=0.3), context)
@@ -162,20 +176,21 @@ def test_caps_cut_prefixes_and_leave_the_other_parts_as_they_were(context: Local
 def test_leaks_into_a_given_test_set_are_found_and_dropped(context: LocalJobContext) -> None:
     rows = classification(50)
     tests = [
-        {"text": rows[3]["text"].upper() + " !!", "label": "good"},
+        {"text": rows[3]["text"] + " ", "label": "good"},
+        {"text": rows[5]["text"].upper() + " !!", "label": "good"},
         {"text": rows[7]["text"] + " indeed", "label": "good"},
         *classification(10, start=1000),
     ]
     spec = SplitSpec(dataset=add(context, rows), test_dataset=add(context, tests, "test"), validation=0)
     result = split(spec, context)
-    assert (result.exact_leaks, result.near_leaks) == (1, 1)
-    assert (result.train_rows, result.test_rows, result.dropped) == (48, 12, 2)
-    assert not {rows[3]["text"], rows[7]["text"]} & set(texts(read(context, result.train)))
+    assert (result.exact_leaks, result.near_leaks) == (1, 2)
+    assert (result.train_rows, result.test_rows, result.dropped) == (47, 13, 3)
+    assert not {rows[3]["text"], rows[5]["text"], rows[7]["text"]} & set(texts(read(context, result.train)))
 
     reported = split(spec.model_copy(update={"on_leak": "report"}), context)
-    assert (reported.exact_leaks, reported.near_leaks, reported.train_rows) == (1, 1, 50)
+    assert (reported.exact_leaks, reported.near_leaks, reported.train_rows) == (1, 2, 50)
 
-    with pytest.raises(BadData, match="1 rows equal a test row and 1 nearly do"):
+    with pytest.raises(BadData, match="1 rows equal a test row and 2 nearly do"):
         split(spec.model_copy(update={"on_leak": "fail"}), context)
 
 
