@@ -18,6 +18,7 @@ from burnish.core.threads import SPIN_COUNT
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.processes import group_members, identify
 from burnish.platform.jobs import recording, service, store
+from burnish.platform.jobs.files import EVENTS_FILE
 from burnish.platform.jobs.tables import JobTable
 from burnish.platform.jobs.validation import validate
 from tests.support.jobs_bench import ROOT, Bench, gone
@@ -237,6 +238,29 @@ async def test_a_host_that_is_lost_again_and_again_fails_the_job(bench: Bench) -
     assert view.error.retryable
     log = "\n".join(str(e.data["message"]) for e in await bench.events("job_ll") if e.type == "log")
     assert log.count("leaving without a word") >= 2
+
+
+async def test_events_after_a_power_cut_are_not_hidden_behind_those_it_took(bench: Bench) -> None:
+    """Breaks with: reading on from an offset that the file no longer reaches."""
+    await bench.submit("job_p", "count", {"to": 40, "seconds": 0.05, "checkpoint_every": 10})
+    dead = (await bench.counted("job_p", 25)).pid
+    await bench.runtime.stop()
+    assert dead is not None
+    os.kill(dead, signal.SIGKILL)
+    await gone(dead)
+    with (bench.folder("job_p") / EVENTS_FILE).open("r+b") as stream:  # what the disk had not got yet is gone
+        lines = stream.readlines()
+        stream.truncate(len(b"".join(lines[:5])) + len(lines[5]) // 2)
+    bench.runtime = bench.new_runtime()
+    await bench.runtime.start()
+    view = await bench.ended("job_p")
+    assert view.state == JobState.SUCCEEDED, view.error
+    assert view.result is not None
+    first = int(str(view.result["resumed_from"])) + 1
+    events = await bench.events("job_p")
+    metrics: list[Any] = [e.data for e in events if e.type == "metric"]
+    assert [data["step"] for data in metrics if data["values"]["pid"] != dead] == list(range(first, 41))
+    assert not [e for e in events if "unreadable" in str(e.data.get("message"))]
 
 
 async def test_a_server_that_was_away_charges_a_job_only_what_its_host_ran(bench: Bench) -> None:

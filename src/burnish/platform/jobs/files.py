@@ -199,6 +199,18 @@ def _parse(line: bytes) -> HostEvent:
         return HostEvent(type="log", data={"level": "warning", "message": f"an unreadable line of events: {shown!r}"})
 
 
+def events_end(folder: Path) -> int:
+    """Return the offset after the last whole line: where the next host's first event will stand."""
+    try:
+        descriptor = os.open(folder / EVENTS_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        return _last_line_end(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
 class EventWriter:
     """Appends to ``events.jsonl``. A line that an earlier host left half-written is cut off first."""
 

@@ -205,8 +205,14 @@ class JobTurns:
         """Start the host of the committed incarnation, once in this turn; whoever has the folder's lock is the host."""
         job, folder = watched.job, self._folder(watched.job)
         if watched.started_here_at is None:
-            async with turn.write():  # the lease is ours at this moment: a server that was frozen starts nothing
-                pass
+            end = await self._in_thread(self._backend.events_end, folder)
+            async with (
+                turn.write() as session
+            ):  # the lease is ours at this moment: a server that was frozen starts nothing
+                row = await self._row(session, job)
+                # A power cut may have taken lines that were read already: new ones must not hide behind the old offset.
+                row.events_offset = min(row.events_offset, end)
+            watched.job = job = row
             if await self._in_thread(self._backend.start, folder, self._order(job)):
                 watched.started_here_at = time.monotonic()
             return False

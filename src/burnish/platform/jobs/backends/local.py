@@ -19,6 +19,7 @@ from burnish.platform.jobs.files import (
     HostIdentity,
     HostResult,
     JobOrder,
+    events_end,
     host_path,
     is_locked,
     noted_ran,
@@ -115,6 +116,10 @@ class LocalBackend:
     def events(self, folder: Path, offset: int, limit_bytes: int) -> tuple[list[HostEvent], int]:
         """Return events from an offset on."""
         return read_events(folder, offset, limit_bytes)
+
+    def events_end(self, folder: Path) -> int:
+        """Return where the next host's events will begin."""
+        return events_end(folder)
 
     def running_seconds(self, folder: Path, incarnation: int) -> float | None:
         """Return how long a living host has run."""

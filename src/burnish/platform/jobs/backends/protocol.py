@@ -40,6 +40,9 @@ class Backend(Protocol):
     def events(self, folder: Path, offset: int, limit_bytes: int) -> tuple[list[HostEvent], int]:
         """Return events from an offset on, and the offset after them."""
 
+    def events_end(self, folder: Path) -> int:
+        """Return the offset at which the next host will write its first event."""
+
     def running_seconds(self, folder: Path, incarnation: int) -> float | None:
         """Return how long the living host of an incarnation has run, by a clock that nobody sets; None: not known."""
 
