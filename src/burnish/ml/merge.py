@@ -68,11 +68,9 @@ def merge(model_dir: Path, adapter_dir: Path, out_dir: Path) -> int:
     places = _places(model_dir, set(deltas)) if deltas is not None else {}
     if deltas is None or len(places) != len(deltas):
         return _merge_with_peft(model_dir, adapter_dir, out_dir, len(tensors) // 2)
-    shutil.copytree(model_dir, out_dir, dirs_exist_ok=True)
+    _copy_contents(model_dir, out_dir)
     for name, (file, key) in places.items():
-        target = out_dir / file
-        target.chmod(0o644)
-        with _tensor_bytes(target, key) as (weight, write):
+        with _tensor_bytes(out_dir / file, key) as (weight, write):
             delta = deltas[name].matrix()
             if weight.shape != delta.shape:
                 raise BadModel(
@@ -81,6 +79,19 @@ def merge(model_dir: Path, adapter_dir: Path, out_dir: Path) -> int:
                 )  # fmt: skip
             write((weight.float() + delta).to(weight.dtype))
     return len(places)
+
+
+def _copy_contents(source: Path, target: Path) -> None:
+    """Copy all files, not their permissions.
+
+    A published folder is read-only; a copy that is so too can be neither changed nor, by anyone but root, deleted.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy_contents(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
@@ -174,5 +185,5 @@ def _merge_with_peft(model_dir: Path, adapter_dir: Path, out_dir: Path, count: i
         load_tokenizer(model_dir).save_pretrained(out_dir)
     for path in model_dir.iterdir():
         if path.is_file() and not (out_dir / path.name).exists() and path.suffix != ".safetensors":
-            shutil.copy(path, out_dir / path.name)
+            shutil.copyfile(path, out_dir / path.name)
     return count

@@ -120,7 +120,7 @@ def _converted(folder: Path, adapter: Path | None, context: JobContext) -> Prepa
     kind = stored_type(folder)
     convert(folder, adapter, kind, made / MODEL_FILE, context)
     if (folder / MODEL_CARD_FILE).exists():
-        shutil.copy(folder / MODEL_CARD_FILE, made / MODEL_CARD_FILE)
+        shutil.copyfile(folder / MODEL_CARD_FILE, made / MODEL_CARD_FILE)
     return Prepared(made, None, kind, (made / MODEL_FILE).stat().st_size)
 
 

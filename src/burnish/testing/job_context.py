@@ -1,6 +1,7 @@
 """A :class:`burnish.core.job.JobContext` on a plain folder, so that a job's function runs without a server.
 
 Layout: ``<root>/artifacts/<64 hex>`` (files of an artifact), ``<root>/jobs/<job_id>`` (scratch, stages, checkpoints).
+A published folder is read-only, as in a real store: what a job copies from it and means to change must be made writable.
 An artifact's digest is the hash of its manifest: ``[[relative path, size, sha256], ...]``, sorted, as canonical JSON.
 """
 
@@ -28,6 +29,19 @@ def manifest_digest(folder: Path) -> tuple[str, int]:
         entries.append((path.relative_to(folder).as_posix(), path.stat().st_size, hashed.hexdigest()))
     text = json.dumps(sorted(entries), separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest(), sum(size for _, size, _ in entries)
+
+
+def _folders(root: Path) -> list[Path]:
+    return [root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]
+
+
+def _seal(root: Path) -> None:
+    """Make a published folder read-only, its files and its folders."""
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o444)
+    for path in _folders(root):
+        path.chmod(0o555)
 
 
 @dataclass
@@ -78,6 +92,8 @@ class LocalJobContext:
         """Publish a copy of ``folder``: how a test makes a job's input."""
         staged = self.stage("added")
         shutil.copytree(folder, staged, dirs_exist_ok=True)
+        for path in _folders(staged):
+            path.chmod(0o755)  # a copy of a published folder is read-only, and only a writable one can be moved
         return self._keep(staged, kind)
 
     def publish(self, staged: Path, kind: ArtifactKind, metadata: Mapping[str, object] | None = None) -> ArtifactRef:
@@ -101,6 +117,7 @@ class LocalJobContext:
             shutil.rmtree(staged)
         else:
             staged.rename(target)
+            _seal(target)
         return artifact
 
     def progress(self, done: float, total: float, *, phase: str = "", unit: str = "steps") -> None:
