@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
+from burnish.core.errors import BadData
 from burnish.core.specs import ArtifactRef, DatasetCard, EvaluationResult, ModelCard
 from burnish.core.specs.base import ArtifactKind
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
+from burnish.platform.model_registry import service as registry
+from burnish.platform.model_registry.schemas import NewVersion
+from burnish.platform.workflow.reading import read_text
+from tests.support.fake_components import FakeComponents
 from tests.support.workflow_engine import Engine, engine, states_of, step_of
 
 DEFINITION = """
@@ -52,9 +57,28 @@ steps:
 """
 
 
+def guarded() -> dict[str, Any]:
+    """A training before, a deployment before the promotion, and the alias compared with what was judged."""
+    found = read_text(DEFINITION)
+    steps, judged = found["steps"], "${{ steps.current.result.version }}"
+    steps["train"] = {"component": "worker", "kind": "work", "with": {"number": 7}}
+    steps["gate"]["needs"] = ["train"]
+    steps["deploy"] = {"component": "worker", "kind": "work", "needs": ["register"], "with": {"number": 8}}
+    steps["promote"]["needs"] = ["deploy"]
+    for name in ("register", "promote"):
+        steps[name]["with"]["expected"] = judged
+    return found
+
+
 @pytest.fixture
 async def wf(database: Database, store: FileArtifactStore) -> AsyncIterator[Engine]:
     async with engine(database, store) as found:
+        yield found
+
+
+@pytest.fixture
+async def by_hand(database: Database, store: FileArtifactStore) -> AsyncIterator[Engine]:
+    async with engine(database, store, FakeComponents(mode="by hand")) as found:
         yield found
 
 
@@ -174,3 +198,95 @@ async def test_something_else_in_production_must_be_evaluated(wf: Engine) -> Non
     view = await wf.until(await wf.submit(DEFINITION, **{**given, "model": other}), "failed")
     assert view.error is not None
     assert "would be deployed" in view.error.message
+
+
+async def put_into_production(wf: Engine, artifact: dict[str, Any]) -> None:
+    async with wf.database.write() as session:
+        new = NewVersion.model_validate({"model": artifact})
+        version, _ = await registry.register(session, "default", "m", new, "someone")
+        await registry.move_alias(session, "default", "m", "production", version.version, by="someone")
+
+
+async def finish(wf: Engine, workflow_id: str, step: str) -> None:
+    """End a step's job as its component would."""
+    wf.finish(await wf.until_step(workflow_id, step, "running"), step)
+    await wf.nudge(workflow_id)
+
+
+async def test_what_others_promoted_meanwhile_stays_until_it_was_judged_against(by_hand: Engine) -> None:
+    wf = by_hand
+    other = await model(wf, "other")
+    given = await inputs(wf, "late", 150, production=await evaluation(wf, other, 190))
+    workflow_id = await wf.submit(guarded(), **given)
+    await wf.until_step(workflow_id, "current", "succeeded")
+    await put_into_production(wf, other)
+    await finish(wf, workflow_id, "train")
+    view = await wf.until(workflow_id, "failed")
+    assert "nothing is in production yet" in step_of(view, "gate").result["rules"][1]["sentence"]
+    assert view.error is not None
+    assert (view.error.code, view.error.where) == ("conflict", "steps.register")
+    assert "pointed at nothing when the candidate was judged, and points at version 1 now" in view.error.message
+    assert f"burnish retry {workflow_id}" in (view.error.hint or "")
+    assert states_of(view)["deploy"] == "skipped"
+    await wf.ask("retry", workflow_id)
+    view = await wf.until(workflow_id, "rejected")
+    assert [len(step_of(view, name).attempts) for name in ("train", "current", "gate")] == [1, 2, 2]
+    assert "better than production" in step_of(view, "gate").result["sentence"]
+    assert await alias_of(wf) == 1
+    async with wf.client() as client:
+        assert (await client.get("/platform/models/m")).json()["versions"] == 1
+
+
+async def test_a_promotion_under_way_is_not_deployed_over(by_hand: Engine) -> None:
+    wf = by_hand
+    better = await inputs(wf, "better", 190)
+    good = await inputs(wf, "good", 150, production=better["candidate"])
+    first, second = await wf.submit(guarded(), **better), await wf.submit(guarded(), **good)
+    await finish(wf, first, "train")
+    await wf.until_step(first, "deploy", "running")
+    await finish(wf, second, "train")
+    view = await wf.until(second, "failed")
+    assert view.error is not None
+    assert f"{first} is about to put another version behind m@production" in view.error.message
+    await finish(wf, first, "deploy")
+    await wf.until(first, "succeeded")
+    await wf.ask("retry", second)
+    await wf.until(second, "rejected")
+    assert await alias_of(wf) == 1
+
+
+async def test_an_alias_moved_during_the_deployment_is_not_moved_back(by_hand: Engine) -> None:
+    wf = by_hand
+    workflow_id = await wf.submit(guarded(), **await inputs(wf, "mine", 150))
+    await finish(wf, workflow_id, "train")
+    await wf.until_step(workflow_id, "deploy", "running")
+    await put_into_production(wf, await model(wf, "theirs"))
+    await finish(wf, workflow_id, "deploy")
+    view = await wf.until(workflow_id, "failed")
+    assert view.error is not None
+    assert (view.error.code, view.error.where) == ("conflict", "steps.promote")
+    assert await alias_of(wf) == 2
+
+
+async def test_a_fork_is_judged_against_what_the_first_run_promoted(wf: Engine) -> None:
+    first = await inputs(wf, "first", 190)
+    workflow_id = await wf.submit(guarded(), **first)
+    await wf.until(workflow_id, "succeeded")
+    worse = await inputs(wf, "worse", 150, production=first["candidate"])
+    view = await wf.until(await wf.fork(workflow_id, **{k: worse[k] for k in ("candidate", "model", "production")}),
+                          "rejected")  # fmt: skip
+    assert (step_of(view, "train").reused, step_of(view, "current").reused) == (True, False)
+    assert step_of(view, "current").result["version"] == 1
+    assert await alias_of(wf) == 1
+
+
+async def test_a_retry_keeps_what_it_found_in_production_while_that_stands(by_hand: Engine) -> None:
+    wf = by_hand
+    await put_into_production(wf, await model(wf, "theirs"))
+    workflow_id = await wf.submit(guarded(), **await inputs(wf, "mine", 190, production=None))
+    wf.finish(await wf.until_step(workflow_id, "train", "running"), "train", BadData("it failed"))
+    await wf.nudge(workflow_id)
+    await wf.until(workflow_id, "failed")
+    await wf.ask("retry", workflow_id)
+    view = await wf.until_step(workflow_id, "train", "running")
+    assert [len(step_of(view, name).attempts) for name in ("train", "current")] == [2, 1]

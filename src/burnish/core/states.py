@@ -113,12 +113,13 @@ STEP: Mapping[StepState, frozenset[StepState]] = {
     _S.WAITING: frozenset({_S.RUNNING, _S.SUCCEEDED, _S.FAILED, _S.SKIPPED, _S.CANCELLED}),
     _S.RUNNING: frozenset({_S.RETRYING, _S.SUCCEEDED, _S.FAILED, _S.CANCELLED}),
     _S.RETRYING: frozenset({_S.RUNNING, _S.FAILED, _S.CANCELLED}),
-    _S.SUCCEEDED: frozenset(),
+    _S.SUCCEEDED: frozenset({_S.WAITING}),
     _S.FAILED: frozenset({_S.WAITING}),
     _S.SKIPPED: frozenset({_S.WAITING}),
     _S.CANCELLED: frozenset({_S.WAITING}),
 }
-"""A failed, skipped or cancelled step returns to ``waiting`` only by ``retry``."""
+"""A failed, skipped or cancelled step returns to ``waiting`` only by ``retry``; so does one that succeeded on what has
+changed since, such as the model that is in production."""
 
 JOB: Mapping[JobState, frozenset[JobState]] = {
     _J.QUEUED: frozenset({_J.STARTING, _J.RUNNING, _J.PAUSED, _J.CANCELLED, _J.FAILED, _J.SUCCEEDED}),

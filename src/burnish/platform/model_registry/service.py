@@ -93,6 +93,16 @@ async def move_alias(
     return await _point(session, model, alias, version, by=by, reason=reason, rolled_back=False)
 
 
+async def locked_alias(session: AsyncSession, project_id: str, name: str, alias: str) -> int | None:
+    """Return where an alias points, None if nowhere, and keep it there until the unit of work ends.
+
+    A model that is not there yet is made, so that there is something to lock.
+    """
+    model = await store.ensure_model(session, project_id, name)
+    row = await store.alias(session, model.id, alias)
+    return None if row is None else row.version
+
+
 async def roll_back(
     session: AsyncSession, project_id: str, name: str, alias: str, *, by: str, reason: str = ""
 ) -> AliasView:

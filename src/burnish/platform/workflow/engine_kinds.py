@@ -62,6 +62,10 @@ class EngineKind:
     waits: Waits | None = None
     writes: bool = True
     """Whether ``apply`` changes rows, and so needs a savepoint for when it fails."""
+    live: bool = False
+    """Whether the same spec may come to another result later, because others change what it reads.
+
+    Only for kinds without ``prepare`` that write nothing: a retry applies them once more to compare."""
 
     def offer(self, name: str) -> KindOffer:
         """Return the kind as a component's description would offer it."""

@@ -1,6 +1,6 @@
 """Which results of an execution a fork of it may keep: pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from burnish.core.states import ExecutionState, StepState
@@ -12,7 +12,11 @@ from burnish.platform.workflow.tables import WorkflowExecutionRow
 
 
 def copied_steps(
-    row: WorkflowExecutionRow, definition: Definition, parameters: Mapping[str, Any], from_step: str | None
+    row: WorkflowExecutionRow,
+    definition: Definition,
+    parameters: Mapping[str, Any],
+    from_step: str | None,
+    live: Iterable[str] = (),
 ) -> Steps:
     """Return a new execution's steps: succeeded ones whose inputs stay the same keep their results.
 
@@ -21,10 +25,11 @@ def copied_steps(
         definition: its definition.
         parameters: the fork's, resolved.
         from_step: this step and all that needs it run again in any case.
+        live: steps whose result is of the moment; they too run again, with all that needs them.
     """
     old = _view(row, definition, row.parameters, load_steps(row.steps))
     new: Steps = {name: StepRecord() for name in definition.steps}
-    again = definition.descendants([from_step] if from_step is not None else [])
+    again = definition.descendants([*live, *([] if from_step is None else [from_step])])
     for name in definition.order:
         record = old.steps[name]
         needs = definition.needs[name]

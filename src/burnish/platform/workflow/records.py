@@ -4,7 +4,7 @@
 can be rebuilt or found again from it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -243,11 +243,15 @@ def check_execution(old: ExecutionState, new: ExecutionState, what: str) -> Exec
     return new
 
 
-def reset(steps: Steps, names: Iterable[str]) -> None:
-    """Put steps back to waiting. Items that succeeded keep their results; numbering of attempts goes on."""
+def reset(steps: Steps, names: Iterable[str], anew: Collection[str] = ()) -> None:
+    """Put steps back to waiting. Numbering of attempts goes on.
+
+    Items that succeeded keep their results, but not those of the steps ``anew``, whose inputs may have changed.
+    """
     for name in names:
         record = steps[name]
         if record.state is StepState.WAITING:
             continue
         check(STEP, record.state, StepState.WAITING, f"step {name}")
-        steps[name] = StepRecord(many=record.many, items=record.items)
+        items = [Item(value=i.value, attempt=i.attempt) for i in record.items] if name in anew else record.items
+        steps[name] = StepRecord(many=record.many, items=items)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.errors import NotFound
+from burnish.core.errors import Conflict, NotFound
 from burnish.core.specs.base import ArtifactRef, Spec, digest_of
 from burnish.core.specs.data import DATASET_CARD_FILE, DatasetCard
 from burnish.core.specs.evaluation import EvaluationResult
@@ -73,10 +73,21 @@ class DatasetGiven(BaseModel):
     artifact: ArtifactRef
 
 
-class RegisterSpec(Spec):
-    """Make a model version."""
+class _Replacing(Spec):
+    """What was judged against the version behind an alias, and is to replace that one and no other."""
 
     name: ModelName
+    alias: AliasName = "production"
+    expected: int | None = Field(
+        default=None,
+        description="The version that the alias had when the candidate was judged against it, null for none: "
+        "a conflict if it has another by now. Left out, nothing is compared",
+    )
+
+
+class RegisterSpec(_Replacing):
+    """Make a model version."""
+
     model: ArtifactRef = Field(description="What is served")
     adapter: ArtifactRef | None = None
     base: ArtifactRef | None = Field(default=None, description="The model that it was made from")
@@ -140,7 +151,43 @@ def _ref(one: ArtifactRef | DatasetGiven | None) -> ArtifactRef | None:
     return one.artifact if isinstance(one, DatasetGiven) else one
 
 
+async def _judged_against(session: AsyncSession, step: EngineStep, spec: _Replacing) -> int | None:
+    """Lock the model, check that its alias is where it was when the candidate was judged, and return where that is.
+
+    Raises:
+        Conflict: it points elsewhere.
+    """
+    now = await registry.locked_alias(session, step.project_id, spec.name, spec.alias)
+    wanted = {spec.expected, spec.version} if isinstance(spec, PromoteSpec) else {spec.expected}
+    if "expected" in spec.model_fields_set and now not in wanted:
+        then, there = ["nothing" if version is None else f"version {version}" for version in (spec.expected, now)]
+        raise Conflict(
+            f"{spec.name}@{spec.alias} pointed at {then} when the candidate was judged, and points at {there} now",
+            where=f"steps.{step.step}", hint=f"`burnish retry {step.workflow_id}` judges it against what is there now",
+        )  # fmt: skip
+    return now
+
+
+async def _refuse_a_second(session: AsyncSession, step: EngineStep, spec: RegisterSpec, now: int | None) -> None:
+    """Let one execution at a time go from registration to promotion: the second would deploy over the first.
+
+    Raises:
+        Conflict: another one is on that way.
+    """
+    for workflow_id, steps, other in await store.registered(session, step.project_id, step.workflow_id):
+        same = (other.spec.get("name"), other.spec.get("alias", "production")) == (spec.name, spec.alias)
+        stands = steps.get(other.step, {}).get("state") == "succeeded"
+        if same and stands and "expected" in other.spec and (other.result or {}).get("version") != now:
+            raise Conflict(
+                f"{workflow_id} is about to put another version behind {spec.name}@{spec.alias}",
+                where=f"steps.{step.step}", hint=f"when it has ended (or was cancelled), `burnish retry {step.workflow_id}`",
+            )  # fmt: skip
+
+
 async def _register(session: AsyncSession, step: EngineStep, spec: RegisterSpec, cards: _Cards) -> RegisterResult:
+    now = await _judged_against(session, step, spec)
+    if "expected" in spec.model_fields_set:
+        await _refuse_a_second(session, step, spec, now)
     lineage = Lineage(
         execution=step.workflow_id, workflow_type=step.workflow_type, definition_digest=step.definition_digest,
         parameters=dict(step.parameters), datasets=_datasets(spec, cards), base=_base(spec, cards),
@@ -194,7 +241,8 @@ def _code_version(spec: RegisterSpec) -> str:
 
 
 async def _steps(session: AsyncSession, step: EngineStep) -> tuple[StepUse, ...]:
-    rows = await store.succeeded_attempts(session, step.project_id, step.workflow_id)
+    found = await store.succeeded_attempts(session, step.project_id, step.workflow_id)
+    rows = {(row.step, row.item): row for row in sorted(found, key=lambda row: row.number)}.values()
     return tuple(
         StepUse(
             step=row.step, component=row.component, kind=row.kind, job_id=row.reused_from or row.job_id,
@@ -216,12 +264,10 @@ def _metrics(spec: RegisterSpec) -> dict[str, JsonValue]:
     return found
 
 
-class PromoteSpec(Spec):
+class PromoteSpec(_Replacing):
     """Point an alias at a version, once its deployment is verified."""
 
-    name: ModelName
     version: int = Field(ge=1)
-    alias: AliasName = "production"
     deployment: dict[str, JsonValue] | None = Field(
         default=None, description="Result of `deploy`: naming it here makes this step wait for it"
     )
@@ -238,17 +284,17 @@ class PromoteResult(Spec):
 
 
 async def _promote(session: AsyncSession, step: EngineStep, spec: PromoteSpec, _prepared: Any) -> PromoteResult:
-    before = await _current(session, step, CurrentSpec(name=spec.name, alias=spec.alias), None)
+    before = await _judged_against(session, step, spec)
     reason = spec.reason or f"promoted by {step.workflow_id}"
     await registry.move_alias(
         session, step.project_id, spec.name, spec.alias, spec.version, by=step.submitted_by, reason=reason
     )
-    return PromoteResult(name=spec.name, alias=spec.alias, version=spec.version, replaced=before.version)
+    return PromoteResult(name=spec.name, alias=spec.alias, version=spec.version, replaced=before)
 
 
 REGISTRY_KINDS: Mapping[str, EngineKind] = {
     "current": EngineKind(
-        CurrentSpec, CurrentResult, "Finds the version behind an alias", apply=_current, writes=False
+        CurrentSpec, CurrentResult, "Finds the version behind an alias", apply=_current, writes=False, live=True
     ),
     "register": EngineKind(
         RegisterSpec, RegisterResult, "Makes a model version, with its lineage", apply=_register, prepare=_read_cards

@@ -24,6 +24,7 @@ from burnish.platform.workflow.execution import Definitions
 from burnish.platform.workflow.fork import copied_steps
 from burnish.platform.workflow.kinds import ENGINE_KINDS
 from burnish.platform.workflow.library import definition_named
+from burnish.platform.workflow.live import live_steps, outdated
 from burnish.platform.workflow.parameters import ModelFinder, Resolver
 from burnish.platform.workflow.records import (
     FINAL,
@@ -65,6 +66,7 @@ class WorkflowService:
         kinds: Mapping[str, EngineKind] = ENGINE_KINDS,
     ) -> None:
         self._database = database
+        self._kinds = kinds
         self._resolver = Resolver(components, find_model)
         self._validator = Validator(components, kinds)
         self._definitions = Definitions()
@@ -182,6 +184,8 @@ class WorkflowService:
     ) -> WorkflowExecutionRow:
         """Run again what did not succeed, in the same execution; what succeeded is re-used.
 
+        Where that hangs on what is in production and something else is there by now, all that hangs on it runs again.
+
         Raises:
             Conflict: it has not ended, or it succeeded.
             InvalidRequest: a named step does not exist or succeeded.
@@ -193,12 +197,25 @@ class WorkflowService:
         definition = self._definitions.of(row.definition_digest, row.definition)
         steps = load_steps(row.steps)
         again = _steps_to_retry(definition, steps, names)
-        reset(steps, again)
+        anew = definition.descendants(await self._outdated(session, row, definition, steps, again))
+        again |= anew
+        reset(steps, again, anew)
         row.status = check_execution(ExecutionState(row.status), ExecutionState.RUNNING, f"execution {workflow_id}")
         row.steps = dump_steps(steps)
         row.error = row.completed_at = row.cancel_requested_at = row.pause_requested_at = None
         row.retries += 1
         return await self._asked(session, row, "retry", {"state": row.status, "steps": sorted(again)})
+
+    async def _outdated(
+        self, session: AsyncSession, row: WorkflowExecutionRow, definition: Definition, steps: Steps, again: set[str]
+    ) -> set[str]:
+        """Return the live steps on which ``again`` hangs and whose result would be another now."""
+        live = {
+            name
+            for name in live_steps(definition, self._kinds)
+            if steps[name].state is StepState.SUCCEEDED and definition.descendants([name]) & again
+        }
+        return await outdated(session, row, definition, steps, self._kinds, live)
 
     async def prepare_fork(
         self, project_id: str, workflow_id: str, request: ForkRequest, principal: Principal
@@ -219,7 +236,8 @@ class WorkflowService:
         accepted = await self.examine(definition, given, principal)
         if accepted.findings.problems:
             raise refused(accepted.findings.problems, definition.name)
-        steps = copied_steps(row, definition, accepted.parameters, request.from_step)
+        live = live_steps(definition, self._kinds)
+        steps = copied_steps(row, definition, accepted.parameters, request.from_step, live)
         return Accepted(definition, given, accepted.parameters, accepted.findings, steps, forked_from=workflow_id)
 
     async def approve(

@@ -198,6 +198,25 @@ async def decide_approval(session: AsyncSession, key: str, step: str, approval: 
     return len(ids)
 
 
+async def registered(
+    session: AsyncSession, project_id: str, but: str
+) -> list[tuple[str, Mapping[str, Any], StepAttemptRow]]:
+    """Return ``(workflow id, steps, attempt)`` of each ``register`` of the project's other unfinished executions."""
+    execution, attempt = WorkflowExecutionRow, StepAttemptRow
+    statement = (
+        select(execution.workflow_id, execution.steps, attempt)
+        .join(attempt, attempt.execution_id == execution.id)
+        .where(
+            execution.project_id == project_id,
+            execution.status.in_(sorted(set(ExecutionState) - FINAL)),
+            execution.workflow_id != but,
+            attempt.kind == "register",
+            attempt.state == JobState.SUCCEEDED,
+        )
+    )
+    return [(workflow_id, steps, row) for workflow_id, steps, row in await session.execute(statement)]
+
+
 async def succeeded_attempts(session: AsyncSession, project_id: str, workflow_id: str) -> Sequence[StepAttemptRow]:
     """Return the attempts of an execution that succeeded, in the order in which they ended."""
     statement = (
