@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from burnish.core.errors import Conflict, ErrorBody, InvalidRequest
+from burnish.core.errors import Conflict, ErrorBody, InvalidRequest, OutOfDisk
 from burnish.infra import event_log, reconcile
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from burnish.platform.identity import Principal
-from tests.support.fake_components import FakeComponents
+from burnish.platform.workflow import store
+from tests.support.fake_components import FakeComponents, FakeJob
 from tests.support.workflow_engine import Engine, engine, states_of, step_of
 
 CHAIN = """
@@ -136,6 +137,26 @@ async def test_pause_holds_jobs_and_resume_lets_them_go_on(by_hand: Engine) -> N
     await by_hand.until_step(workflow_id, "b", "running")
 
 
+async def state_of(job: FakeJob, state: str) -> None:
+    async with asyncio.timeout(10):
+        while str(job.state) != state:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+async def test_a_pause_or_resume_that_did_not_arrive_is_asked_again(by_hand: Engine, verb: str) -> None:
+    workflow_id = await by_hand.submit(CHAIN)
+    view = await by_hand.until_step(workflow_id, "a", "running")
+    job = by_hand.components.jobs[step_of(view, "a").attempts[0].job_id]
+    if verb == "resume":
+        await by_hand.ask("pause", workflow_id)
+        await state_of(job, "paused")
+    by_hand.components.failing_calls = {f"/jobs/{job.request.job_id}/{verb}": 1}
+    await by_hand.ask(verb, workflow_id)
+    await state_of(job, "paused" if verb == "pause" else "running")
+    assert not by_hand.components.failing_calls
+
+
 async def test_a_job_that_cannot_pause_finishes_and_nothing_follows_it_until_resume(by_hand: Engine) -> None:
     by_hand.components.pausable = False
     workflow_id = await by_hand.submit(CHAIN)
@@ -175,6 +196,34 @@ async def test_an_absent_component_is_waited_for_and_shown(by_hand: Engine) -> N
                 by_hand.components.down = False
             await asyncio.sleep(0.02)
     assert set(by_hand.components.submissions.values()) == {1}
+
+
+async def test_the_loops_outlive_any_error(wf: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, once: the watcher that ended with it would leave every execution waiting for jobs that have ended."""
+    failed: list[str] = []
+
+    def failing(name: str, error: Exception) -> None:
+        real = getattr(store, name)
+
+        async def once(*args: Any, **kwargs: Any) -> Any:
+            if failed.count(name) < 1:
+                failed.append(name)
+                raise error
+            failed.append(name)
+            return await real(*args, **kwargs)
+
+        monkeypatch.setattr(store, name, once)
+
+    monkeypatch.setattr("burnish.platform.workflow.reconciler._RESYNC_SECONDS", 0.02)
+    monkeypatch.setattr("burnish.platform.workflow.reconciler._PAUSE_SECONDS", 0.02)
+    failing("with_finished_jobs", OutOfDisk("the disk is full"))
+    failing("parked_wrongly", RuntimeError("something else"))
+    await wf.reconciler.stop()
+    await wf.reconciler.start()
+    async with asyncio.timeout(10):
+        while not all(failed.count(name) > 1 for name in ("with_finished_jobs", "parked_wrongly")):
+            await asyncio.sleep(0.01)
+    assert wf.reconciler.alive
 
 
 async def test_a_cached_step_is_reused_and_says_so(wf: Engine) -> None:

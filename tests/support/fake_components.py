@@ -76,6 +76,8 @@ class FakeComponents:
     submissions: dict[str, int] = field(default_factory=dict)
     down: bool = False
     pausable: bool = True
+    failing_calls: dict[str, int] = field(default_factory=dict)
+    """How many calls of a path do not arrive."""
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     artifact: ArtifactRef | None = None
     """What every job gives, instead of a made-up reference."""
@@ -98,6 +100,11 @@ class FakeComponents:
             return self._dataset((query or {})["ref"])
         if self.down:
             raise Unavailable("worker is away", hint="wait")
+        if path in self.failing_calls:
+            self.failing_calls[path] -= 1
+            if not self.failing_calls[path]:
+                del self.failing_calls[path]
+            raise Unavailable("the connection broke", hint="wait", retry_after=0.05)
         if path == "/jobs/validate":
             return self._validate(JobRequest.model_validate(json))
         if path == "/jobs":

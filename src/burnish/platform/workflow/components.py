@@ -125,15 +125,17 @@ class JobClient:
         return JobView.model_validate(answer)
 
     async def _pause_or_resume(self, attempt: Attempt, principal: Principal) -> JobView | None:
+        """Ask once more until there is an answer: what failed on the way, or found no job, was not delivered."""
         asked = attempt.pause == "asked"
         try:
-            return await self._job(attempt, "POST", "/pause" if asked else "/resume", principal)
+            view = await self._job(attempt, "POST", "/pause" if asked else "/resume", principal)
         except BurnishError as error:
             if error.retryable:
                 raise
-            return await self._job(attempt, "GET", "", principal)  # it cannot be paused: it runs to its end
-        finally:
+            view = await self._job(attempt, "GET", "", principal)  # it cannot be paused: it runs to its end
+        if view is not None:
             attempt.change(pause="delivered" if asked else "")
+        return view
 
     async def _look_up(self, execution: Execution, attempt: Attempt, principal: Principal) -> None:
         """Find an equal step that succeeded before; else note the key, which is committed before the job is submitted."""

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 2.0
 _RESYNC_SECONDS = 30.0
+_PAUSE_SECONDS = 0.5
+"""After a look that failed, so that notices which come quickly do not make a busy loop of it."""
 _AT_ONCE = 8
 """Calls to components that one execution makes at a time."""
 
@@ -162,8 +164,9 @@ class WorkflowReconciler:
                 async with self._database.read() as session:
                     keys = await store.with_finished_jobs(session)
                 await self._wake(keys)
-            except Unavailable as error:
-                log.warning("finished jobs cannot be looked for: %s", error.message)
+            except Exception as error:  # whatever it was (a full disk, say): without this loop every execution hangs
+                _log_failure("finished jobs cannot be looked for", error)
+                await asyncio.sleep(_PAUSE_SECONDS)
             await topic.wait(seen, _WATCH_SECONDS)
 
     async def _resync(self) -> None:
@@ -178,8 +181,8 @@ class WorkflowReconciler:
                     signals.EXECUTIONS.labels(state).set(counts.get(state, 0))
                 await self._wake(keys)
                 after = keys[-1] if keys else None
-            except Unavailable as error:
-                log.warning("executions cannot be looked over: %s", error.message)
+            except Exception as error:
+                _log_failure("executions cannot be looked over", error)
             await asyncio.sleep(_RESYNC_SECONDS)
 
     async def _wake(self, keys: Sequence[str]) -> None:
@@ -187,6 +190,13 @@ class WorkflowReconciler:
             async with self._database.write() as session:
                 for key in keys:
                     await store.wake_execution(session, key)
+
+
+def _log_failure(what: str, error: Exception) -> None:
+    if isinstance(error, BurnishError):
+        log.warning("%s: %s", what, error.message)
+    else:
+        log.error("%s", what, exc_info=error)
 
 
 def _wait(kind: EngineKind, attempt: Attempt) -> float | None:
