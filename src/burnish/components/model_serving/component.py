@@ -1,9 +1,7 @@
 """Puts the serving component together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.components.model_serving.api import router
 from burnish.components.model_serving.data_path import DataPath
@@ -13,7 +11,6 @@ from burnish.components.model_serving.reconciler import DeploymentReconciler, Ti
 from burnish.components.model_serving.replicas import ReplicaProcesses
 from burnish.components.model_serving.routing import Routes, Traffic
 from burnish.components.model_serving.service import Deployments
-from burnish.core.errors import NotFound
 from burnish.core.settings import Settings
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database
@@ -62,27 +59,13 @@ def serving(
     """Return the component's parts, not started."""
     deployments = Deployments(settings.node, settings.capacity_cpus, engines)
     traffic = Traffic()
-    routes = Routes(database, names)
+    routes = Routes(database, model_registry.aliases_of, (model_registry.ALIASES_TOPIC,))
     processes = ReplicaProcesses(settings.run_dir / "replicas")
     reconciler = DeploymentReconciler(
         database, artifacts, deployments, traffic, processes, owner=owner,
         timing=timing or Timing(lease=settings.lease_seconds),
     )  # fmt: skip
     return Serving(deployments, routes, traffic, reconciler, DataPath(routes, traffic))
-
-
-async def names(session: AsyncSession, project_id: str, model_version: str | None) -> Sequence[str]:
-    """Return how else a registry version is called: ``m@3``, and by its aliases ``m@production`` and ``production``."""
-    if model_version is None:
-        return ()
-    name, _, number = model_version.partition("@")
-    if not number.isdecimal():
-        return (model_version,)
-    try:
-        version = await model_registry.get(session, project_id, name, int(number))
-    except NotFound:
-        return (model_version,)
-    return (model_version, *(f"{name}@{alias}" for alias in version.aliases), *version.aliases)
 
 
 def build(runtime: JobRuntime, *, engines: Mapping[str, Engine] = ENGINES, timing: Timing | None = None) -> Component:

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from burnish.components.model_serving import completion as c
 from burnish.components.model_serving.measure import Measured
-from burnish.components.model_serving.routing import Route, Routes, Traffic, ready_route
+from burnish.components.model_serving.naming import Route
+from burnish.components.model_serving.routing import Routes, Traffic, ready_route
 from burnish.core.errors import BurnishError, NotFound, TooLarge, Unavailable, UpstreamFailed
 from burnish.core.inference import unsupported, upstream_body
 from burnish.core.openai import ChatRequest, CompletionRequest, RequestRefused, envelope, refused

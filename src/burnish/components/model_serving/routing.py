@@ -1,21 +1,29 @@
 """Where requests go: which deployment a model's name means, which replica has room, and who waits for it.
 
-The route table is a snapshot of rows, read again when a deployment changed (and now and then, as notices between
+The route table is a snapshot of rows, read again when a deployment changed or an alias moved (and now and then, as notices between
 processes can be lost). What is in flight is known only here, in memory: it ends with the server's connections.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.components.model_serving import store
+from burnish.components.model_serving.naming import (
+    Aliases,
+    Ambiguous,
+    AmbiguousName,
+    Route,
+    Target,
+    contested,
+    table_of,
+)
 from burnish.core.errors import Busy, Unavailable
 from burnish.core.specs.serving import DeploySpec
 from burnish.infra.database import Database
@@ -25,58 +33,48 @@ _REFRESH_SECONDS = 2.0
 _WAIT_FOR_REPLICA_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class Target:
-    """A replica that may get requests."""
-
-    replica_id: str
-    socket: Path
-
-
-@dataclass(frozen=True)
-class Route:
-    """A deployment that gets requests."""
-
-    project_id: str
-    deployment_id: str
-    deployment: str
-    revision: int
-    spec: DeploySpec
-    created: int
-    """Unix time of the deployment's making."""
-    targets: tuple[Target, ...]
-
-
-Names = Callable[[AsyncSession, str, str | None], Awaitable[Sequence[str]]]
-"""Returns how else a registry version of a project is called: ``name@3``, ``name@production``, ``production``."""
+AliasesOf = Callable[[AsyncSession, str, Collection[str]], Awaitable[Aliases]]
+"""Returns the aliases of some models of a project."""
 
 
 class Routes:
     """The route table."""
 
-    def __init__(self, database: Database, names: Names) -> None:
+    def __init__(self, database: Database, aliases: AliasesOf, topics: Sequence[str] = ()) -> None:
+        """Read aliases by ``aliases``; ``topics`` are notified when one of them moved."""
         self._database = database
-        self._names = names
-        self._topic = database.topic(store.TOPIC)
-        self._table: Mapping[tuple[str, str], Route] = {}
-        self._version = -1
+        self._aliases = aliases
+        self._topics = tuple(database.topic(name) for name in (store.TOPIC, *topics))
+        self._table: Mapping[tuple[str, str], Route | Ambiguous] = {}
+        self._routes: Sequence[Route] = ()
+        self._versions: tuple[int, ...] = ()
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
     async def find(self, project_id: str, model: str) -> Route | None:
-        """Return the route of a deployment's name, an alias or ``name@version``."""
+        """Return the route of a deployment's name, an alias or ``name@version``.
+
+        Raises:
+            AmbiguousName: it is an alias of several models that are served.
+        """
         await self._refresh()
-        return self._table.get((project_id, model))
+        found = self._table.get((project_id, model))
+        if isinstance(found, Ambiguous):
+            raise AmbiguousName(
+                f"The model '{model}' is ambiguous: it is an alias of several models", where="model",
+                hint=f"ask for one of: {', '.join(found.choices)}",
+            )  # fmt: skip
+        return found
 
     async def of_project(self, project_id: str) -> list[Route]:
         """Return the routes of a project by name of deployment."""
         await self._refresh()
-        own = {route.deployment: route for (project, _), route in self._table.items() if project == project_id}
-        return [own[name] for name in sorted(own)]
+        return sorted((r for r in self._routes if r.project_id == project_id), key=lambda route: route.deployment)
 
     async def changed(self, timeout: float) -> None:
         """Wait until a deployment changed, at most ``timeout`` seconds; the next look reads again."""
-        await self._topic.wait(self._version, timeout)
+        deployments = self._topics[0]
+        await deployments.wait(self._versions[0] if self._versions else deployments.version, timeout)
         self.distrust()
 
     def distrust(self) -> None:
@@ -89,23 +87,34 @@ class Routes:
         async with self._reading:
             if self._fresh():
                 return
-            version = self._topic.version
+            versions = self._noticed()
             async with self._database.read() as session:
-                rows = await store.serving(session)
-                table: dict[tuple[str, str], Route] = {}
-                for deployment, revision, replicas in rows:
-                    route = Route(
+                routes = [
+                    Route(
                         deployment.project_id, deployment.id, deployment.name, revision.number,
                         DeploySpec.model_validate(revision.spec), int(deployment.created_at.timestamp()),
                         tuple(Target(replica.id, Path(replica.socket)) for replica in replicas),
-                    )  # fmt: skip
-                    for name in await self._names(session, route.project_id, route.spec.model_version):
-                        table.setdefault((route.project_id, name), route)
-                    table[(route.project_id, route.deployment)] = route
-            self._table, self._version, self._read_at = table, version, time.monotonic()
+                    )
+                    for deployment, revision, replicas in await store.serving(session)
+                ]  # fmt: skip
+                table: dict[tuple[str, str], Route | Ambiguous] = {}
+                for project in {route.project_id for route in routes}:
+                    own = [route for route in routes if route.project_id == project]
+                    table.update(((project, name), route) for name, route in (await self._names(session, own)).items())
+            self._table, self._routes = table, routes
+            self._versions, self._read_at = versions, time.monotonic()
+
+    async def _names(self, session: AsyncSession, routes: Sequence[Route]) -> Mapping[str, Route | Ambiguous]:
+        models = {route.model for route in routes if route.model is not None}
+        aliases = await self._aliases(session, routes[0].project_id, models) if models else {}
+        rivals = contested(routes, aliases)
+        return table_of(routes, aliases, await store.served_before(session, rivals) if rivals else {})
+
+    def _noticed(self) -> tuple[int, ...]:
+        return tuple(topic.version for topic in self._topics)
 
     def _fresh(self) -> bool:
-        return self._version == self._topic.version and time.monotonic() - self._read_at < _REFRESH_SECONDS
+        return self._versions == self._noticed() and time.monotonic() - self._read_at < _REFRESH_SECONDS
 
 
 class _Lane:

@@ -1,6 +1,7 @@
 """Queries over deployments, revisions and replicas. Sessions belong to the caller; nothing here commits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete, func, select
@@ -113,6 +114,19 @@ async def serving(session: AsyncSession) -> Sequence[tuple[Deployment, Revision,
     return [
         (deployment, revision, [r for r in replicas if r.revision_id == revision.id]) for deployment, revision in rows
     ]
+
+
+async def served_before(session: AsyncSession, deployment_ids: Collection[str]) -> Mapping[tuple[str, str], datetime]:
+    """Return when each of these deployments last began to serve each registry version that it ever served."""
+    statement = select(Revision.deployment_id, Revision.spec, Revision.ready_at).where(
+        Revision.deployment_id.in_(deployment_ids), Revision.ready_at.is_not(None)
+    )
+    found: dict[tuple[str, str], datetime] = {}
+    for deployment_id, spec, ready_at in (await session.execute(statement)).all():
+        key = deployment_id, spec.get("model_version")
+        if key[1] is not None:
+            found[key] = max(ready_at, found.get(key, ready_at))
+    return found
 
 
 async def counts(session: AsyncSession) -> tuple[dict[str, int], dict[str, int]]:

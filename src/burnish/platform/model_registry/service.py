@@ -1,6 +1,6 @@
 """The rules of the registry: versions are immutable integers, aliases move and remember where they were."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,7 +10,7 @@ from burnish.core.specs.base import ArtifactRef
 from burnish.core.specs.model import ModelCard
 from burnish.infra import event_log
 from burnish.infra.artifact_store import store as artifacts
-from burnish.infra.database import Database, utcnow
+from burnish.infra.database import Database, notify, utcnow
 from burnish.platform.model_registry import store
 from burnish.platform.model_registry.schemas import (
     AliasMove,
@@ -25,6 +25,9 @@ from burnish.platform.model_registry.schemas import (
 from burnish.platform.model_registry.tables import ModelAliasMoveRow, ModelAliasRow, ModelRow, ModelVersionRow
 
 OWNER = "model_version"
+
+ALIASES_TOPIC = "model_aliases"
+"""Notified when an alias moved: requests by it may have to go elsewhere."""
 
 
 async def register(
@@ -154,6 +157,7 @@ async def _point(
         )
     )  # fmt: skip
     await session.flush()
+    await notify(session, ALIASES_TOPIC)
     await _tell(
         session, model, {"alias": alias, "from": old, "to": version, "rolled_back": rolled_back, "by": by}, None
     )
@@ -176,6 +180,7 @@ async def remove_alias(session: AsyncSession, project_id: str, name: str, alias:
     session.add(move)
     await store.delete_alias(session, model.id, alias)
     await session.flush()
+    await notify(session, ALIASES_TOPIC)
     await _tell(session, model, {"alias": alias, "from": move.old_version, "to": None, "by": by}, None)
 
 
@@ -262,6 +267,14 @@ async def history(session: AsyncSession, project_id: str, name: str, alias: str)
     """
     model = await _model(session, project_id, name)
     return [_move_view(move) for move in await store.moves(session, model.id, alias)]
+
+
+async def aliases_of(session: AsyncSession, project_id: str, names: Collection[str]) -> Mapping[str, Mapping[str, int]]:
+    """Return where the aliases of these models point: ``{model: {alias: version}}``; unknown models have none."""
+    found: dict[str, dict[str, int]] = {}
+    for name, row in await store.aliases_by_name(session, project_id, names):
+        found.setdefault(name, {})[row.alias] = row.version
+    return found
 
 
 async def view_of(session: AsyncSession, model: ModelRow, row: ModelVersionRow) -> VersionView:

@@ -1,6 +1,6 @@
 """Queries over models, versions and aliases. Nothing here commits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -84,6 +84,19 @@ async def aliases(session: AsyncSession, model_ids: Sequence[str]) -> Sequence[M
     """Return the aliases of these models."""
     statement = select(ModelAliasRow).where(ModelAliasRow.model_id.in_(model_ids)).order_by(ModelAliasRow.alias)
     return (await session.execute(statement)).scalars().all()
+
+
+async def aliases_by_name(
+    session: AsyncSession, project_id: str, names: Collection[str]
+) -> Sequence[tuple[str, ModelAliasRow]]:
+    """Return the aliases of a project's models of these names, each with its model's name."""
+    statement = (
+        select(ModelRow.name, ModelAliasRow)
+        .join(ModelAliasRow, ModelAliasRow.model_id == ModelRow.id)
+        .where(ModelRow.project_id == project_id, ModelRow.name.in_(names))
+        .order_by(ModelRow.name, ModelAliasRow.alias)
+    )
+    return [(name, row) for name, row in await session.execute(statement)]
 
 
 async def alias(session: AsyncSession, model_id: str, name: str) -> ModelAliasRow | None:

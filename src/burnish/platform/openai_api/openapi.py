@@ -35,7 +35,10 @@ _MODEL = {
     "model_version": "sentiment@1", "revision": 1, "context_length": 1024,
 }  # fmt: skip
 _ERRORS = {
-    400: "A parameter is wrong or not supported (`code` says which way), or the prompt is too long (`context_length_exceeded`)",
+    400: (
+        "A parameter is wrong or not supported (`code` says which way), the prompt is too long "
+        "(`context_length_exceeded`), or `model` is an alias of several models (`model_ambiguous`)"
+    ),
     401: "No valid credential came with the request",
     403: "The caller may not do this, or the page that asks belongs to another site",
     404: "No deployment goes by this name (`model_not_found`)",
@@ -69,7 +72,7 @@ def _paths() -> dict[str, Any]:
             "list_openai_models", {"object": "list", "data": [_MODEL]}, _ANY,
         )},
         "/v1/models/{model}": {"get": _operation(
-            "Show what is served under a name", "By deployment, `name@version` or alias.", "get_openai_model", _MODEL, (*_ANY, 404),
+            "Show what is served under a name", "By deployment, `name@version` or alias.", "get_openai_model", _MODEL, (*_ANY, 400, 404),
         ) | {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}, "example": "sentiment"}]}},
         "/v1/chat/completions": {"post": _generating(
             "Answer a conversation", "create_chat_completion", "ChatRequest", _CHAT_EXAMPLE, _CHAT_ANSWER
