@@ -283,6 +283,11 @@ BROKEN = lines(2) + '{"text": "cut\n'
         (gzip.compress(b'{"text": "' + b"a" * (70 << 20)), {"filename": "a.jsonl.gz"}, 413, "too_large", "line 1"),
         (gzip.compress((b'{"text": "' + b"a" * 1000 + b'"}\n') * 70_000), {}, 413, "too_large", None),
         (b"x" * (51 << 20), {}, 413, "too_large", "body"),
+        ('"text,label\n', {"filename": "a.csv"}, 422, "invalid_request", "line 1"),
+        (lines(1) + '{"text": "a", "label": "b", "n": 1e999}\n', {}, 422, "invalid_request", "line 2"),
+        (lines(1) + '{"text": "a", "n": ' + "[" * 990 + "]" * 990 + "}\n", {}, 422, "invalid_request", "line 2"),
+        ('{"messages": "[\\"\\\\ud800\\"]"}\n', {}, 422, "invalid_request", "line 1, messages"),
+        (lines(1), {"columns": '{"text": "\\ud800"}'}, 422, "invalid_request", "columns.text"),
     ],
 )
 async def test_bad_uploads_are_refused_with_their_place_and_leave_nothing(

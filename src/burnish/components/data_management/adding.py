@@ -23,6 +23,7 @@ from burnish.infra import idempotency
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
 from burnish.infra.home import disk_free, require_disk
+from burnish.infra.storable import unstorable
 
 ROUTE = "POST /platform/datasets"
 OPTION_FIELDS = ("format", "columns", "licence", "duplicates", "bad_rows")
@@ -147,6 +148,7 @@ def parse_fields(fields: Mapping[str, str]) -> tuple[str, UploadOptions]:
             FieldProblem(where=".".join(map(str, detail["loc"])), message=str(detail["msg"]))
             for detail in error.errors()
         ]
+    problems += (problem for field, value in values.items() for problem in unstorable(value, field))
     if problems:
         raise InvalidRequest(problems[0].message, where=problems[0].where, hint=problems[0].hint, problems=problems)
     return name, options

@@ -23,7 +23,7 @@ class UploadOptions(BaseModel):
     file_name: str = Field(description="The name it was uploaded under; recorded, and a hint at its format")
     format: DatasetFormat | None = Field(default=None, description="Recognised by the columns if not given")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's column")
-    licence: str | None = None
+    licence: str | None = Field(default=None, max_length=1000)
     duplicates: Literal["keep", "drop"] = Field(
         default="keep",
         description="Rows equal to an earlier row, but for blanks at the ends of values; other columns do not count",

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.components.data_management.formats.base import Problems, Record
+from burnish.components.data_management.formats.base import (
+    MAX_COLUMNS,
+    MAX_NAME_CHARACTERS,
+    Problems,
+    Record,
+    show,
+)
+from burnish.components.data_management.formats.jsonl import NotJson, loads
 from burnish.core.errors import FieldProblem, InvalidRequest
 from burnish.core.specs.data import DatasetFormat
 
@@ -37,6 +44,7 @@ MAX_LABELS = 1000
 MAX_LABEL_CHARACTERS = 200
 ROLES = ("system", "user", "assistant")
 _LOOKED_AT = 100
+_COMPARED = 500  # names, when one that is near is looked for
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,13 @@ def canonical_rows(records: Iterable[Record], schema: Schema, problems: Problems
     """Yield (number in the file, canonical row) for every record that fits; the others go to ``problems``.
 
     Raises:
-        InvalidRequest: too many rows do not fit, or classification has more than ``MAX_LABELS`` labels.
+        InvalidRequest: too many rows do not fit, classification has more than ``MAX_LABELS`` labels, or the rows
+            together have more than ``MAX_COLUMNS`` columns.
     """
     make = _MAKERS[schema.format]
     own = set(schema.columns.values())
     labels: set[str] = set()
+    columns: set[str] = set()
     for record in records:
         try:
             row = make(record.values, schema.columns)
@@ -108,6 +118,8 @@ def canonical_rows(records: Iterable[Record], schema: Schema, problems: Problems
         if schema.format == "classification" and row["label"] not in labels:
             labels.add(row["label"])
             _check_label_count(labels, record.number, schema, problems)
+        columns.update(extra)
+        _check_column_count(columns, record.number, problems)
         yield record.number, row
 
 
@@ -124,13 +136,13 @@ class _BadValue(Exception):
 
 def _text(values: Mapping[str, Any], column: str) -> str:
     if column not in values:
-        near = difflib.get_close_matches(column, list(values), 1)
-        raise _BadValue(column, "missing", f"the row has {near[0]!r}" if near else None)
+        near = _nearest(column, values, 0.6)
+        raise _BadValue(column, "missing", f"the row has {near!r}" if near else None)
     value = values[column]
     if value is None:
         raise _BadValue(column, "missing (null)")
     if not isinstance(value, str):
-        raise _BadValue(column, f"{_kind(value)} where text is expected: {_show(value)}")
+        raise _BadValue(column, f"{_kind(value)} where text is expected: {show(value)}")
     if not value.strip():
         raise _BadValue(column, "empty")
     if "\0" in value:
@@ -141,12 +153,11 @@ def _text(values: Mapping[str, Any], column: str) -> str:
 def _label(values: Mapping[str, Any], column: str) -> str:
     value = values.get(column)
     if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    label = _text(values, column).strip()
+        label = str(value).lower()
+    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        label = str(int(value))
+    else:
+        label = _text(values, column).strip()
     if len(label) > MAX_LABEL_CHARACTERS:
         raise _BadValue(column, f"{len(label)} characters; a label has at most {MAX_LABEL_CHARACTERS}")
     return label
@@ -173,9 +184,9 @@ def _chat(values: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
     value = values.get(column)
     if isinstance(value, str):  # CSV has no lists
         try:
-            value = json.loads(value)
-        except ValueError:
-            raise _BadValue(column, f"text that is not a JSON list: {_show(value)}") from None
+            value = loads(value)
+        except NotJson as error:
+            raise _BadValue(column, f"text that is not a JSON list: {show(value)}: {error}", error.hint) from None
     if not isinstance(value, list) or not value:
         raise _BadValue(column, "missing" if value is None else f"{_kind(value)} where a list of messages is expected")
     messages = [_message(message, f"{column}.{position}") for position, message in enumerate(value)]
@@ -196,10 +207,10 @@ def _message(message: Any, place: str) -> dict[str, str]:
     unknown = sorted(key for key, value in message.items() if key not in ("role", "content") and value is not None)
     if unknown:
         hint = "ShareGPT's from/value are role/content here" if {"from", "value"} & set(unknown) else None
-        raise _BadValue(place, f"{unknown[0]!r} is not supported: a message has `role` and `content`", hint)
+        raise _BadValue(place, f"{show(unknown[0])} is not supported: a message has `role` and `content`", hint)
     role = message.get("role")
     if role not in ROLES:
-        raise _BadValue(f"{place}.role", f"{_show(role)} is not one of {', '.join(ROLES)}")
+        raise _BadValue(f"{place}.role", f"{show(role)} is not one of {', '.join(ROLES)}")
     return {"role": role, "content": _text({"content": _joined_parts(message.get("content"))}, "content")}
 
 
@@ -227,6 +238,8 @@ def _extra(values: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
     if isinstance(inner, dict):
         extra = {**inner, **{name: value for name, value in extra.items() if name != "extra"}}
     for name, value in extra.items():
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise _BadValue(name, f"a column's name has {len(name)} characters; at most {MAX_NAME_CHARACTERS}")
         if "\0" in name or (isinstance(value, str) and "\0" in value):
             raise _BadValue(name.replace("\0", ""), "holds a NUL character", "was the file converted from UTF-16?")
     return {name: extra[name] for name in sorted(extra)}
@@ -242,6 +255,15 @@ def _check_label_count(labels: set[str], number: int, schema: Schema, problems: 
         )
 
 
+def _check_column_count(columns: set[str], number: int, problems: Problems) -> None:
+    if len(columns) > MAX_COLUMNS:
+        raise InvalidRequest(
+            f"{problems.what} has more than {MAX_COLUMNS} different columns by {problems.unit} {number}",
+            where=f"{problems.unit} {number}",
+            hint="are names of columns really values? Put such data into one column, as a list or an object",
+        )
+
+
 def _check_mapping(found: tuple[str, ...], wanted: DatasetFormat | None, mapping: Mapping[str, str]) -> None:
     known = REQUIRED[wanted] if wanted else tuple(dict.fromkeys(itertools.chain(*REQUIRED.values())))
     problems = []
@@ -250,15 +272,21 @@ def _check_mapping(found: tuple[str, ...], wanted: DatasetFormat | None, mapping
             message = f"{name!r} is no column of {wanted or 'any format'}; columns are {', '.join(known)}"
             problems.append(FieldProblem(where=f"columns.{name}", message=message, hint=_nearest_hint(name, known)))
         elif theirs not in found:
-            message = f"the file has no column {theirs!r}; it has {', '.join(map(repr, found))}"
+            message = f"the file has no column {theirs!r}; it has {', '.join(map(show, found[:50]))}"
             problems.append(FieldProblem(where=f"columns.{name}", message=message, hint=_nearest_hint(theirs, found)))
     if problems:
         raise InvalidRequest(problems[0].message, where=problems[0].where, hint=problems[0].hint, problems=problems)
 
 
 def _nearest_hint(name: str, known: tuple[str, ...]) -> str | None:
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"did you mean {near[0]!r}?" if near else None
+    near = _nearest(name, known, 0.5)
+    return f"did you mean {near!r}?" if near else None
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float) -> str | None:
+    """Return the name most like ``name``. Only so many and such short ones are compared: it is slow."""
+    some = [other for other in itertools.islice(known, _COMPARED) if len(other) <= MAX_NAME_CHARACTERS]
+    return next(iter(difflib.get_close_matches(name[:MAX_NAME_CHARACTERS], some, 1, cutoff)), None)
 
 
 def _check_not_classification(found: tuple[str, ...], what: str) -> None:
@@ -286,7 +314,7 @@ def _wrong_columns(
     if best:
         hint = "did you mean columns " + ", ".join(f"{name}={theirs}" for name, theirs in best[1].items()) + "?"
     return InvalidRequest(
-        f"{what} has the columns {', '.join(map(repr, found[:50]))}; {expected}", where="columns", hint=hint
+        f"{what} has the columns {', '.join(map(show, found[:50]))}; {expected}", where="columns", hint=hint
     )
 
 
@@ -294,11 +322,11 @@ def _guess(
     found: tuple[str, ...], form: DatasetFormat, mapping: Mapping[str, str]
 ) -> tuple[int, dict[str, str]] | None:
     """Return (columns still missing, canonical -> the file's column) by what columns are often called and by likeness."""
-    lowered = {name.lower(): name for name in found}
+    lowered = {name.lower(): name for name in found[:_COMPARED]}
     chosen: dict[str, str] = {}
     for name in REQUIRED[form]:
-        near = difflib.get_close_matches(name, list(lowered), 1, 0.75)
-        called = [other for other in (name, *OFTEN_CALLED[name], *near) if other in lowered]
+        near = _nearest(name, lowered, 0.75)
+        called = [other for other in (name, *OFTEN_CALLED[name], near) if other in lowered]
         theirs = mapping.get(name) or next((lowered[other] for other in called), None)
         if theirs and theirs not in chosen.values():
             chosen[name] = theirs
@@ -309,8 +337,3 @@ def _guess(
 def _kind(value: object) -> str:
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
     return names.get(type(value), type(value).__name__)
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

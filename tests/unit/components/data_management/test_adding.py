@@ -23,6 +23,23 @@ def test_every_wrong_field_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"licence": "MIT\0"}, "licence"),
+        ({"licence": "x" * 1001}, "licence"),
+        ({"columns": '{"text": "\\ud800"}'}, "columns.text"),
+        ({"columns": '{"\\ud800": "text"}'}, "columns"),
+        ({"columns": "text=a\0"}, "columns.text"),
+    ],
+)
+def test_what_no_database_keeps_is_refused(fields: dict[str, str], where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_fields({"filename": "a.csv", **fields})
+    assert caught.value.where == where
+    caught.value.body().model_dump_json()
+
+
+@pytest.mark.parametrize(
     ("file_name", "name"),
     [
         ("reviews.jsonl", "reviews"),

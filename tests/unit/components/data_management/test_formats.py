@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ CSV = 'text,label\n"one, two",a\n"say ""hi""\nthere",b\ndrei Öl,a\n'
         ("a.csv", b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(), [2, 4, 5]),
         ("a.tsv", CSV.replace("one, two", "one\t two").replace(",", "\t").encode(), [2, 4, 5]),
         ("a.csv.gz", gzip.compress(CSV.encode()), [2, 4, 5]),
+        ("a.csv", "\n \r\n" + CSV, [4, 6, 7]),
     ],
 )
 def test_text_formats_yield_the_same_rows(tmp_path: Path, name: str, content: bytes, numbers: list[int]) -> None:
@@ -118,6 +120,12 @@ def test_parquet_yields_json_values(tmp_path: Path) -> None:
         (b'{"text": "\\ud800"}', "lone surrogate"),
         (b'{"x": ' + b"[" * 200_000, "nested too deeply"),
         (b'{"x": ' + b"1" * 5000 + b"}", "not JSON that can be kept"),
+        (b'{"x": ' + b"[" * 64 + b"]" * 64 + b"}", "nested too deeply: more than 64"),
+        (b'{"x": ' + b'{"y":' * 990 + b"1" + b"}" * 990 + b"}", "nested too deeply"),
+        (b'{"x": 1e999}', "the number 1e999 is too large"),
+        (b'{"x": -' + b"9" * 5000 + b".0}", "the number -9999999999999999999 is too large"),
+        (b'{"": 1}', "a column has no name"),
+        (b'{"x": {"' + b"k" * 9999 + b'": 1, "' + b"k" * 9999 + b'": 1}}', "stands twice"),
     ],
 )
 def test_broken_json_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
@@ -127,6 +135,31 @@ def test_broken_json_lines_are_named(tmp_path: Path, line: bytes, message: str) 
     assert message in caught.value.message
     assert [problem.where for problem in caught.value.problems] == ["line 3"]
     assert caught.value.hint
+
+
+def test_nesting_is_taken_up_to_the_limit(tmp_path: Path) -> None:
+    line = b'{"x": ' + b"[" * 63 + b"]" * 63 + b', "flat": ' + b"[" + b"[]," * 99 + b"1]}"
+    assert len(read(file(tmp_path, "a.jsonl", line))) == 1
+
+
+def test_very_many_columns_are_refused_at_once(tmp_path: Path) -> None:
+    """In a time that is linear in their number: comparing each with each would take an hour."""
+    many, wide = 400_000, pa.table({f"c{n}": ["x"] for n in range(3000)})
+    pq.write_table(wide, tmp_path / "a.parquet")
+    object_ = "{" + ",".join(f'"c{n}":1' for n in range(many)) + "}"
+    header = ",".join(f"c{n}" for n in range(many))
+    start = time.process_time()
+    for name, content, message in (
+        ("a.jsonl", object_, "line 1: 400000 columns; a row has at most 2000"),
+        ("a.jsonl", f'{{"x": {object_[:-1]}, "c399999": 1}}}}', "the key 'c399999' stands twice"),
+        ("a.csv", f"{header}\na,b\n", "400000 columns; a row has at most 2000"),
+        ("a.parquet", (tmp_path / "a.parquet").read_bytes(), "3000 columns; a row has at most 2000"),
+    ):
+        with pytest.raises(InvalidRequest, match=message) as caught:
+            read(file(tmp_path, name, content))
+        assert caught.value.where
+        assert len(caught.value.message) < 500
+    assert time.process_time() - start < 30
 
 
 def test_reading_stops_after_twenty_bad_lines(tmp_path: Path) -> None:
@@ -169,6 +202,10 @@ def test_empty_files(tmp_path: Path, name: str, content: bytes) -> None:
         ("a.csv", "text,\na,b\n", "column 2 has no name"),
         ("a.csv", 'text,label\na,b\n"never closed,b\nc,d\n', "line 3: not CSV: unexpected end of data"),
         ("a.csv", 'text,label\n"a"b,c\n', "line 2: not CSV"),
+        ("a.csv", '"text,label\n', "line 1: not CSV: unexpected end of data"),
+        ("a.csv", '"text" ,label\na,b\n', "line 1: not CSV: ',' expected after"),
+        ("a.csv", '\n\n"text" ,label\na,b\n', "line 3: not CSV"),
+        ("a.csv", "\n\ntext,text\na,b\n", "the column 'text' stands twice"),
         ("a.jsonl.gz", gzip.compress(jsonl(ROWS))[:-12], "broken or cut"),
         ("a.jsonl.gz", gzip.compress(jsonl(ROWS * 99))[:40] + b"\0" * 20, "broken or cut"),
         ("a.jsonl.zst", zstd(jsonl(ROWS * 9999))[:-9], "broken or cut"),
@@ -176,8 +213,9 @@ def test_empty_files(tmp_path: Path, name: str, content: bytes) -> None:
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
         read(file(tmp_path, name, content))
+    assert caught.value.where
 
 
 @pytest.mark.parametrize(

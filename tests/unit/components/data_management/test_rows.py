@@ -1,5 +1,6 @@
 """Recognising formats, canonical rows, and what an error says about wrong columns and values."""
 
+import time
 from typing import Any
 
 import pytest
@@ -108,6 +109,8 @@ USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content
         ({"text": "a", "label": None}, "line 2, label", "missing (null)"),
         ({"text": "a", "label": 0.5}, "line 2, label", "a number where text is expected: 0.5"),
         ({"text": "a", "label": "y" * 201}, "line 2, label", "201 characters"),
+        ({"text": "a", "label": 10**300}, "line 2, label", "301 characters"),
+        ({"text": "a", "label": "x", "n" * 201: 1}, "line 2, " + "n" * 200, "name has 201 characters"),
     ],
 )
 def test_bad_values_are_named_by_line_and_column(row: dict[str, Any], where: str, message: str) -> None:
@@ -123,6 +126,11 @@ def test_bad_values_are_named_by_line_and_column(row: dict[str, Any], where: str
         (None, "messages", "missing"),
         ([], "messages", "a list where a list of messages is expected"),
         ("not json", "messages", "text that is not a JSON list"),
+        ('[{"role": "user", "content": "\\ud800"}]', "messages", "a lone surrogate"),
+        ("[" * 5000, "messages", "nested too deeply"),
+        ("[" * 200 + "]" * 200, "messages", "nested too deeply"),
+        ("[1e999]", "messages", "too large to be held"),
+        ("[NaN]", "messages", "NaN is not JSON"),
         ([USER], "messages", "the last message is the user's"),
         ([ANSWER], "messages", "the assistant answers nobody"),
         ([USER, {"role": "system", "content": "x"}, ANSWER], "messages.1", "a system message that is not the first"),
@@ -156,6 +164,19 @@ def test_messages_as_prompt_point_to_chat() -> None:
 def test_a_column_of_free_text_is_not_taken_for_a_label() -> None:
     with pytest.raises(InvalidRequest, match="more than 1000 different labels by line 1001"):
         rows(*({"text": "a", "label": f"l{n}"} for n in range(1200)))
+
+
+def test_names_that_are_values_are_not_taken_for_columns() -> None:
+    with pytest.raises(InvalidRequest, match="more than 2000 different columns by line 2001"):
+        rows(*({"text": "a", f"user {n}": n} for n in range(2100)), form="text")
+
+
+def test_a_near_name_is_looked_for_among_few_and_short_ones() -> None:
+    row = {**{f"texts {n}" + "s" * 5000: 1 for n in range(300)}, **{f"texts {n}": 1 for n in range(1500)}}
+    start = time.process_time()
+    with pytest.raises(InvalidRequest, match="missing"):
+        rows({"text": "a"}, *[row] * 20, form="text")
+    assert time.process_time() - start < 10
 
 
 def test_no_rows() -> None:

@@ -1,6 +1,6 @@
 """What every file format shares: records, limits, and the list of what is wrong with a file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -8,6 +8,15 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from burnish.core.errors import FieldProblem, InvalidRequest
 
 MAX_PROBLEMS = 20
+
+MAX_COLUMNS = 2000
+"""Of one row and of the whole file. Data with more is no text with a label."""
+
+MAX_NAME_CHARACTERS = 200
+"""Of a column's name."""
+
+MAX_DEPTH = 64
+"""Of lists and objects in one another: far below what any JSON reader on a row's way stumbles over."""
 
 TOTAL_SIZE = "total size"
 """``where`` of the :class:`~burnish.core.errors.TooLarge` about ``Limits.total_bytes``."""
@@ -61,7 +70,7 @@ class Problems:
         """
         self.count += 1
         if len(self.found) < self.limit:
-            place = f"{self.unit} {number}" + (f", {column}" if column else "")
+            place = f"{self.unit} {number}" + (f", {column[:MAX_NAME_CHARACTERS]}" if column else "")
             self.found.append(FieldProblem(where=place, message=message, hint=hint))
         if self.count >= self.limit and not self.tolerant:
             self._refuse(f"{self.what} has at least {self.count} bad {self.unit}s; reading stopped there")
@@ -80,6 +89,22 @@ class Problems:
             hint=first.hint or "mend the file and upload it again; nothing of it was kept",
             problems=self.found,
         )
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that stood before, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def show(value: object) -> str:
+    """Return ``value`` as Python writes it, cut to 60 characters."""
+    text = repr(value[:100] if isinstance(value, str) else value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class FileFormat(Protocol):

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from burnish.components.data_management.formats.base import Limits, Problems, Record
+from burnish.components.data_management.formats.base import MAX_COLUMNS, Limits, Problems, Record, first_repeated, show
 from burnish.components.data_management.formats.streams import Line, read_lines
 from burnish.core.errors import InvalidRequest, TooLarge
 
@@ -27,14 +27,14 @@ class Csv:
     def read(self, path: Path, limits: Limits, problems: Problems) -> Iterator[Record]:
         """Yield one record after the header; see :class:`~.base.FileFormat`."""
         lines = _LineFeed(read_lines(path, limits), limits)
-        first = next(lines, None)
+        first = _first_line(lines)
         if first is None:
             return
         delimiter = max(DELIMITERS, key=first.count)
         csv.field_size_limit(limits.line_bytes)
         records = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
-        header = _header(next(records, []))
-        while (fields := _next(records, lines)) is not None:
+        header = _header(_next(records, lines) or [], lines)
+        while (fields := _next_after(records, lines)) is not None:
             if not fields:
                 continue
             if len(fields) != len(header):
@@ -88,8 +88,20 @@ def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
     yield from lines
 
 
-def _next(records: Iterator[list[str]], lines: _LineFeed) -> list[str] | None:
+def _first_line(lines: _LineFeed) -> str | None:
+    for line in lines:
+        if line.strip():
+            return line
+        lines.restart()
+    return None
+
+
+def _next_after(records: Iterator[list[str]], lines: _LineFeed) -> list[str] | None:
     lines.restart()
+    return _next(records, lines)
+
+
+def _next(records: Iterator[list[str]], lines: _LineFeed) -> list[str] | None:
     try:
         return next(records, None)
     except csv.Error as error:
@@ -100,11 +112,14 @@ def _next(records: Iterator[list[str]], lines: _LineFeed) -> list[str] | None:
         ) from None
 
 
-def _header(names: list[str]) -> list[str]:
+def _header(names: list[str], lines: _LineFeed) -> list[str]:
     header = [name.strip() for name in names]
-    for position, name in enumerate(header, 1):
-        if not name:
-            raise InvalidRequest(f"column {position} has no name", where="line 1", hint="give the file a header line")
-        if name in header[: position - 1]:
-            raise InvalidRequest(f"the column {name!r} stands twice", where="line 1", hint="rename one of them")
+    where = f"line {lines.started}"
+    if len(header) > MAX_COLUMNS:
+        raise InvalidRequest(f"{len(header)} columns; a row has at most {MAX_COLUMNS}", where=where)
+    if "" in header:
+        message = f"column {header.index('') + 1} has no name"
+        raise InvalidRequest(message, where=where, hint="give the file a header line")
+    if repeated := first_repeated(header):
+        raise InvalidRequest(f"the column {show(repeated)} stands twice", where=where, hint="rename one of them")
     return header

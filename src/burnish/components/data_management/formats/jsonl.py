@@ -1,16 +1,26 @@
 r"""JSON Lines: one JSON object a line, UTF-8, ended by ``\n`` or ``\r\n``. Optionally gzip or zstd.
 
 Blank lines are skipped. A byte-order mark is. ``NaN`` and ``Infinity`` are not JSON and refused, as are a key that
-stands twice in one object (which of the two was meant?), lone surrogates and NUL characters. A JSON array is not JSON
+stands twice in one object (which of the two was meant?), numbers too large to be held, lone surrogates, NUL characters,
+and lists and objects nested more than 64 deep. A JSON array is not JSON
 Lines: ``jq -c '.[]' array.json > rows.jsonl`` makes it so.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from burnish.components.data_management.formats.base import Limits, Problems, Record
+from burnish.components.data_management.formats.base import (
+    MAX_COLUMNS,
+    MAX_DEPTH,
+    Limits,
+    Problems,
+    Record,
+    first_repeated,
+    show,
+)
 from burnish.components.data_management.formats.streams import read_lines
 
 
@@ -34,19 +44,9 @@ class JsonLines:
 def parse_object(text: str, number: int, problems: Problems) -> dict[str, Any] | None:
     """Return the JSON object in ``text``, or None after noting in ``problems`` why it is none."""
     try:
-        value = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        hint = "the line ends too early: was the file cut?" if error.pos >= len(text.rstrip()) else None
-        problems.add(number, f"not JSON: {error.msg} at column {error.pos + 1}", hint=hint)
-        return None
-    except _NotAllowed as error:
-        problems.add(number, str(error))
-        return None
-    except RecursionError:
-        problems.add(number, "nested too deeply")
-        return None
-    except ValueError as error:  # an integer of thousands of digits
-        problems.add(number, f"not JSON that can be kept: {error}")
+        value = loads(text)
+    except NotJson as error:
+        problems.add(number, str(error), hint=error.hint)
         return None
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a string", type(None): "null"}.get(type(value), "a number or boolean")
@@ -56,27 +56,74 @@ def parse_object(text: str, number: int, problems: Problems) -> dict[str, Any] |
     if not value:
         problems.add(number, "an empty object")
         return None
-    if "\\u" in text and not _encodable(value):
-        problems.add(number, "holds a lone surrogate, which is no character", hint="write such characters unescaped")
+    if len(value) > MAX_COLUMNS:
+        problems.add(number, f"{len(value)} columns; a row has at most {MAX_COLUMNS}")
+        return None
+    if "" in value:
+        problems.add(number, "a column has no name")
         return None
     return value
 
 
-class _NotAllowed(ValueError):
-    pass
+class NotJson(ValueError):
+    """A text that is no JSON that can be kept; ``hint`` says what to do, where that is known."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def loads(text: str) -> Any:
+    """Return the JSON value in ``text``: one that can be written again as UTF-8 JSON.
+
+    Raises:
+        NotJson: and nothing else, whatever the text.
+    """
+    try:
+        value = _DECODER.decode(text)
+    except NotJson:
+        raise
+    except json.JSONDecodeError as error:
+        hint = "the line ends too early: was the file cut?" if error.pos >= len(text.rstrip()) else None
+        raise NotJson(f"not JSON: {error.msg} at column {error.pos + 1}", hint) from None
+    except RecursionError:
+        raise NotJson(_TOO_DEEP) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise NotJson(f"not JSON that can be kept: {error}") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _too_deep(value):
+        raise NotJson(_TOO_DEEP)
+    if "\\u" in text and not _encodable(value):
+        raise NotJson("holds a lone surrogate, which is no character", "write such characters unescaped")
+    return value
+
+
+_TOO_DEEP = f"nested too deeply: more than {MAX_DEPTH} lists and objects in one another"
+
+
+def _too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for many in inside for one in many]
+    return any(isinstance(one, dict | list) for one in level)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _NotAllowed(f"the key {twice!r} stands twice")
+        raise NotJson(f"the key {show(first_repeated(name for name, _ in pairs))} stands twice")
     return found
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise NotJson(f"the number {text[:20]} is too large to be held", "write it as text")
+    return value
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise _NotAllowed(f"{name} is not JSON; write null or leave the column out")
+    raise NotJson(f"{name} is not JSON; write null or leave the column out")
 
 
 def _encodable(value: object) -> bool:
@@ -87,4 +134,4 @@ def _encodable(value: object) -> bool:
     return True
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)

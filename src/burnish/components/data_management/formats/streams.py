@@ -48,7 +48,7 @@ def read_chunks(path: Path, limits: Limits) -> Iterator[bytes]:
     compressed = path.stat().st_size
     total = 0
     with _open_stream(path) as stream:
-        while chunk := _read(stream, path):
+        while chunk := _read(stream, total):
             total += len(chunk)
             if total > limits.total_bytes:
                 raise TooLarge(
@@ -136,12 +136,14 @@ def _open_stream(path: Path) -> Iterator[_Readable]:
         yield opened
 
 
-def _read(stream: _Readable, path: Path) -> bytes:
+def _read(stream: _Readable, offset: int) -> bytes:
     try:
         return stream.read(CHUNK)
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's
         raise InvalidRequest(
-            f"the compressed file is broken or cut: {error}", hint="compress it again, or upload it uncompressed"
+            f"the compressed file is broken or cut: {error}",
+            where=f"after byte {offset} of what is compressed",
+            hint="compress it again, or upload it uncompressed",
         ) from None
