@@ -10,11 +10,16 @@ and thawed cannot write; leases are timed by the database's clock and renewed by
 that a busy event loop loses nothing; a wake during a turn is never lost (``wakes`` is compared when the lease is given back).
 On SQLite there is one server, so its leases do not expire: :meth:`Reconciler.start` takes over all that a dead
 incarnation left.
+
+The database's clock may be set back. Rows that are due later are then given a turn at once (whatever they wait for is
+looked at again), and a lease that lies further ahead than any owner would set it is a dead server's: a living one has
+renewed it by the time at which others take it.
 """
 
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 import threading
 import time
@@ -35,7 +40,12 @@ from burnish.infra.database import Database, epoch_now, notify
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_SET_BACK_SECONDS = 1.0
+_CLOCK_SECONDS = 2.0
+"""At least so often a busy reconciler looks at the database's clock; an idle one does so with each look for due rows."""
 _NEVER = 1e12
+_FARTHEST_LEASE_SECONDS = 60.0
+"""Leases that are shorter than this by every server's settings are never mistaken for those of before a set-back."""
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -138,7 +148,8 @@ class Reconciler:
         self._failures: dict[str, int] = {}
         self._loop: asyncio.Task[None] | None = None
         self._stopping = False
-        self._clock = _clock()
+        self._clock = ClockWatch()
+        self._clock_seen_at = self._clock_fell_at = -math.inf
         self._renewer = _Renewer(database, table, lease_seconds) if database.dialect == "postgresql" else None
 
     @property
@@ -153,7 +164,7 @@ class Reconciler:
             await self._make_due(or_(self._table.lease_owner.is_not(None), self._table.due_at > epoch_now()))
         else:
             await self._make_due(and_(self._table.lease_owner.is_(None), self._table.due_at > epoch_now()))
-        self._clock = _clock()
+        self._clock_fell_at = time.monotonic()  # or shortly before: living owners have not renewed their leases yet
         if self._renewer is not None:
             self._renewer.start()
         self._loop = asyncio.create_task(self._run(), name=f"reconcile-{self.name}")
@@ -166,12 +177,25 @@ class Reconciler:
         async with self.database.write() as session:
             await session.execute(statement.execution_options(synchronize_session=False))
 
-    async def _mind_the_clock(self) -> None:
-        """Rows are due by the database's clock, on SQLite this process's: set back, it would hold them up."""
-        before, self._clock = self._clock, _clock()
-        if self.database.dialect == "sqlite" and self._clock < before - 1.0:
-            log.warning("%s: the clock was set back by %.0f s", self.name, before - self._clock)
-            await self._make_due(and_(self._table.lease_owner.is_(None), self._table.due_at > epoch_now()))
+    async def _look(self) -> bool:
+        """Tell whether any row is due, and mind the database's clock: set back, it would hold rows up."""
+        any_due = self._due_keys(1, far_leases=self._may_take_far_leases).scalar_subquery()
+        before = time.monotonic()
+        async with self.database.read() as session:
+            wall, due = (await session.execute(select(epoch_now(), any_due))).one()
+        self._clock_seen_at = time.monotonic()
+        fell = self._clock.fell(wall, before, self._clock_seen_at)
+        if not fell:
+            return due is not None
+        log.warning("%s: the database's clock was set back by %.0f s", self.name, fell)
+        self._clock_fell_at = self._clock_seen_at
+        await self._make_due(and_(self._table.lease_owner.is_(None), self._table.due_at > epoch_now()))
+        return True
+
+    @property
+    def _may_take_far_leases(self) -> bool:
+        """Whether every living owner has renewed its leases since the clock was last set back."""
+        return self._renewer is not None and time.monotonic() - self._clock_fell_at > self._lease
 
     async def stop(self) -> None:
         """Let running turns end (briefly), give their leases back and stop."""
@@ -209,7 +233,6 @@ class Reconciler:
             seen = self._topic.version
             free = self._concurrency - len(self._running)
             try:
-                await self._mind_the_clock()
                 claimed = await self._exchange(free) if free > 0 or self._ended else []
                 failures = 0
             except Unavailable as error:
@@ -230,18 +253,15 @@ class Reconciler:
 
     async def _exchange(self, free: int) -> list[tuple[str, int, str]]:
         """Give back ended leases and claim due rows, in one transaction; cheap when there is nothing to do."""
-        due = self._due_keys(free)
         ended, self._ended = self._ended, []
-        if not ended:
-            if free <= 0:
-                return []
-            async with self.database.read() as session:
-                if (await session.execute(due.limit(1))).first() is None:
-                    return []
+        looked = not ended or time.monotonic() - self._clock_seen_at > _CLOCK_SECONDS
         try:
+            if looked and not await self._look() and not ended:
+                return []
+            far = looked and self._may_take_far_leases
             async with self.database.write() as session:
                 await self._give_back(session, ended)
-                claimed = await self._claim(session, free) if free > 0 else []
+                claimed = await self._claim(session, free, far_leases=far) if free > 0 else []
         except BaseException:
             self._ended = ended + self._ended
             raise
@@ -250,16 +270,18 @@ class Reconciler:
                 asyncio.get_running_loop().call_later(one.delay, self._topic.notify)
         return claimed
 
-    def _due_keys(self, limit: int) -> Any:
+    def _due_keys(self, limit: int, *, far_leases: bool) -> Any:
         table = self._table
         due = and_(table.due_at <= epoch_now(), or_(table.lease_until.is_(None), table.lease_until < epoch_now()))
+        if far_leases:  # due by a clock that was ahead, too
+            due = or_(due, table.lease_until > epoch_now() + max(2 * self._lease, _FARTHEST_LEASE_SECONDS))
         statement = select(_key(table)).where(due).order_by(table.due_at).limit(limit)
         return statement if self._where is None else statement.where(self._where)
 
-    async def _claim(self, session: AsyncSession, free: int) -> list[tuple[str, int, str]]:
+    async def _claim(self, session: AsyncSession, free: int, *, far_leases: bool) -> list[tuple[str, int, str]]:
         table, column = self._table, _key(self._table)
         token = f"{self._owner}#{next(self._claims)}"
-        due = self._due_keys(free)
+        due = self._due_keys(free, far_leases=far_leases)
         if self.database.dialect == "postgresql":
             due = due.with_for_update(skip_locked=True)
             until: Any = epoch_now() + self._lease
@@ -387,9 +409,24 @@ class _Renewer:
             await connection.close(timeout=1)
 
 
-def _clock() -> float:
-    """Return what falls when the wall clock is set back, and else stays as it is."""
-    return time.time() - time.monotonic()
+class ClockWatch:
+    """Notices that a wall clock was set back, by this process's steady one, however slowly the answers come."""
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None
+        """By how much the wall clock is ahead of the steady one, at least."""
+
+    def fell(self, wall: float, before: float, after: float) -> float:
+        """Return by how many seconds the wall clock was set back at least; 0 if it was not.
+
+        ``wall`` is what it showed at some moment between ``before`` and ``after`` of the steady clock.
+        """
+        known = self._ahead
+        if known is not None and wall - before < known - _SET_BACK_SECONDS:
+            self._ahead = wall - after
+            return known - (wall - before)
+        self._ahead = wall - after if known is None else max(known, wall - after)
+        return 0.0
 
 
 def _key(table: type[Any]) -> Any:

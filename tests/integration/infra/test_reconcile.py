@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import String, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -217,6 +219,111 @@ async def test_no_transaction_of_a_frozen_server_outlives_its_limit(postgres_url
         assert await counts(database) == {"row": 2}
     finally:
         await database.dispose()
+
+
+_FAKE_CLOCK = """
+CREATE SCHEMA fake;
+CREATE TABLE fake.shift (by interval);
+INSERT INTO fake.shift VALUES ('0');
+CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+AS 'SELECT pg_catalog.clock_timestamp() + by FROM fake.shift';
+"""
+
+
+@pytest.fixture
+async def settable(postgres_url: str) -> AsyncIterator[tuple[str, Callable[[str], Awaitable[None]]]]:
+    """A database with a clock of its own, and what shifts it."""
+    dsn = Database(postgres_url).dsn
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(_FAKE_CLOCK)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f'ALTER DATABASE "{name}" SET search_path = fake, pg_catalog, public')
+
+    async def shift(by: str) -> None:
+        await connection.execute("UPDATE fake.shift SET by = by + $1::text::interval", by)
+
+    database = Database(postgres_url)
+    async with database.engine.begin() as opened:
+        await opened.run_sync(lambda sync: Thing.__table__.create(sync))  # type: ignore[attr-defined]
+    await database.dispose()
+    yield postgres_url, shift
+    await connection.close()
+
+
+Settable = tuple[str, Callable[[str], Awaitable[None]]]
+
+
+@pytest.mark.postgres
+async def test_a_clock_that_is_set_back_holds_no_timer_up(settable: Settable) -> None:
+    """Breaks with: a due time that is compared with the clock alone."""
+    url, shift = settable
+    database = Database(url)
+    turns = Counter[str]()
+
+    async def turn(one: Turn) -> float | None:
+        turns[one.key] += 1
+        return 2.0 if turns[one.key] == 1 else None
+
+    reconciler = Reconciler(database, Thing, turn, name="timer")
+    await reconciler.start()
+    await add(database, "a")
+
+    async def waits() -> bool:
+        async with database.read() as session:
+            row = await session.get_one(Thing, "a")
+            return turns["a"] == 1 and row.lease_owner is None
+
+    async def again() -> bool:
+        return turns["a"] == 2
+
+    await until(waits)
+    await shift("-1 hour")
+    await until(again, 10)
+    await reconciler.stop()
+    await database.dispose()
+
+
+@pytest.mark.postgres
+async def test_after_a_set_back_a_dead_servers_lease_is_taken_and_a_living_ones_is_not(settable: Settable) -> None:
+    """Breaks with: leases that end by the clock alone, and with those ahead of it taken before they could be renewed."""
+    url, shift = settable
+    first, second = Database(url), Database(url)
+    outcomes = Counter[str]()
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def turn(one: Turn) -> float | None:
+        outcomes[f"began {one.key}"] += 1
+        if one.key == "lives":
+            inside.set()
+            await go_on.wait()
+        async with one.write() as session:
+            (await session.get_one(Thing, one.key)).count += 1
+        return None
+
+    reconcilers = [Reconciler(one, Thing, turn, name="back", lease_seconds=2) for one in (first, second)]
+    await reconcilers[0].start()
+    await add(first, "lives")
+    await inside.wait()
+    async with first.write() as session:  # in the middle of its turn, its server died
+        session.add(Thing(id="dead", due_at=epoch_now(), lease_owner="dead#1", lease_until=epoch_now() + 2))
+    await shift("-1 hour")
+    await reconcilers[1].start()
+
+    async def taken() -> bool:
+        return (await counts(first))["dead"] == 1
+
+    await until(taken, 20)
+    go_on.set()
+
+    async def written() -> bool:
+        return (await counts(first))["lives"] == 1
+
+    await until(written)
+    for one in reconcilers:
+        await one.stop()
+    await first.dispose()
+    await second.dispose()
+    assert outcomes == {"began lives": 1, "began dead": 1}
 
 
 async def _done(database: Database, statement: Any) -> bool:
