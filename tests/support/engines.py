@@ -16,6 +16,8 @@ from burnish.ml.engine_process import RunningEngine, start
 from burnish.ml.quantize import MODEL_FILE, convert
 from burnish.testing.job_context import LocalJobContext
 
+QWEN3_TEMPLATE = Path(__file__).with_name("qwen3.jinja").read_text(encoding="utf-8")
+"""The chat template of Qwen3 (Alibaba Cloud, Apache-2.0), which thinks unless it is told not to."""
 ASK: list[Any] = [{"role": "user", "content": "Is the film good?"}]
 
 

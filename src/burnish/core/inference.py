@@ -23,6 +23,12 @@ SAMPLING_DEFAULTS: Mapping[str, float | int] = {
 }
 """Sent whenever the request does not say otherwise."""
 
+TEMPLATE_DEFAULTS: Mapping[str, bool] = {"enable_thinking": False}
+"""What chat templates are told unless the request says otherwise: training teaches answers, not the thinking before them.
+
+Templates of models that think write an empty thinking part into the prompt then; other templates do not look at it.
+"""
+
 _COMMON = frozenset({
     "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed", "stream",
     "stream_options", "logprobs", "top_logprobs", "logit_bias", "top_k", "min_p",
@@ -30,9 +36,9 @@ _COMMON = frozenset({
 })  # fmt: skip
 
 SUPPORTED: Mapping[EngineName, frozenset[str]] = {
-    "llama_cpp": _COMMON | {"messages", "prompt", "response_format"},
-    "transformers": _COMMON | {"messages", "prompt"},
-    "vllm": _COMMON | {"messages", "prompt", "response_format"},
+    "llama_cpp": _COMMON | {"messages", "prompt", "response_format", "chat_template_kwargs"},
+    "transformers": _COMMON | {"messages", "prompt", "chat_template_kwargs"},
+    "vllm": _COMMON | {"messages", "prompt", "response_format", "chat_template_kwargs"},
 }
 """What each engine honours. Anything else that changes the answer is to be refused, never dropped."""
 
@@ -47,8 +53,8 @@ def upstream_body(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body that an engine is sent for an accepted request body in OpenAI's form.
 
     Keys that are null or have no effect are left out; ``max_completion_tokens`` becomes ``max_tokens``; role
-    ``developer`` becomes ``system``; message parts, and a refusal, become one string; every sampling default is filled
-    in.
+    ``developer`` becomes ``system``; message parts, and a refusal, become one string; every sampling default, and
+    what chat templates are told, is filled in.
     ``stream``, ``stream_options`` and everything else pass unchanged, so the caller may set them before or after.
     """
     body: dict[str, Any] = dict(SAMPLING_DEFAULTS)
@@ -58,6 +64,7 @@ def upstream_body(request: Mapping[str, Any]) -> dict[str, Any]:
         body["max_tokens" if key == "max_completion_tokens" else key] = value
     if "messages" in body:
         body["messages"] = [_message(message) for message in body["messages"]]
+        body["chat_template_kwargs"] = {**TEMPLATE_DEFAULTS, **body.get("chat_template_kwargs", {})}
     return body
 
 

@@ -153,6 +153,14 @@ class SamplingParameters(OpenAIModel):
         return self
 
 
+class TemplateOptions(OpenAIModel):
+    """What a model's chat template is told (vLLM's and llama.cpp's extension)."""
+
+    enable_thinking: bool = Field(
+        default=False, description="Let a model that can think do so before it answers; tuned models are not taught to"
+    )
+
+
 class ChatRequest(SamplingParameters):
     """Body of ``POST /v1/chat/completions``."""
 
@@ -163,6 +171,7 @@ class ChatRequest(SamplingParameters):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    chat_template_kwargs: TemplateOptions | None = Field(default=None, description="Ours: no thinking by default")
     modalities: tuple[Literal["text"], ...] | None = None
     metadata: dict[str, str] | None = Field(default=None, description="Accepted, no effect")
     store: Literal[False] | None = Field(default=None, description="Answers are not kept")

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from burnish.core.errors import BadModel, BurnishError, JobFailed
-from burnish.core.inference import upstream_body
+from burnish.core.inference import TEMPLATE_DEFAULTS, upstream_body
+from burnish.core.prompting import ChatMessage
 from burnish.core.specs.serving import EngineConfig, EngineName
 from burnish.core.threads import thread_environment
 from burnish.ml.child import tail
@@ -102,6 +103,12 @@ class RunningEngine:
                 data = line.removeprefix(b"data: ").strip()
                 if line.startswith(b"data: ") and data != b"[DONE]":
                     yield json.loads(data)
+
+    def apply_template(self, messages: Sequence[ChatMessage]) -> dict[str, Any]:
+        """Return ``prompt``, what the chat template makes of messages in :meth:`chat`, and perhaps ``add_special``."""
+        return self.post(
+            "/apply-template", {"messages": list(messages), "chat_template_kwargs": dict(TEMPLATE_DEFAULTS)}
+        )
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text without special tokens."""

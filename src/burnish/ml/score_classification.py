@@ -183,7 +183,7 @@ def label_logprob(engine: RunningEngine, messages: Sequence[ChatMessage], ids: S
     """
     if engine.config.engine == "transformers":
         return float(engine.post("/score", {"messages": list(messages), "tokens": list(ids)})["logprob"])
-    prompt = engine.post("/apply-template", {"messages": list(messages)})["prompt"]
+    prompt = engine.apply_template(messages)["prompt"]
     grammar = "root ::= " + " ".join(f"<[{token}]>" for token in ids)
     answer = engine.post(
         "/completion",

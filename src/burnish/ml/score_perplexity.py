@@ -90,7 +90,7 @@ def _tokenize(engine: RunningEngine, test: TestSet, limit: int, context: JobCont
 
 def _parts(engine: RunningEngine, test: TestSet, row: Mapping[str, Any], number: int) -> tuple[list[int], list[int]]:
     example = to_example(row, test.card.format, test.instruction, f"row {number + 1}")
-    rendered = engine.post("/apply-template", {"messages": example["prompt"]})
+    rendered = engine.apply_template(example["prompt"])
     prompt = _tokens(engine, rendered["prompt"], special=bool(rendered.get("add_special", True)))
     return prompt, _tokens(engine, example["completion"], special=False)
 

@@ -80,16 +80,23 @@ def chat_template(tokenizer: Any) -> str:
     return str(template) if template is not None else PLAIN_TEMPLATE
 
 
-def render(tokenizer: Any, messages: Sequence[ChatMessage], *, answer: bool) -> str:
-    """Return the prompt text that a chat template makes of messages; with ``answer``, ready for the assistant's turn.
+def render(tokenizer: Any, messages: Sequence[ChatMessage], *, answer: bool, thinking: bool = False) -> str:
+    """Return the prompt text that a chat template makes of messages.
+
+    Args:
+        tokenizer: Has the template; without one, the plain template is used.
+        messages: The conversation.
+        answer: Make it ready for the assistant's turn.
+        thinking: Let a model that can think begin with that; otherwise its prompt ends with an empty thinking part.
 
     Raises:
         BadData: the template refuses these messages; the message carries its own words.
     """
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=answer, chat_template=chat_template(tokenizer)
-        )
+            list(messages), tokenize=False, add_generation_prompt=answer, chat_template=chat_template(tokenizer),
+            enable_thinking=thinking,
+        )  # fmt: skip
     except Exception as error:
         raise BadData(
             f"the model's chat template refuses the messages: {error}",
@@ -185,16 +192,7 @@ class _Encoder:
             raise BadData(f"row {number} has no {error.args[0]}", where=where) from error
         except BadData as error:
             raise BadData(f"row {number}: {error.message}", where=where, hint=error.hint) from error
-        if not whole.startswith(prompt):
-            raise BadData(
-                f"row {number}: the chat template does not continue the prompt when the answer is added",
-                where=where,
-                hint="use a template whose prompt, with add_generation_prompt, begins the whole conversation",
-            )
-        completion = whole[len(prompt) :]
-        if example["completion"].strip() not in completion:
-            raise BadData(f"row {number}: the chat template leaves the answer out", where=where)
-        return prompt, completion
+        return prompt, _continuation(prompt, whole, example["completion"].strip(), number)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         encoded: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -214,3 +212,29 @@ class _Encoder:
         if len(ids) <= start:
             raise BadData(f"row {number} leaves no token to learn", where=f"{DATA_FILE}:{number}")
         return Example(number, tuple(ids), start)
+
+
+def _continuation(prompt: str, whole: str, answer: str, number: int) -> str:
+    """Return what ``whole`` adds to ``prompt``: the answer and what ends it, with at most blank space before.
+
+    Anything else before the answer (a thinking part, a channel) would be taught, while an evaluation asks for the
+    answer where the prompt ends.
+    """
+    where = f"{DATA_FILE}:{number}"
+    if not whole.startswith(prompt):
+        raise BadData(
+            f"row {number}: the chat template does not continue the prompt when the answer is added", where=where,
+            hint="use a template whose prompt, with add_generation_prompt, begins the whole conversation, and answers "
+            "without a thinking part of their own",
+        )  # fmt: skip
+    completion = whole[len(prompt) :]
+    if answer not in completion:
+        raise BadData(f"row {number}: the chat template leaves the answer out", where=where)
+    if not completion.lstrip().startswith(answer):
+        before = completion[: completion.index(answer)]
+        raise BadData(
+            f"row {number}: the chat template writes {before!r} between the prompt and the answer", where=where,
+            hint="use a template whose prompt, with add_generation_prompt and enable_thinking=False, ends where the "
+            "answer begins",
+        )  # fmt: skip
+    return completion

@@ -25,6 +25,17 @@ def test_messages_become_plain() -> None:
     assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
 
 
+def test_chat_templates_are_told_not_to_think_unless_the_client_says_so() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    assert upstream_body({"messages": messages})["chat_template_kwargs"] == {"enable_thinking": False}
+    asked = ChatRequest.model_validate(
+        {"model": "m", "messages": messages, "chat_template_kwargs": {"enable_thinking": True}}
+    )
+    body = upstream_body(asked.model_dump(mode="json", exclude_none=True))
+    assert body["chat_template_kwargs"] == {"enable_thinking": True}
+    assert "chat_template_kwargs" not in upstream_body({"prompt": "x"})
+
+
 def test_the_request_itself_is_not_changed() -> None:
     request = {"messages": [{"role": "developer", "content": "x"}]}
     upstream_body(request)

@@ -11,7 +11,7 @@ import torch
 from burnish.core.errors import BadData, BadModel
 from burnish.core.job import Stopped
 from burnish.core.prompting import default_instruction
-from burnish.core.specs import ArtifactRef, EvaluationResult, EvaluationSpec
+from burnish.core.specs import ArtifactRef, DatasetCard, EvaluationResult, EvaluationSpec
 from burnish.core.specs.evaluation import EXAMPLES_FILE
 from burnish.core.specs.serving import EngineName
 from burnish.ml import score_classification, score_generation, score_perplexity
@@ -20,9 +20,10 @@ from burnish.ml.model import load_model, load_tokenizer
 from burnish.ml.score_classification import Restriction, answered_label, label_logprob, normalised, restrict
 from burnish.ml.score_generation import corpus_bleu, word_f1
 from burnish.ml.score_perplexity import mean_surprise
+from burnish.ml.text import encode
 from burnish.ml.tiny import build
 from burnish.testing.job_context import LocalJobContext
-from tests.support.engines import ASK, add_dataset, client, make_gguf, running
+from tests.support.engines import ASK, QWEN3_TEMPLATE, add_dataset, client, make_gguf, running
 
 WORDS = ("warm", "dull", "funny", "slow", "moving", "thin", "bright", "grim")
 ROWS: list[dict[str, Any]] = [
@@ -270,3 +271,28 @@ def test_bleu_is_sacrebleus_with_an_interval() -> None:
     assert worse.high is not None
     assert worse.low <= worse.value < 100
     assert worse.high <= 100 + 1e-9
+
+
+@pytest.mark.parametrize("engine", ["llama_cpp", "transformers"])
+def test_a_thinking_template_asks_where_training_answers(engine: EngineName, tmp_path: Path) -> None:
+    model = build("llama", tmp_path / "model")
+    (model / "chat_template.jinja").write_text(QWEN3_TEMPLATE, encoding="utf-8")
+    tokenizer = load_tokenizer(model)
+    rows = [{"prompt": ASK[0]["content"], "completion": "no"}]
+    card = DatasetCard(format="prompt_completion", rows=1, rows_hash="")
+    (example,) = encode(rows, card, tokenizer, max_length=256).examples
+    served = make_gguf(model, tmp_path / "gguf") if engine == "llama_cpp" else model
+    with running(engine, served, tmp_path / "engine") as started:
+        prompt = started.apply_template(ASK)["prompt"]
+        assert prompt == tokenizer.decode(example.ids[: example.start])
+        assert prompt.endswith("<think>\n\n</think>\n\n")
+        asked = {"messages": ASK, "max_tokens": 1}
+        assert started.chat(asked)["usage"]["prompt_tokens"] == example.start
+        thinking = started.chat({**asked, "chat_template_kwargs": {"enable_thinking": True}})
+        assert thinking["usage"]["prompt_tokens"] == example.start - len(started.tokenize("<think>\n\n</think>\n\n"))
+        ids = started.tokenize("no")
+        loss = label_logprob(started, ASK, ids)
+    with torch.inference_mode():
+        logits = load_model(model, torch.float32)(torch.tensor([example.ids])).logits[0].log_softmax(-1)
+    expected = sum(float(logits[example.start - 1 + i, token]) for i, token in enumerate(ids))
+    assert loss == pytest.approx(expected, abs=5e-3)

@@ -8,6 +8,7 @@ from burnish.core.errors import BadData
 from burnish.core.specs import DatasetCard, DatasetFormat
 from burnish.ml import tiny
 from burnish.ml.text import Example, encode
+from tests.support.engines import QWEN3_TEMPLATE
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,28 @@ def test_exactly_at_the_limit_is_kept(tokenizer: Any) -> None:
     assert (len(data.examples), data.dropped) == (1, (2,))
     with pytest.raises(BadData, match="row 2"):
         encode([row, longer], _card("text", [row]), tokenizer, max_length=length, fail_on_truncation=True)
+
+
+def test_a_template_that_thinks_is_told_not_to() -> None:
+    thinking = tiny.build_tokenizer()
+    thinking.chat_template = QWEN3_TEMPLATE
+    (example,) = _encode(thinking, "prompt_completion", {"prompt": "Good?", "completion": "no"})
+    assert _parts(thinking, example) == (
+        "<|im_start|>user\nGood?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", "no<|im_end|>",
+    )  # fmt: skip
+    with pytest.raises(BadData, match="row 1: the chat template does not continue") as caught:
+        _encode(thinking, "prompt_completion", {"prompt": "Good?", "completion": "<think>\nWell.\n</think>\n\nno"})
+    assert "thinking part" in (caught.value.hint or "")
+
+
+def test_words_that_the_template_puts_before_the_answer_are_refused(tokenizer: Any) -> None:
+    odd = tiny.build_tokenizer()
+    odd.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|><final>{% endif %}{{ m['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    with pytest.raises(BadData, match="row 1: the chat template writes '<final>' between the prompt and the answer"):
+        _encode(odd, "prompt_completion", {"prompt": "Hi", "completion": "there"})
+    odd.chat_template = odd.chat_template.replace("<final>", " ")
+    (example,) = _encode(odd, "prompt_completion", {"prompt": "Hi", "completion": "there"})
+    assert _parts(odd, example)[1] == " there<|im_end|>"

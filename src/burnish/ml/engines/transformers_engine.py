@@ -42,12 +42,19 @@ class Loaded:
     def prompt_ids(self, body: Mapping[str, Any]) -> list[int]:
         """Return the prompt's tokens: the chat template's, or the plain prompt's."""
         if "messages" in body:
-            text = render(self.tokenizer, body["messages"], answer=True)
+            text = self.rendered(body)
             special = self.tokenizer.chat_template is None
         else:
             text, special = str(body["prompt"]), True
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids or [next(iter(sorted(self.ends)))]
+
+    def rendered(self, body: Mapping[str, Any]) -> str:
+        """Return the text that the chat template makes of a body's messages."""
+        options = body.get("chat_template_kwargs") or {}
+        return render(
+            self.tokenizer, body["messages"], answer=True, thinking=bool(options.get("enable_thinking", False))
+        )
 
 
 def serve(config: EngineConfig) -> None:
@@ -161,9 +168,8 @@ class _Engine:
 
     async def apply_template(self, request: web.Request) -> web.Response:
         body = await request.json()
-        tokenizer = self._loaded.tokenizer
-        text = render(tokenizer, body["messages"], answer=True)
-        return web.json_response({"prompt": text, "add_special": tokenizer.chat_template is None})
+        special = self._loaded.tokenizer.chat_template is None
+        return web.json_response({"prompt": self._loaded.rendered(body), "add_special": special})
 
     async def score(self, request: web.Request) -> web.Response:
         """Teacher forcing: the log-probability of ``tokens`` after ``messages`` (or after ``prompt_tokens``)."""
