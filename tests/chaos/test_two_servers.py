@@ -124,16 +124,17 @@ def test_the_other_takes_over_within_seconds(
 class Pump(threading.Thread):
     """Submits small executions to one server, again and again: so that it often is inside a transaction."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, given: dict[str, Any] | None = None) -> None:
         super().__init__(daemon=True)
         self._server = server
+        self._given = given or branches.quick()
         self._stopping = threading.Event()
         self.accepted: list[str] = []
 
     def run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self.accepted.append(branches.run(self._server, branches.quick()))
+                self.accepted.append(branches.run(self._server, self._given))
             except (OSError, Answered):
                 self._stopping.wait(0.2)
 
@@ -187,6 +188,38 @@ def _freeze_inside(victim: Server, other: Server, postgres: PostgresServer) -> s
         f"frozen in {query!r} (try {tries}): the other's own 5 ended in {own:.1f} s, "
         f"the frozen one's {len(accepted)} in {took:.1f} s"
     )
+
+
+def test_a_thawed_server_writes_nothing_over_what_others_did(
+    pair: tuple[Server, Server], draw: random.Random, note: Callable[[str], None]
+) -> None:
+    """Frozen at any moment, with many turns at once that keep over several transactions what they read: the other ends
+    them all before it thaws.
+
+    Breaks with: no check of the lease in the transaction that writes (an end told twice, a step back in time).
+    """
+    ended = 0
+    for turn in range(10 if FULL else 3):
+        victim, other = pair if turn % 2 else pair[::-1]
+        pumps = [Pump(victim, branches.two_transactions()) for _ in range(12)]
+        for pump in pumps:
+            pump.start()
+        wait_for(lambda pumps=pumps: sum(len(pump.accepted) for pump in pumps) > 30, 30, victim.tail)  # type: ignore[misc]
+        time.sleep(draw.uniform(0, 0.3))
+        victim.signal(signal.SIGSTOP)
+        try:
+            for workflow_id in [workflow_id for pump in pumps for workflow_id in list(pump.accepted)]:
+                branches.ended_right(other, workflow_id, timeout=30)
+        finally:
+            victim.signal(signal.SIGCONT)
+            for pump in pumps:
+                pump.stop()
+        wait_for(lambda victim=victim: _accepts(victim), 30, victim.tail)  # type: ignore[misc]
+        for workflow_id in {one for pump in pumps for one in pump.accepted}:
+            view = branches.ended_right(other, workflow_id)
+            assert lifecycle.broken_run(other, view, host_kills={}) == []
+            ended += 1
+    note(f"{ended} executions of frozen and thawed servers, each ended once")
 
 
 def _stop_inside(victim: Server, postgres: PostgresServer) -> tuple[str, int]:

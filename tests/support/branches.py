@@ -42,6 +42,11 @@ def quick(steps: int = 6) -> dict[str, Any]:
     return {"name": "quick", "steps": made}
 
 
+def two_transactions() -> dict[str, Any]:
+    """Return one wait for nothing: a turn that writes its attempt, and then, out of what it kept in memory, the end."""
+    return {"name": "two_transactions", "steps": {"wait": {"kind": "wait", "with": {"seconds": 0}}}}
+
+
 def waits(seconds: float) -> dict[str, Any]:
     """Return one wait between two noops."""
     return {"name": "waits", "steps": {
