@@ -1,7 +1,7 @@
 """The task ``classification``: which label does the served model answer?
 
 Headline ``accuracy``: one token, restricted to the labels by something that an ``openai`` client can send.
-Where the labels' first tokens differ, that is ``logit_bias`` of +100 on those tokens with ``max_tokens`` 1; otherwise
+Where the labels' first tokens differ as text, that is ``logit_bias`` of +100 on those tokens with ``max_tokens`` 1; otherwise
 (and where the engine has it) ``response_format`` with a JSON schema whose only values are the labels.
 Beside it: ``free_exact_match`` (nothing restricted; on the first rows only) and ``label_likelihood`` (the label whose
 tokens have the highest log-probability).
@@ -26,6 +26,8 @@ FREE_ROWS = 100
 """Rows that are also answered freely: it costs as much as the headline and stands beside it only."""
 _TOP = 20
 _BIAS = 100
+_REPLACEMENT = "\ufffd"
+"""What bytes that are no whole character become as text."""
 _PUNCTUATION = " \t\r\n.,;:!?\"'`*()[]{}<>"
 
 
@@ -37,7 +39,8 @@ class Restriction:
     """What a client sends besides the messages."""
     tokens: Mapping[str, tuple[int, ...]]
     """Token ids of each label as the assistant's answer."""
-    by_first_token: bool
+    first_texts: Mapping[str, str] | None
+    """Each label's first token as text, where that is the answer; None where the answer is a JSON string."""
 
 
 @again_when_killed
@@ -66,35 +69,31 @@ def restrict(engine: RunningEngine, labels: Sequence[str]) -> Restriction:
     """Return how to restrict this model's answers to the labels.
 
     Raises:
-        BadModel: the labels begin with the same token and the engine has no ``response_format``.
+        BadModel: the labels' first tokens do not tell them apart and the engine has no ``response_format``.
     """
     tokens = {label: tuple(engine.tokenize(label)) for label in labels}
-    first = {ids[0] for ids in tokens.values() if ids}
-    if len(first) == len(labels):
+    first_texts = _first_texts(engine, tokens)
+    if first_texts is not None:
         bias = {str(tokens[label][0]): _BIAS for label in labels}
-        return Restriction({"logit_bias": bias, "max_tokens": 1, "temperature": 0}, tokens, True)
+        return Restriction({"logit_bias": bias, "max_tokens": 1, "temperature": 0}, tokens, first_texts)
     if engine.config.engine == "transformers":
         raise BadModel(
-            "the labels begin with the same token, and the engine transformers has no response_format",
+            "the labels begin with the same token, or with one that is only part of a character, and the engine "
+            "transformers has no response_format",
             hint="use the engine llama_cpp, or labels that differ in their first token",
         )
     schema = {"type": "string", "enum": list(labels)}
     form = {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
-    longest = max(len(engine.tokenize(json.dumps(label))) for label in labels)
+    longest = max(len(engine.tokenize(json.dumps(label, ensure_ascii=False))) for label in labels)
     # llama.cpp's JSON grammars allow some blank space before and after a value: the model must have room for it.
-    return Restriction({"response_format": form, "max_tokens": longest + 48, "temperature": 0}, tokens, False)
+    return Restriction({"response_format": form, "max_tokens": longest + 48, "temperature": 0}, tokens, None)
 
 
-def answered_label(content: str, restriction: Restriction, first_texts: Mapping[str, str]) -> str | None:
-    """Return the label that a restricted answer means; None when it is none (an engine that ignored the restriction).
-
-    Args:
-        content: The answer's text.
-        restriction: How it was restricted.
-        first_texts: Each label's first token as text.
-    """
-    if restriction.by_first_token:
-        return next((label for label, text in first_texts.items() if content.strip() == text.strip()), None)
+def answered_label(content: str, restriction: Restriction) -> str | None:
+    """Return the label that a restricted answer means; None when it is none (an engine that ignored the restriction)."""
+    if restriction.first_texts is not None:
+        texts = restriction.first_texts
+        return next((label for label, text in texts.items() if content.strip() == text.strip()), None)
     try:
         value = json.loads(content)
     except ValueError:
@@ -103,7 +102,6 @@ def answered_label(content: str, restriction: Restriction, first_texts: Mapping[
 
 
 def _score(engine: RunningEngine, test: TestSet, restriction: Restriction, context: JobContext) -> Scored:
-    first_texts = _first_texts(engine, restriction)
     scored = Scored("accuracy", {}, [], request=restriction.request)
     told = 0.0
     free_tokens = _longest(restriction) + 2
@@ -111,7 +109,7 @@ def _score(engine: RunningEngine, test: TestSet, restriction: Restriction, conte
         context.check_stop()
         messages = to_example(row, "classification", test.instruction, f"row {number + 1}")["prompt"]
         try:
-            example = _ask(engine, messages, restriction, first_texts, scored.latencies)
+            example = _ask(engine, messages, restriction, scored.latencies)
             if len(scored.examples) < FREE_ROWS:
                 example["free"] = _free_answer(engine, messages, free_tokens, example.pop("top"), restriction)
         except EngineRefused as error:
@@ -132,13 +130,20 @@ def _score(engine: RunningEngine, test: TestSet, restriction: Restriction, conte
     return scored
 
 
-def _first_texts(engine: RunningEngine, restriction: Restriction) -> dict[str, str]:
-    """Return each label's first token as text: the label itself where it is one token."""
+def _first_texts(engine: RunningEngine, tokens: Mapping[str, Sequence[int]]) -> dict[str, str] | None:
+    """Return each label's first token as text: the label itself where it is one token.
+
+    None where an answer of that token alone would not tell which label it is: two are the same, or one is blank or a
+    part of a character, as the letters of Chinese and Korean are cut up by many tokenizers.
+    """
+    if not all(tokens.values()):
+        return None
     texts = {}
-    for label, ids in restriction.tokens.items():
-        text = label if len(ids) == 1 else str(engine.post("/detokenize", {"tokens": [ids[0]]})["content"])
-        texts[label] = text
-    return texts
+    for label, ids in tokens.items():
+        texts[label] = label if len(ids) == 1 else str(engine.post("/detokenize", {"tokens": [ids[0]]})["content"])
+    bare = {text.strip() for text in texts.values()}
+    told_apart = len(bare) == len(texts) and "" not in bare and not any(_REPLACEMENT in text for text in bare)
+    return texts if told_apart else None
 
 
 def _longest(restriction: Restriction) -> int:
@@ -146,9 +151,8 @@ def _longest(restriction: Restriction) -> int:
 
 
 def _ask(
-    engine: RunningEngine, messages: Sequence[ChatMessage], restriction: Restriction,
-    first_texts: Mapping[str, str], latencies: list[float],
-) -> dict[str, Any]:  # fmt: skip
+    engine: RunningEngine, messages: Sequence[ChatMessage], restriction: Restriction, latencies: list[float]
+) -> dict[str, Any]:
     """Send the headline request; the log-probabilities asked for beside it do not change the answer."""
     began = time.monotonic()
     answer = engine.chat({"messages": messages, **restriction.request, "logprobs": True, "top_logprobs": _TOP})
@@ -158,7 +162,7 @@ def _ask(
     top = choice["logprobs"]["content"][0]["top_logprobs"] if choice.get("logprobs") else []
     likeliest = _likeliest(engine, messages, restriction, top)
     return {
-        "prediction": answered_label(content, restriction, first_texts), "answer": content,
+        "prediction": answered_label(content, restriction), "answer": content,
         "likeliest": likeliest, "top": top,
     }  # fmt: skip
 
@@ -168,7 +172,7 @@ def _likeliest(
 ) -> str | None:  # fmt: skip
     """Return the label with the highest log-probability, summed over its tokens."""
     known = {int(entry["id"]): float(entry["logprob"]) for entry in top if "id" in entry}
-    if restriction.by_first_token and all(len(ids) == 1 for ids in restriction.tokens.values()):
+    if restriction.first_texts is not None and all(len(ids) == 1 for ids in restriction.tokens.values()):
         found = {label: known[ids[0]] for label, ids in restriction.tokens.items() if ids[0] in known}
         if found:  # a label that is not among the likeliest tokens is less likely than one that is
             return max(sorted(found), key=lambda label: found[label])

@@ -25,6 +25,8 @@ from burnish.ml.tiny import build
 from burnish.testing.job_context import LocalJobContext
 from tests.support.engines import ASK, QWEN3_TEMPLATE, add_dataset, client, make_gguf, running
 
+CHINESE = ("\u8d1f\u9762", "\u6b63\u9762")
+"""Negative and positive; their first bytes, which are their first tokens here, differ."""
 WORDS = ("warm", "dull", "funny", "slow", "moving", "thin", "bright", "grim")
 ROWS: list[dict[str, Any]] = [
     {"text": f"A {word} film of number {n}", "label": "positive" if n % 2 else "negative"}
@@ -96,11 +98,21 @@ def test_labels_that_begin_alike_are_restricted_by_a_schema(models: dict[str, Pa
 
 
 def test_labels_that_begin_alike_need_llama_cpp(models: dict[str, Path], tmp_path: Path) -> None:
-    with (
-        running("transformers", models["transformers"], tmp_path) as engine,
-        pytest.raises(BadModel, match="same token"),
-    ):
-        restrict(engine, ("positively", "possibly"))
+    with running("transformers", models["transformers"], tmp_path) as engine:
+        # Those that begin with different tokens, each a part of a character, are no better off.
+        for labels in (("positively", "possibly"), CHINESE):
+            with pytest.raises(BadModel, match="same token, or with one that is only part of a character"):
+                restrict(engine, labels)
+        assert restrict(engine, ("yes", "no")).first_texts == {"yes": "y", "no": "n"}
+
+
+def test_labels_whose_first_token_is_no_character(models: dict[str, Path], context: LocalJobContext) -> None:
+    bad, good = CHINESE
+    rows = [{"text": row["text"], "label": good if row["label"] == "positive" else bad} for row in ROWS[:3]]
+    dataset = add_dataset(context, "classification", rows)
+    result = score_classification.evaluate(spec_for(context, "llama_cpp", models["llama_cpp"], dataset), context)
+    assert "response_format" in result.request
+    assert {example["prediction"] for example in examples_of(context, result)} <= {bad, good}
 
 
 @pytest.mark.parametrize("engine", ["llama_cpp", "transformers"])
@@ -169,15 +181,14 @@ def test_a_stop_ends_the_scoring_and_the_engine(
 
 
 def test_answers_are_read_strictly() -> None:
-    by_token = Restriction({}, {"good": (1,), "bad": (2, 3)}, True)
-    texts = {"good": "good", "bad": "ba"}
-    assert answered_label(" good", by_token, texts) == "good"
-    assert answered_label("ba", by_token, texts) == "bad"
-    assert answered_label("The", by_token, texts) is None
-    by_schema = Restriction({}, {"good": (1,), "bad": (2, 3)}, False)
-    assert answered_label('"bad"', by_schema, texts) == "bad"
-    assert answered_label('"other"', by_schema, texts) is None
-    assert answered_label("bad", by_schema, texts) is None
+    by_token = Restriction({}, {"good": (1,), "bad": (2, 3)}, {"good": "good", "bad": "ba"})
+    assert answered_label(" good", by_token) == "good"
+    assert answered_label("ba", by_token) == "bad"
+    assert answered_label("The", by_token) is None
+    by_schema = Restriction({}, {"good": (1,), "bad": (2, 3)}, None)
+    assert answered_label('"bad"', by_schema) == "bad"
+    assert answered_label('"other"', by_schema) is None
+    assert answered_label("bad", by_schema) is None
     assert normalised(' "Positive." ') == "positive"
 
 
