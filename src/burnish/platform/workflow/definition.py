@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -32,6 +33,8 @@ ENGINE = "platform"
 """The component whose kinds run inside the server."""
 MAX_STEPS = 200
 MAX_ITEMS = 1_000
+MAX_PROBLEMS = 50
+"""Told at once of one kind: to find what each of 10,000 wrong names was meant to be would take minutes."""
 
 _NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 ParameterType = Literal["string", "integer", "number", "boolean", "list", "object", "dataset", "model"]
@@ -153,7 +156,7 @@ def read(source: str | Mapping[str, Any]) -> Definition:
     shape, problems = _shape(data)
     if shape is None:
         raise refused(problems)
-    problems = [*_unknown_needs(shape), *_bad_references(shape)]
+    problems = list(islice(chain(_unknown_needs(shape), _bad_references(shape)), MAX_PROBLEMS))
     if not problems:
         definition = Definition(shape.name, shape.description, shape.parameters, shape.steps, data)
         if (cycle := _cycle(definition.needs)) is None:
@@ -196,7 +199,7 @@ def _shape(data: dict[str, Any]) -> tuple[_Shape | None, list[FieldProblem]]:
             hint="a name begins with a letter and has letters, digits, `_` and `-`, at most 64",
         )
         for name in names if not re.match(_NAME, str(name))
-    ]  # fmt: skip
+    ][:MAX_PROBLEMS]  # fmt: skip
     try:
         return (None if problems else _Shape.model_validate(data)), problems
     except ValidationError as error:
@@ -228,7 +231,7 @@ def field_problems(
     ``value`` is what was validated: it tells the fields in a place from the alternatives of a union.
     """
     found: list[FieldProblem] = []
-    for one in error.errors(include_url=False, include_context=False):
+    for one in error.errors(include_url=False, include_context=False)[:MAX_PROBLEMS]:
         loc = _plain_loc(one["loc"], value, missing=one["type"] == "missing")
         where = prefix
         for part in loc:
@@ -277,13 +280,12 @@ def _fields_at(model: type[BaseModel], loc: list[Any]) -> list[str]:
     return [f.alias or n for n, f in current.model_fields.items()] if current is not None else []
 
 
-def _unknown_needs(shape: _Shape) -> list[FieldProblem]:
-    return [
-        FieldProblem(where=f"steps.{name}.needs[{position}]", message=f"there is no step {need!r}",
-                     hint=nearest(need, shape.steps))
-        for name, step in shape.steps.items()
-        for position, need in enumerate(step.needs) if need not in shape.steps
-    ]  # fmt: skip
+def _unknown_needs(shape: _Shape) -> Iterator[FieldProblem]:
+    for name, step in shape.steps.items():
+        for position, need in enumerate(step.needs):
+            if need not in shape.steps:
+                yield FieldProblem(where=f"steps.{name}.needs[{position}]", message=f"there is no step {need!r}",
+                                   hint=nearest(need, shape.steps))  # fmt: skip
 
 
 def step_references(name: str, step: Step) -> list[tuple[str, Path]]:
@@ -304,34 +306,28 @@ def step_references(name: str, step: Step) -> list[tuple[str, Path]]:
     return found
 
 
-def _bad_references(shape: _Shape) -> list[FieldProblem]:
-    problems = []
+def _bad_references(shape: _Shape) -> Iterator[FieldProblem]:
     for name, step in shape.steps.items():
         for place, text in _expression_texts(name, step):
             try:
-                found = [path for expression in text for path in paths(parse(expression))]
+                found = [path for one in ([bare(text)] if place == f"steps.{name}.when" else expressions(text))
+                         for path in paths(parse(one))]  # fmt: skip
             except ExpressionError as error:
-                problems.append(FieldProblem(where=place, message=error.message, hint=error.hint))
+                yield FieldProblem(where=place, message=error.message, hint=error.hint)
                 continue
-            problems += [problem for path in found if (problem := _bad_reference(shape, name, place, path))]
+            yield from (problem for path in found if (problem := _bad_reference(shape, name, place, path)))
         if isinstance(step.foreach, str) and not list(texts(step.foreach)):
-            problems.append(FieldProblem(where=f"steps.{name}.foreach", message="this is text, not a list",
-                                         hint="write `${{ parameters.some_list }}`, or a list"))  # fmt: skip
-    return problems
+            yield FieldProblem(where=f"steps.{name}.foreach", message="this is text, not a list",
+                               hint="write `${{ parameters.some_list }}`, or a list")  # fmt: skip
 
 
-def _expression_texts(name: str, step: Step) -> Iterator[tuple[str, list[str]]]:
-    """Yield the expressions of a step with their places; a text whose braces do not close is given whole."""
+def _expression_texts(name: str, step: Step) -> Iterator[tuple[str, str]]:
+    """Yield what has expressions in a step with its place; a ``when`` is one, with or without its braces."""
     place = f"steps.{name}"
-    fields = ((step.spec, "with"), (step.resources, "resources"), (step.foreach, "foreach"))
-    for value, field in fields:
-        for where, text in texts(value, f"{place}.{field}"):
-            try:
-                yield where, expressions(text)
-            except ExpressionError:
-                yield where, [text]
+    for value, field in ((step.spec, "with"), (step.resources, "resources"), (step.foreach, "foreach")):
+        yield from texts(value, f"{place}.{field}")
     if isinstance(step.when, str):
-        yield f"{place}.when", [bare(step.when)]
+        yield f"{place}.when", step.when
 
 
 def _bad_reference(shape: _Shape, name: str, place: str, path: Path) -> FieldProblem | None:

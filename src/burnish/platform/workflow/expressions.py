@@ -85,7 +85,9 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_EXPRESSION = re.compile(r"\$\{\{((?:[^}\"']|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\}(?!\}))*)\}\}")
+_OPENER = "${{"
+_STOP = re.compile(r"""\}\}|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|["']""")
+"""What matters inside an expression: its end, a whole text (which may hold anything), or a text without an end."""
 _WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None}
 _PRECEDENCE = {"||": 1, "&&": 2, "==": 3, "!=": 3, "<": 4, "<=": 4, ">": 4, ">=": 4}
 
@@ -262,16 +264,34 @@ def expressions(text: str) -> list[str]:
     Raises:
         ExpressionError: a ``${{`` is not closed.
     """
-    found = [match.group(1) for match in _EXPRESSION.finditer(text)]
-    if text.count("${{") > len(found) and "${{" in _EXPRESSION.sub("", text):
+    pieces = _pieces(text)
+    if _OPENER in pieces[-1]:
         raise ExpressionError(f"a `${{{{` is not closed in {text[:80]!r}", hint="end it with `}}`")
-    return found
+    return pieces[1::2]
 
 
 def single(text: str) -> str | None:
     """Return the one expression that ``text`` consists of, or None."""
-    match = _EXPRESSION.fullmatch(text.strip())
-    return match.group(1) if match is not None else None
+    pieces = _pieces(text.strip())
+    return pieces[1] if len(pieces) == 3 and not pieces[0] and not pieces[2] else None
+
+
+def _pieces(text: str) -> list[str]:
+    """Return plain text and expressions in turn, plain text first and last; read once, in time linear in its length.
+
+    After an expression that is not closed all is plain text.
+    """
+    found: list[str] = []
+    plain = 0
+    while (start := text.find(_OPENER, plain)) >= 0:
+        stop = _STOP.search(text, start + len(_OPENER))
+        while stop is not None and len(stop.group()) > 1 and stop.group() != "}}":
+            stop = _STOP.search(text, stop.end())
+        if stop is None or stop.group() != "}}":
+            break
+        found += [text[plain:start], text[start + len(_OPENER) : stop.start()]]
+        plain = stop.end()
+    return [*found, text[plain:]]
 
 
 def paths(node: Node) -> Iterator[Path]:
@@ -332,7 +352,9 @@ def _resolve_text(text: str, scope: Scope) -> Any:
     whole = single(text)
     if whole is not None:
         return evaluate(parse(whole), scope)
-    return _EXPRESSION.sub(lambda match: _written(evaluate(parse(match.group(1)), scope)), text)
+    pieces = _pieces(text)
+    pieces[1::2] = [_written(evaluate(parse(expression), scope)) for expression in pieces[1::2]]
+    return "".join(pieces)
 
 
 def _written(value: Any) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from burnish.core.errors import BurnishError, FieldProblem, NotFound
 from burnish.platform.identity import Principal
 from burnish.platform.workflow.components import Components
-from burnish.platform.workflow.definition import Definition, Parameter, nearest
+from burnish.platform.workflow.definition import MAX_PROBLEMS, Definition, Parameter, nearest
 
 ModelFinder = Callable[[str, str], Awaitable[Mapping[str, Any] | None]]
 """``(project id, reference)`` -> the registry's version, or None where the registry knows no model of that name.
@@ -34,7 +35,7 @@ class Resolver:
         problems = [
             FieldProblem(where=f"parameters.{name}", message=f"{definition.name} has no parameter `{name}`",
                          hint=nearest(name, definition.parameters))
-            for name in given if name not in definition.parameters
+            for name in islice((n for n in given if n not in definition.parameters), MAX_PROBLEMS)
         ]  # fmt: skip
         values: dict[str, Any] = {}
         for name, parameter in definition.parameters.items():

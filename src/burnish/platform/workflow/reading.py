@@ -42,21 +42,26 @@ def read_text(text: str, source: str = "definition") -> dict[str, Any]:
         raise _refused(line, f"this is not YAML: {problem}", "check indentation and quotes") from error
     if not isinstance(value, dict):
         raise _refused("line 1", f"the {source} must be a mapping with `name` and `steps`", None)
+    check_value(value, source)  # aliases may have made it longer than its text
     return value
 
 
 def check_value(value: object, source: str = "definition") -> None:
-    """Bound the nesting and the number of values of something that came as JSON.
+    """Bound the nesting, the number of values and the length of all texts of something that came as JSON.
 
     Raises:
         InvalidRequest: deeper than 40 levels or more than 20,000 values.
+        TooLarge: texts and names together of more than 256 KiB.
     """
-    count = 0
+    count = size = 0
     level: list[object] = [value]
     for _ in range(MAX_DEPTH):
         count += len(level)
         if count > MAX_VALUES:
             raise _refused(source, f"more than {MAX_VALUES:,} values", "split it")
+        size += sum(_length(one) for one in level)
+        if size > MAX_BYTES:
+            raise TooLarge(f"the {source} is longer than {MAX_BYTES // 1024} KiB", hint="split it, or use `foreach`")
         level = [child for one in level for child in _children(one)]
         if not level:
             return
@@ -68,6 +73,13 @@ def _children(value: object) -> Iterator[object]:
         yield from value.values()
     elif isinstance(value, list | tuple):
         yield from value
+
+
+def _length(value: object) -> int:
+    """Return the bytes of a text, or of the names in a mapping."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    return sum(_length(str(key)) for key in value) if isinstance(value, dict) else 0
 
 
 def _refused(where: str, message: str, hint: str | None) -> InvalidRequest:

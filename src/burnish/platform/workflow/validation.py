@@ -7,6 +7,7 @@ against the JSON Schema of the producing kind's result, and left open when the c
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from burnish.core.errors import BurnishError, FieldProblem
@@ -15,7 +16,7 @@ from burnish.core.specs.base import Resources
 from burnish.platform.identity import Principal
 from burnish.platform.workflow import shapes
 from burnish.platform.workflow.components import Components
-from burnish.platform.workflow.definition import ENGINE, Definition, Step, nearest, step_references
+from burnish.platform.workflow.definition import ENGINE, MAX_PROBLEMS, Definition, Step, nearest, step_references
 from burnish.platform.workflow.engine_kinds import EngineKind
 from burnish.platform.workflow.expressions import (
     ExpressionError,
@@ -81,12 +82,12 @@ class Validator:
             if offer is None:
                 findings.problems.append(_unknown_kind(name, step, offers))
                 continue
-            findings.problems += _reference_problems(definition, name, step, offers)
+            findings.problems += islice(_reference_problems(definition, name, step, offers), MAX_PROBLEMS)
             scope = {"parameters": parameters, "execution": {"id": "", "project_id": principal.project_id}}
             if _never_runs(step, scope):
                 continue
             for ask in _asks(name, step, scope, findings.problems):
-                findings.problems += _type_problems(definition, ask, step, offer, offers)
+                findings.problems += islice(_type_problems(definition, ask, step, offer, offers), MAX_PROBLEMS)
                 if step.component == ENGINE:
                     place = f"steps.{name}.with"
                     findings.problems += self._kinds[step.kind].problems(ask.spec, ask.unresolved, place)

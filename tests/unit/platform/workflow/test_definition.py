@@ -1,5 +1,6 @@
 """Reading definitions and expressions: what is wrong is told with place and mend; what is hostile is refused."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -134,6 +135,49 @@ def problems_of(source: str) -> dict[str, str]:
     with pytest.raises(InvalidRequest) as caught:
         read(source)
     return {problem.where: f"{problem.message} | {problem.hint}" for problem in caught.value.problems}
+
+
+_MANY = {f"step_number_{number}": {"kind": "noop"} for number in range(190)}
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"with": {"value": "${{ " * 60_000}}, "is not closed"),
+        ({"with": {"value": "${{ '" * 50_000}}, "is not closed"),
+        ({"with": {"value": ['${{ "\\' * 20] * 2_000}}, "is not closed"),
+        ({"when": "${{ " * 60_000}, "longer than"),
+        ({"with": {"value": [f"${{{{steps.stepnumer_{number}.x}}}}" for number in range(7_000)]}}, "no step"),
+        ({f"nee{number}": 1 for number in range(7_000)}, "no field"),
+        ({"with": {"value": "a" * 300_000}}, "longer than 256 KiB"),
+        ({"with": {"b" * 300_000: 1}}, "longer than 256 KiB"),
+    ],
+    ids=["open", "open text", "open texts", "open when", "references", "fields", "long", "long name"],
+)
+def test_no_definition_keeps_the_server_busy(step: dict[str, Any], words: str) -> None:
+    """All of this took from half a minute to ten; the event loop stands still meanwhile."""
+    began = time.process_time()
+    with pytest.raises(BurnishError, match=words) as caught:
+        read({"name": "x", "steps": {**_MANY, "last": {"kind": "noop", **step}}})
+    assert time.process_time() - began < 3
+    assert len(caught.value.problems) <= 50
+
+
+def test_unknown_needs_and_long_aliases_are_bounded() -> None:
+    steps = {name: {"kind": "noop", "needs": [f"stepnumer_{n}" for n in range(95)]} for name in _MANY}
+    began = time.process_time()
+    with pytest.raises(InvalidRequest, match="no step 'stepnumer_0'"):
+        read({"name": "x", "steps": steps})
+    with pytest.raises(TooLarge):
+        read("{name: x, steps: {z: {kind: noop, with: {value: [&a '" + "a" * 100_000 + "', " + "*a, " * 5_000 + "]}}}}")
+    assert time.process_time() - began < 3
+
+
+def test_expressions_end_where_they_always_did() -> None:
+    text = "${{ '}}' == \"}}\" }} and ${{ parameters.rank }}} and ${{ 1"
+    assert resolve(text, SCOPE) == "true and 8} and ${{ 1"
+    assert resolve("${{ parameters.name }}${{ parameters.rank }}", SCOPE) == "x8"
+    assert resolve("a ${{ 'it is }} open", SCOPE) == "a ${{ 'it is }} open"
 
 
 def test_all_that_the_text_shows_is_told_at_once() -> None:
