@@ -263,6 +263,31 @@ async def test_events_after_a_power_cut_are_not_hidden_behind_those_it_took(benc
     assert not [e for e in events if "unreadable" in str(e.data.get("message"))]
 
 
+async def test_a_server_that_follows_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks with: a long training that keeps every artifact of its time from being swept."""
+    monkeypatch.setattr("burnish.platform.jobs.reconciler._FIRST_MARK_SECONDS", 0.5)
+    monkeypatch.setattr("burnish.platform.jobs.reconciler._MARK_SECONDS", 0.5)
+    await bench.submit("job_f", "count", {"to": 10000, "seconds": 0.3})
+    await bench.counted("job_f", 1)
+    async with bench.database.write() as session:
+        await session.execute(update(JobTable).values(host_started_at=0.0, queued_at=0.0))
+    for _ in range(2):  # again and again
+        async with bench.database.write() as session:
+            await session.execute(update(JobTable).values(followed_at=None))
+            assert await store.unread_seconds(session) > 3600
+        deadline = time.monotonic() + 20
+        while True:
+            async with bench.database.read() as session:
+                if await store.unread_seconds(session) < 10:
+                    break
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+    await bench.cancel("job_f")
+    await bench.ended("job_f")
+    async with bench.database.read() as session:
+        assert await store.unread_seconds(session) == 0
+
+
 async def test_a_server_that_was_away_charges_a_job_only_what_its_host_ran(bench: Bench) -> None:
     """Breaks with: the time limit measured by the database's clock, from the start of the host on."""
     for job_id in ("job_lost", "job_lives"):

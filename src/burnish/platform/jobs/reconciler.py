@@ -38,6 +38,8 @@ _FOLLOW_SECONDS = 0.25
 _REREAD_SECONDS = 2.0
 _BATCH_BYTES = 256 << 10
 _HOST_START_SECONDS = 60.0
+_MARK_SECONDS = 300.0
+_FIRST_MARK_SECONDS = 5.0
 _MEASURE_SECONDS = 1.0
 _LIMIT_SLACK = 1.15
 _LIMIT_SLACK_SECONDS = 10.0
@@ -56,6 +58,8 @@ class _Watched:
     told_to_pause: bool = False
     measured_at: float = 0.0
     followed_at: float = 0.0
+    mark_at: float = field(default_factory=lambda: time.monotonic() + _FIRST_MARK_SECONDS)
+    """When to write down next that all events are read: a short job never pays for it."""
     over_limit: ErrorBody | None = None
     ran_from: float | None = None
     """When, on this process's steady clock, the job would have begun had it run without a break."""
@@ -245,16 +249,27 @@ class JobTurns:
         return True
 
     async def _follow(self, turn: Turn, watched: _Watched) -> bool:
-        """Move a host's new events into the event log; True if there were any."""
+        """Move a host's new events into the event log; True if there were any.
+
+        Now and then it is written down that all are read, so that a sweep knows that no artifact of the host's is unheard of.
+        """
         watched.followed_at = time.monotonic()
+        mark = watched.followed_at >= watched.mark_at
+        end = await self._in_thread(self._backend.events_end, self._folder(watched.job)) if mark else 0
         found, offset = await self._new_events(watched.job)
-        if not found:
+        mark = mark and offset >= end
+        if not found and not mark:
             return False
         async with turn.write() as session:
             row = await self._row(session, watched.job)
-            await recording.events(session, row, found, offset)
+            if found:
+                await recording.events(session, row, found, offset)
+            if mark:
+                row.followed_at = await store.database_now(session)
         watched.job, watched.read_at = row, time.monotonic()
-        return True
+        if mark:
+            watched.mark_at = watched.read_at + _MARK_SECONDS
+        return bool(found)
 
     async def _new_events(self, job: JobTable) -> tuple[list[HostEvent], int]:
         return await self._in_thread(self._backend.events, self._folder(job), job.events_offset, _BATCH_BYTES)

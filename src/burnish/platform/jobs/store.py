@@ -146,6 +146,17 @@ async def on_node(session: AsyncSession, node: str) -> list[JobTable]:
     return list((await session.execute(statement.order_by(JobTable.id))).scalars())
 
 
+async def unread_seconds(session: AsyncSession) -> float:
+    """Return for how long a host may have published what no server has read of yet; 0 if none can.
+
+    Seconds to minutes where servers follow their hosts; more where a node's server is down and its hosts live on.
+    """
+    # A host that was started just before its server died has no time of its own yet: it began after it was queued.
+    read = func.coalesce(JobTable.followed_at, JobTable.host_started_at, JobTable.queued_at)
+    statement = select(epoch_now() - func.min(read)).where(JobTable.state.in_(_ON_NODE), JobTable.run.is_not(None))
+    return max(0.0, (await session.execute(statement)).scalar_one() or 0.0)
+
+
 async def any_queued(session: AsyncSession) -> bool:
     """Tell whether any heavy job waits."""
     statement = select(JobTable.id).where(JobTable.state == JobState.QUEUED, JobTable.run.is_not(None)).limit(1)

@@ -55,6 +55,8 @@ class JobTable(Reconciled, Base):
     checkpoint: Mapped[dict[str, Any] | None] = mapped_column(JsonB)
     checkpoint_step: Mapped[int | None] = mapped_column(Integer)
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    followed_at: Mapped[float | None] = mapped_column(Float)
+    """Epoch of the database's clock: every event that a host wrote before was read. Written now and then."""
     ran_seconds: Mapped[float] = mapped_column(Float, default=0.0)
     """Of earlier incarnations, so that a restart does not renew the wall-time limit."""
     host_started_at: Mapped[float | None] = mapped_column(Float)

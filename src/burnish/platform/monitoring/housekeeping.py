@@ -10,12 +10,15 @@ from burnish.infra import idempotency, signals
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import Database
+from burnish.platform.jobs import store as jobs
 
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 600.0
 GRACE_SECONDS = 3600.0
 """An object younger than this is left alone: its row may be on its way."""
+SLACK_SECONDS = 120.0
+"""By how much clocks of machines may differ, and a host's word may come after what it published."""
 PULSE_SECONDS = 1.0
 KEYS_KEPT_SECONDS = 24 * 3600.0
 
@@ -45,13 +48,19 @@ class Housekeeping:
         self._tasks = []
 
     async def sweep(self) -> list[str]:
-        """Remove artifacts that nothing refers to and that are older than the grace period; return their digests."""
+        """Remove artifacts that nothing refers to and that are older than the grace period; return their digests.
+
+        The grace reaches back to where some host may have published what no server has read of: its node's may be down.
+        """
+        async with self._database.read() as session:
+            unread = await jobs.unread_seconds(session)
+        grace = max(self._grace, unread + SLACK_SECONDS if unread else 0.0)
         loop = asyncio.get_running_loop()
 
         def live() -> set[str]:  # called in the sweep's thread, once its lock is held
             return asyncio.run_coroutine_threadsafe(self._live(), loop).result(60)
 
-        removed = await asyncio.to_thread(self._store.sweep, live, self._grace)
+        removed = await asyncio.to_thread(self._store.sweep, live, grace)
         if removed:
             async with self._database.write() as session:
                 await artifacts.forget(session, removed)

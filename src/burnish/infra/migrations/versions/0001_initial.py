@@ -162,6 +162,7 @@ def upgrade() -> None:
         sa.Column("checkpoint", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
         sa.Column("checkpoint_step", sa.Integer(), nullable=True),
         sa.Column("events_offset", sa.BigInteger(), nullable=False),
+        sa.Column("followed_at", sa.Float(), nullable=True),
         sa.Column("ran_seconds", sa.Float(), nullable=False),
         sa.Column("host_started_at", sa.Float(), nullable=True),
         sa.Column("progress", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
