@@ -322,6 +322,12 @@ async def test_bad_uploads_are_refused_with_their_place_and_leave_nothing(
         ),
         (
             "multipart/form-data; boundary=b",
+            b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--\r\n",
+            422,
+            "has no name",
+        ),
+        (
+            "multipart/form-data; boundary=b",
             b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n' * 2 + b"--b--\r\n",
             422,
             "more than one file",

@@ -127,7 +127,9 @@ def parse_fields(fields: Mapping[str, str]) -> tuple[str, UploadOptions]:
     """
     given = {name: value for name, value in fields.items() if value != ""}
     problems = [
-        FieldProblem(where=field, message=f"there is no field {field!r}", hint=f"fields: {', '.join(sorted(_FIELDS))}")
+        FieldProblem(
+            where=field or "body", message=f"there is no field {field!r}", hint=f"fields: {', '.join(sorted(_FIELDS))}"
+        )
         for field in given
         if field not in _FIELDS
     ]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -58,10 +59,14 @@ def make_version(upload: Path, options: UploadOptions, target: Path, limits: Lim
     name = safe_name(options.file_name)
     reader = choose_format(upload, name, limits)
     problems = Problems(name, reader.unit, tolerant=options.bad_rows == "drop")
+    records = reader.read(upload, limits, problems)
+    if (first := next(records, None)) is None:
+        problems.raise_if_any()
+        raise _no_row(name, problems)
     try:
-        schema, records = recognise(reader.read(upload, limits, problems), options.format, options.columns, name)
+        schema, records = recognise(chain([first], records), options.format, options.columns, name)
     except InvalidRequest:
-        problems.raise_if_any()  # no row was left because each was bad: say that instead
+        problems.raise_if_any()  # the file is broken: that comes before what its columns are
         raise
     tally = _Tally(schema)
     with (target / DATA_FILE).open("wb") as out:
@@ -70,12 +75,22 @@ def make_version(upload: Path, options: UploadOptions, target: Path, limits: Lim
             _check_limits(size, tally, limits, f"{reader.unit} {number}")
     problems.raise_if_any()
     if not tally.rows:
-        raise InvalidRequest(
-            f"no row of {name} is left: {problems.count} were bad", where=name, problems=problems.found
-        )
+        raise _no_row(name, problems)
     card = tally.card(name, options.licence, problems.count)
     (target / DATASET_CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n")
     return NewVersion(card=card, dropped_rows=tuple(problems.found))
+
+
+def _no_row(name: str, problems: Problems) -> InvalidRequest:
+    if not problems.found:
+        return InvalidRequest(f"{name} has no rows", where=name, hint="upload a file with at least one row")
+    first = problems.found[0]
+    return InvalidRequest(
+        f"no row of {name} is left: {problems.count} were bad: {first.where}: {first.message}",
+        where=first.where,
+        hint=first.hint or "mend the rows and upload the file again",
+        problems=problems.found,
+    )
 
 
 def _check_limits(size: int, tally: "_Tally", limits: Limits, where: str) -> None:

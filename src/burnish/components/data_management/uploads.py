@@ -199,6 +199,8 @@ class _Form:
         self._name = options.get(b"name", b"").decode(errors="replace")
         self._is_file = b"filename" in options or self._name == "file"
         if not self._is_file:
+            if not self._name:
+                raise InvalidRequest("a part of the form has no name", where="body", hint="name each part: `file`, ...")
             return
         self.files += 1
         if self.files > 1:

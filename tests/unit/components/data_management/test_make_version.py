@@ -88,8 +88,15 @@ def test_bad_rows_can_be_dropped_and_are_counted_and_named(tmp_path: Path) -> No
 def test_only_bad_rows_is_an_error_either_way(tmp_path: Path, content: str) -> None:
     with pytest.raises(InvalidRequest, match="line 1"):
         make(tmp_path, content)
-    with pytest.raises(InvalidRequest, match=r"no row|has no rows"):
+    with pytest.raises(InvalidRequest, match=r"no row of a.jsonl is left: 1 were bad: line 1") as caught:
         make(tmp_path, content, bad_rows="drop")
+    assert str(caught.value.where).startswith("line 1")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", "\n \n"), ("a.csv", "text,label\n"), ("a.csv", "\n")])
+def test_no_rows_at_all(tmp_path: Path, name: str, content: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"a.* has no rows"):
+        make(tmp_path, content, file_name=name, bad_rows="drop")
 
 
 def test_too_many_rows(tmp_path: Path) -> None:
