@@ -4,7 +4,8 @@ Headline ``accuracy``: one token, restricted to the labels by something that an 
 Where the labels' first tokens differ as text, that is ``logit_bias`` of +100 on those tokens with ``max_tokens`` 1; otherwise
 (and where the engine has it) ``response_format`` with a JSON schema whose only values are the labels.
 Beside it: ``free_exact_match`` (nothing restricted; on the first rows only) and ``label_likelihood`` (the label whose
-tokens have the highest log-probability).
+tokens have the highest log-probability; left out where llama.cpp's server does not tell it, as it does not for tokens
+that are part of a character).
 """
 
 import json
@@ -41,6 +42,8 @@ class Restriction:
     """Token ids of each label as the assistant's answer."""
     first_texts: Mapping[str, str] | None
     """Each label's first token as text, where that is the answer; None where the answer is a JSON string."""
+    scorable: bool = True
+    """Whether the engine tells the log-probability of each label's tokens."""
 
 
 @again_when_killed
@@ -60,6 +63,8 @@ def evaluate(spec: EvaluationSpec, context: JobContext) -> EvaluationResult:
     prepared = prepare(spec, context)
     with engine_for(spec, prepared, context) as engine:
         restriction = restrict(engine, test.labels)
+        if not restriction.scorable:
+            context.log("no label_likelihood: a label's tokens are parts of characters, which llama.cpp does not score")
         scored = _score(engine, test, restriction, context)
         served = served_as(spec, prepared, engine, scored.latencies, context)
     return finish(spec, scored, served, context)
@@ -86,7 +91,9 @@ def restrict(engine: RunningEngine, labels: Sequence[str]) -> Restriction:
     form = {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
     longest = max(len(engine.tokenize(json.dumps(label, ensure_ascii=False))) for label in labels)
     # llama.cpp's JSON grammars allow some blank space before and after a value: the model must have room for it.
-    return Restriction({"response_format": form, "max_tokens": longest + 48, "temperature": 0}, tokens, None)
+    return Restriction(
+        {"response_format": form, "max_tokens": longest + 48, "temperature": 0}, tokens, None, _whole(engine, tokens)
+    )
 
 
 def answered_label(content: str, restriction: Restriction) -> str | None:
@@ -146,6 +153,12 @@ def _first_texts(engine: RunningEngine, tokens: Mapping[str, Sequence[int]]) -> 
     return texts if told_apart else None
 
 
+def _whole(engine: RunningEngine, tokens: Mapping[str, Sequence[int]]) -> bool:
+    """Tell whether every token of the labels is text by itself."""
+    every = {token for ids in tokens.values() for token in ids}
+    return not any(_REPLACEMENT in engine.post("/detokenize", {"tokens": [token]})["content"] for token in every)
+
+
 def _longest(restriction: Restriction) -> int:
     return max(len(ids) for ids in restriction.tokens.values())
 
@@ -160,11 +173,10 @@ def _ask(
     choice = answer["choices"][0]
     content = str(choice["message"]["content"] or "")
     top = choice["logprobs"]["content"][0]["top_logprobs"] if choice.get("logprobs") else []
-    likeliest = _likeliest(engine, messages, restriction, top)
-    return {
-        "prediction": answered_label(content, restriction), "answer": content,
-        "likeliest": likeliest, "top": top,
-    }  # fmt: skip
+    found = {"prediction": answered_label(content, restriction), "answer": content, "top": top}
+    if restriction.scorable:
+        found["likeliest"] = _likeliest(engine, messages, restriction, top)
+    return found
 
 
 def _likeliest(
@@ -220,10 +232,14 @@ def normalised(text: str) -> str:
 
 def _metrics(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     free = [example for example in examples if "free" in example]
-    return {
+    likely = [example for example in examples if "likeliest" in example]
+    found = {
         "accuracy": proportion(sum(example["score"] for example in examples), len(examples)),
-        "label_likelihood": proportion(sum(e["likeliest"] == e["expected"] for e in examples), len(examples)),
         "free_exact_match": proportion(
             sum(normalised(e["free"]) == normalised(e["expected"]) for e in free), len(free)
         ),
     }
+    if likely:
+        hits = sum(example["likeliest"] == example["expected"] for example in likely)
+        found["label_likelihood"] = proportion(hits, len(likely))
+    return found

@@ -113,6 +113,8 @@ def test_labels_whose_first_token_is_no_character(models: dict[str, Path], conte
     result = score_classification.evaluate(spec_for(context, "llama_cpp", models["llama_cpp"], dataset), context)
     assert "response_format" in result.request
     assert {example["prediction"] for example in examples_of(context, result)} <= {bad, good}
+    assert set(result.metrics) == {"accuracy", "free_exact_match"}
+    assert any("no label_likelihood" in message for _, message in context.logs)
 
 
 @pytest.mark.parametrize("engine", ["llama_cpp", "transformers"])
