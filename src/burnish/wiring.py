@@ -25,9 +25,8 @@ from burnish.components.hyperparameter_optimization.component import build as bu
 from burnish.components.model_serving.component import build as build_model_serving
 from burnish.core.errors import InvalidRequest, Unavailable
 from burnish.core.settings import Settings
-from burnish.infra import signals
+from burnish.infra import belonging, signals
 from burnish.infra.artifact_store import ArtifactStore, open_store
-from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import Base, Database
 from burnish.infra.event_log import EventLog
 from burnish.infra.home import HomeLock
@@ -72,7 +71,7 @@ class Platform:
     workflows: WorkflowService
     workflow_reconciler: WorkflowReconciler
     housekeeping: Housekeeping
-    home_lock: HomeLock | None
+    home_lock: HomeLock
     _running: list[Callable[[], object]] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -81,11 +80,10 @@ class Platform:
         Raises:
             HomeLocked: another server holds this home.
             SchemaNewer: the database was made by a newer Burnish.
-            Unavailable: the database does not answer, or its artifacts are in another store.
+            Unavailable: the database does not answer, or home, artifact store and database do not belong together.
         """
         await upgrade(self.database, metadata)
-        async with self.database.write() as session:
-            await artifacts.claim_store(session, self.store.store_id, self.settings.resolved_artifact_url)
+        await belonging.claim(self.database, self.store, self.settings.home, self.settings.resolved_artifact_url)
         await self.database.start()
         await self.runtime.start()
         for component in self.components:
@@ -104,8 +102,7 @@ class Platform:
         await self.runtime.stop()
         await self.events.close()
         await self.database.dispose()
-        if self.home_lock is not None:
-            self.home_lock.release()
+        self.home_lock.release()
 
     async def drain(self) -> list[str]:
         """Pause this node's jobs at a checkpoint and end its replicas; say what was done (Ctrl-C in a terminal)."""
@@ -151,14 +148,12 @@ def build(settings: Settings) -> Platform:
 
     Raises:
         InvalidRequest: the settings contradict each other.
-        HomeLocked: another server holds this home (SQLite only; on PostgreSQL servers may share it).
+        HomeLocked: another server holds this home (on PostgreSQL servers may share it with each other).
     """
     refuse_open_bind(settings)
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home_lock = None
-    if settings.embedded_database:
-        home_lock = HomeLock(settings.home)
-        home_lock.acquire()
+    home_lock = HomeLock(settings.home, shared=not settings.embedded_database)
+    home_lock.acquire()
     settings.keep_node()
     database = Database(settings.resolved_database_url)
     store = open_store(settings.resolved_artifact_url)

@@ -4,8 +4,10 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ _LOCK_NAME = "server.lock"
 class HomeLock:
     """Keeps a second server off the same home. The kernel lets go when the holder ends, however it ends.
 
-    ``<home>/run/server.lock`` holds ``{"pid", "url", "since"}``, so that others can say who has it.
+    ``<home>/run/server.lock`` holds ``{"pid", "url", "since"}``, so that others can say who has it. ``shared``: servers
+    on PostgreSQL, which may share a home, keep off only one that wants it for itself.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, shared: bool = False) -> None:
         self.path = home / "run" / _LOCK_NAME
+        self._how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._descriptor: int | None = None
 
     def acquire(self, url: str | None = None) -> None:
@@ -33,7 +37,7 @@ class HomeLock:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, self._how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
             raise self._held_by_another() from error
@@ -54,7 +58,8 @@ class HomeLock:
         """Give the lock back. Does nothing if it is not held."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            os.ftruncate(descriptor, 0)
+            if self._how == fcntl.LOCK_EX:  # else it may be another holder's by now
+                os.ftruncate(descriptor, 0)
             os.close(descriptor)
 
     def holder(self) -> dict[str, Any] | None:
@@ -64,7 +69,7 @@ class HomeLock:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return self._read()
         finally:
@@ -93,6 +98,23 @@ class HomeLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def write_once(path: Path, content: bytes, mode: int = 0o600) -> bytes:
+    """Make a file appear whole, once: of several processes that try, one wins. Returns what stands in it."""
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            with suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
+    return path.read_bytes()
 
 
 def disk_free(path: Path) -> int:

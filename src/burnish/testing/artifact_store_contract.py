@@ -193,6 +193,13 @@ def check_store_id_is_the_store(open_store: Open) -> None:
     assert open_store().store_id == open_store().store_id != ""
 
 
+def check_the_first_who_claims_owns_it(open_store: Open) -> None:
+    """The owner is written once; whoever comes later is told."""
+    assert open_store().owner() is None
+    assert open_store().claim("db_1 sqlite:///a") == "db_1 sqlite:///a"
+    assert open_store().claim("db_2 sqlite:///b") == "db_1 sqlite:///a" == open_store().owner()
+
+
 def _unlock(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -210,4 +217,5 @@ CONTRACT: tuple[Callable[[Open], None], ...] = (
     check_a_publish_during_a_sweep_wins,
     check_sweep_leaves_what_is_being_staged,
     check_store_id_is_the_store,
+    check_the_first_who_claims_owns_it,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from burnish.core.errors import HomeLocked, OutOfDisk
-from burnish.infra.home import HomeLock, disk_free, require_disk
+from burnish.infra.home import HomeLock, disk_free, require_disk, write_once
 
 _HOLD = """
 import sys, time
@@ -48,6 +48,27 @@ def test_the_second_is_told_who_has_it_and_gets_it_when_that_one_is_killed(home:
             HomeLock(home).acquire()
     assert lock.holder() is None
     lock.release()
+
+
+def test_sharers_keep_off_only_one_who_wants_it_alone(home: Path) -> None:
+    first, second, alone = HomeLock(home, shared=True), HomeLock(home, shared=True), HomeLock(home)
+    first.acquire()
+    second.acquire()
+    for _ in range(2):
+        with pytest.raises(HomeLocked, match=f"pid {os.getpid()}"):
+            alone.acquire()
+        assert alone.holder() is not None
+        first.release()
+    second.release()
+    with alone, pytest.raises(HomeLocked):
+        first.acquire()
+
+
+def test_what_is_written_once_stays(home: Path) -> None:
+    path = home / "once"
+    assert write_once(path, b"first") == write_once(path, b"second") == b"first"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(home.iterdir()) == [path]
 
 
 def test_nobody_holds_a_home_that_was_never_used(home: Path) -> None:

@@ -3,6 +3,7 @@
 Layout::
 
     store_id                              made once
+    owner                                 which database's artifacts these are, written once
     lock                                  flock: publishing shared, removing exclusive
     staging/<name>-<random>/files/        a future artifact; staging/<name>-<random>.lock is held by its process
     objects/<aa>/<64 hex>/files/          an artifact's files, read-only
@@ -26,6 +27,7 @@ from burnish.core.errors import ArtifactCorrupt, InvalidRequest, NotFound, OutOf
 from burnish.core.specs.base import DIGEST_PATTERN, ArtifactKind, ArtifactRef, Digest
 from burnish.infra.artifact_store import manifest
 from burnish.infra.artifact_store.manifest import Entry
+from burnish.infra.home import write_once
 
 _Seen = tuple[tuple[str, int, int, int], ...]
 """Path, size, change time (ns) and inode of each file: equal means that nobody touched them."""
@@ -48,6 +50,18 @@ class FileArtifactStore:
     def store_id(self) -> str:
         """Made once with the store and kept in it."""
         return self._store_id
+
+    def owner(self) -> str | None:
+        """Return who claimed the store."""
+        try:
+            return (self.root / "owner").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def claim(self, owner: str) -> str:
+        """Note whose the store is, once."""
+        with _disk_full_is_out_of_disk(self.root):
+            return write_once(self.root / "owner", f"{owner}\n".encode(), 0o644).decode().strip()
 
     def stage(self, name: str) -> Path:
         """Return a new empty folder to write a future artifact into."""
@@ -236,15 +250,9 @@ class FileArtifactStore:
             os.close(descriptor)
 
     def _read_or_make_id(self) -> str:
-        path = self.root / "store_id"
-        if not path.exists():
-            draft = self.root / f".store_id-{secrets.token_hex(4)}"
-            _write_synced(draft, f"store_{uuid.uuid4().hex}\n".encode())
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)  # of several processes, one wins
-            draft.unlink()
-            _sync(self.root)
-        return path.read_text().strip()
+        content = write_once(self.root / "store_id", f"store_{uuid.uuid4().hex}\n".encode(), 0o444)
+        _sync(self.root)
+        return content.decode().strip()
 
 
 def _seal(files: Path) -> list[Entry]:

@@ -19,6 +19,12 @@ class ArtifactStore(Protocol):
     def store_id(self) -> str:
         """Made once with the store and kept in it: processes that read the same id share one store."""
 
+    def owner(self) -> str | None:
+        """Return who claimed the store, in the words of :meth:`claim`; None if nobody did."""
+
+    def claim(self, owner: str) -> str:
+        """Note in the store whose it is, unless somebody's it is already; return whose it is."""
+
     def stage(self, name: str) -> Path:
         """Return a new empty folder on the store's filesystem. It is the caller's until published or discarded.
 

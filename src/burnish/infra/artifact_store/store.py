@@ -1,5 +1,6 @@
 """Queries over artifacts and what refers to them. Nothing here commits; nothing here touches files."""
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -86,13 +87,21 @@ async def forget(session: AsyncSession, digests: list[Digest]) -> None:
         )
 
 
-async def claim_store(session: AsyncSession, store_id: str, url: str) -> None:
-    """Tie the database to its store on the first start; later, refuse any other.
+async def database_id(session: AsyncSession) -> str | None:
+    """Return the id of the database; None before :func:`claim_store` gave it one."""
+    return await session.scalar(select(ArtifactStoreRow.database_id))
+
+
+async def claim_store(session: AsyncSession, store_id: str, url: str) -> str:
+    """Tie the database to its store on the first start; later, refuse any other. Returns the database's id.
 
     Raises:
         Unavailable: this process sees another store than the one that the database's artifacts are in.
     """
-    await _insert_once(session, ArtifactStoreRow, id=1, store_id=store_id, url=url[:1000], created_at=utcnow())
+    await _insert_once(
+        session, ArtifactStoreRow,
+        id=1, store_id=store_id, url=url[:1000], database_id=f"db_{uuid.uuid4().hex}", created_at=utcnow(),
+    )  # fmt: skip
     known = (await session.scalars(select(ArtifactStoreRow))).one()
     if known.store_id != store_id:
         raise Unavailable(
@@ -100,6 +109,7 @@ async def claim_store(session: AsyncSession, store_id: str, url: str) -> None:
             where="BURNISH_ARTIFACT_URL",
             hint="point BURNISH_ARTIFACT_URL of every server at the same shared folder, or restore that folder",
         )
+    return known.database_id
 
 
 async def _insert_once(

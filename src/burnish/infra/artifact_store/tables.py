@@ -39,11 +39,13 @@ class ArtifactReferenceRow(Base):
 
 
 class ArtifactStoreRow(Base):
-    """The one store that belongs to this database, by the id that lies in the store."""
+    """The one store that belongs to this database, by the id that lies in the store, and the database's own id."""
 
     __tablename__ = "artifact_store"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, default=1)
     store_id: Mapped[str] = mapped_column(String(64))
     url: Mapped[str] = mapped_column(String(1000))
+    database_id: Mapped[str] = mapped_column(String(64))
+    """Made once with the database, whatever it is restored into; written into the store and into homes."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)

@@ -1,0 +1,96 @@
+"""A home and a store belong to one database: by another's rows, what is in them would be ended and swept."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from burnish.core.errors import HomeLocked, Unavailable
+from burnish.core.settings import Settings
+from burnish.infra.artifact_store import FileArtifactStore
+from burnish.infra.artifact_store import store as artifacts
+from burnish.infra.belonging import OWNER_FILE, claim
+from burnish.infra.database import Database
+from burnish.wiring import Platform, build
+from tests.support import databases
+
+
+@pytest.fixture
+async def other(sqlite_template: Path, tmp_path: Path) -> AsyncIterator[Database]:
+    """A second database, new."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    database = Database(databases.copy_sqlite(sqlite_template, folder))
+    yield database
+    await database.dispose()
+
+
+async def _claim(database: Database, home: Path, store: Path | None = None) -> None:
+    folder = store or home / "artifacts"
+    await claim(database, FileArtifactStore(folder), home, folder.as_uri())
+
+
+async def test_a_used_home_is_refused_to_another_database(database: Database, other: Database, home: Path) -> None:
+    await _claim(database, home)
+    await _claim(database, home)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="which is new") as caught:
+            await _claim(other, home)
+    async with database.read() as session:
+        known = await artifacts.database_id(session)
+    assert str(known) in caught.value.message
+    assert caught.value.where == str(home / OWNER_FILE)
+    assert "BURNISH_HOME" in str(caught.value.hint)
+    async with other.read() as session:
+        assert await artifacts.database_id(session) is None, "a refusal changes nothing"
+    await _claim(other, home.parent / "other")  # with a home of its own it may start
+    await _claim(database, home)
+
+
+async def test_a_used_store_is_refused_and_can_be_taken_over(database: Database, other: Database, home: Path) -> None:
+    store, second = home / "artifacts", home.parent / "second"
+    second.mkdir()
+    await _claim(database, home, store)
+    with pytest.raises(Unavailable, match="the artifact store") as caught:
+        await _claim(other, second, store)
+    assert caught.value.where == f"{store.as_uri()}/owner"
+    (store / "owner").unlink()  # the first is gone for good
+    await _claim(other, second, store)
+    with pytest.raises(Unavailable, match=r"other/.*\.db"):
+        await _claim(database, home, store)
+
+
+async def test_servers_that_start_together_agree(database: Database, home: Path, tmp_path: Path) -> None:
+    homes = [tmp_path / f"home{number}" for number in range(4)]
+    for one in homes:
+        one.mkdir()
+    await asyncio.gather(*(_claim(database, one, home / "artifacts") for one in homes))
+    assert len({(one / OWNER_FILE).read_text() for one in homes}) == 1
+
+
+def _platform(url: str, home: Path) -> Platform:
+    return build(Settings(home=home, database_url=SecretStr(url), components="data_management", node="here"))
+
+
+async def test_a_server_on_another_database_does_not_start(database_url: str, other: Database, home: Path) -> None:
+    """Breaks with: a server that begins to sweep before it knows that the home is its database's."""
+    first = _platform(database_url, home)
+    await first.start()
+    await first.stop()
+    second = _platform(other.url, home)
+    with pytest.raises(Unavailable, match="belongs to the database"):
+        await second.start()
+    await second.stop()
+
+
+@pytest.mark.postgres
+async def test_servers_on_postgres_share_a_home_and_not_with_one_on_sqlite(postgres_url: str, home: Path) -> None:
+    first, second = _platform(postgres_url, home), _platform(postgres_url, home)
+    await first.start()
+    await second.start()
+    with pytest.raises(HomeLocked):
+        build(Settings(home=home, components="data_management", node="here"))
+    await second.stop()
+    await first.stop()
