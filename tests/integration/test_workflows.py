@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -176,6 +177,31 @@ async def test_a_timeout_cancels_the_job_and_says_so(by_hand: Engine) -> None:
     view = await by_hand.until_step(workflow_id, "a", "running")
     job = by_hand.components.jobs[step_of(view, "a").attempts[0].job_id]
     job.started()
+    view = await by_hand.until(workflow_id, "failed")
+    assert job.cancelled
+    assert view.error is not None
+    assert view.error.code == "limit_exceeded"
+
+
+async def test_a_timeout_counts_what_ran_and_not_the_night_that_was_paused(by_hand: Engine) -> None:
+    definition = {"name": "t", "steps": {"a": {"component": "worker", "kind": "work", "timeout": 3_600}}}
+    workflow_id = await by_hand.submit(definition)
+    view = await by_hand.until_step(workflow_id, "a", "running")
+    job = by_hand.components.jobs[step_of(view, "a").attempts[0].job_id]
+    job.started_at, job.ran_seconds = datetime.now(UTC) - timedelta(hours=10), 3_500.0
+    await by_hand.ask("pause", workflow_id)
+    await state_of(job, "paused")
+    await by_hand.ask("resume", workflow_id)
+    await state_of(job, "running")
+    looks = len(by_hand.components.calls)
+    await by_hand.nudge(workflow_id)
+    async with asyncio.timeout(10):
+        while len(by_hand.components.calls) == looks:
+            await asyncio.sleep(0.01)
+    assert (await by_hand.status(workflow_id)).status == "running"
+    assert not job.cancelled
+    job.ran_seconds = 3_600.0
+    await by_hand.nudge(workflow_id)
     view = await by_hand.until(workflow_id, "failed")
     assert job.cancelled
     assert view.error is not None

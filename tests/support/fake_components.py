@@ -50,6 +50,7 @@ class FakeJob:
     error: ErrorBody | None = None
     cancelled: bool = False
     started_at: datetime | None = None
+    ran_seconds: float | None = None
 
     def started(self) -> None:
         """Note that it began just now: its step's timeout counts from here."""
@@ -63,6 +64,7 @@ class FakeJob:
             result=self.result,
             error=self.error,
             started_at=self.started_at,
+            ran_seconds=self.ran_seconds,
         )
 
 
@@ -79,6 +81,8 @@ class FakeComponents:
     failing_calls: dict[str, int] = field(default_factory=dict)
     """How many calls of a path do not arrive."""
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    serving: dict[str, str] = field(default_factory=dict)
+    """Model version by deployment."""
     artifact: ArtifactRef | None = None
     """What every job gives, instead of a made-up reference."""
     failures: dict[int, list[ErrorBody]] = field(default_factory=dict)
@@ -98,6 +102,8 @@ class FakeComponents:
         self.calls.append((component_type, method, path))
         if component_type == "data_management":
             return self._dataset((query or {})["ref"])
+        if path.startswith("/platform/deployments/"):
+            return self._deployment(path.rpartition("/")[2])
         if self.down:
             raise Unavailable("worker is away", hint="wait")
         if path in self.failing_calls:
@@ -116,6 +122,11 @@ class FakeComponents:
         if ref not in self.datasets:
             raise NotFound(f"no dataset {ref!r}", hint="`burnish dataset list` shows them")
         return self.datasets[ref]
+
+    def _deployment(self, name: str) -> dict[str, Any]:
+        if name not in self.serving:
+            raise NotFound(f"there is no deployment {name}")
+        return {"name": name, "model_version": self.serving[name]}
 
     def _validate(self, request: JobRequest) -> dict[str, Any]:
         problems = []

@@ -132,6 +132,9 @@ class JobView(Message):
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    ran_seconds: float | None = Field(
+        default=None, description="How long its hosts ran, pauses left out; null for what needs no host"
+    )
 
 
 EventType = Literal["state", "progress", "metric", "log", "artifact", "checkpoint", "action"]

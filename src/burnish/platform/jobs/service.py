@@ -1,5 +1,6 @@
 """Rules of jobs: accept, cancel, pause, resume. Nothing here starts or signals a process; it changes rows."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -256,7 +257,15 @@ def _view(job: JobTable) -> dict[str, Any]:
         "pid": job.pid if running else None,
         "resources": Resources.model_validate(job.resources) if job.resources else None,
         "created_at": job.created_at, "started_at": job.started_at, "finished_at": job.finished_at,
+        "ran_seconds": _ran_seconds(job),
     }  # fmt: skip
+
+
+def _ran_seconds(job: JobTable) -> float | None:
+    if job.run is None:
+        return None
+    now = 0.0 if job.host_started_at is None else max(0.0, time.time() - job.host_started_at)
+    return round((job.ran_seconds or 0.0) + now, 3)
 
 
 async def _locked(session: AsyncSession, job_id: str, project_id: str) -> JobTable:

@@ -174,7 +174,7 @@ class JobClient:
         return max(0.0, attempt.submitted_at + timeout - time.time())
 
     def _after(self, execution: Execution, attempt: Attempt, view: JobView) -> float | None:
-        """Return when to look at a running job again; a timeout counts from when the job itself began."""
+        """Return when to look at a running job again; a timeout counts the seconds that the job itself ran."""
         poll = None
         if attempt.job_state is None:
             age = time.time() - (attempt.submitted_at or time.time())
@@ -182,12 +182,19 @@ class JobClient:
         timeout = execution.definition.steps[attempt.step].timeout
         if timeout is None or attempt.stop is not None:
             return poll
-        ran = 0.0 if view.started_at is None else time.time() - view.started_at.timestamp()
+        ran = _ran_seconds(view)
         if ran >= timeout:
             attempt.timed_out = True
             return poll
-        left = timeout - ran
+        left = timeout - ran if view.state is JobState.RUNNING else max(timeout - ran, _LAST_POLL)
         return left if poll is None else min(left, poll)
+
+
+def _ran_seconds(view: JobView) -> float:
+    """Return how long a job ran. Of one without a host that is the time since it began: it cannot be paused."""
+    if view.ran_seconds is not None:
+        return view.ran_seconds
+    return 0.0 if view.started_at is None else time.time() - view.started_at.timestamp()
 
 
 def outcome_of(view: JobView) -> Outcome | None:

@@ -81,7 +81,7 @@ class Step(_Part):
     spec: dict[str, JsonValue] = Field(default_factory=dict, alias="with", description="The kind's spec")
     when: bool | str | None = Field(default=None, description="Skipped where this is false")
     retry: Retry = Field(default_factory=Retry)
-    timeout: float | None = Field(default=None, gt=0, le=30 * 86_400, description="Seconds that an attempt may run")
+    timeout: float | None = Field(default=None, gt=0, le=30 * 86_400, description="Seconds that an attempt may run, pauses left out")
     foreach: list[JsonValue] | str | None = Field(default=None, description="A list, or an expression that gives one")
     cache: bool = Field(default=False, description="Re-use the result of an equal step of this project")
     resources: dict[str, JsonValue] | None = Field(default=None, description="Instead of what the kind asks for")
