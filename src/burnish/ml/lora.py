@@ -6,7 +6,8 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ class LoraLinear(nn.Module):
         base: The layer as it was: ``nn.Linear``, Transformers' ``Conv1D``, or a quantized one.
         lora_a: float32 ``[rank, in]``
         lora_b: float32 ``[out, rank]``, zero at the start
+        dropout: Share of the inputs that the update does not see, while ``dropping``
+        dropping: Whether anything is dropped now
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class LoraLinear(nn.Module):
         self.base = base
         self.scale = alpha / rank
         self.dropout = dropout
+        self.dropping = dropout > 0
         start = torch.empty(rank, inputs)
         bound = 1 / math.sqrt(inputs)  # kaiming_uniform with a = sqrt(5), as PEFT draws it
         start.uniform_(-bound, bound, generator=generator)
@@ -49,14 +53,14 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output for ``x`` of ``[..., in]``."""
-        if self._weight is not None and self.dropout == 0:
+        if self._weight is not None and not self.dropping:
             bias: Any = self.base.bias
             # Shaped outside of the function: Falcon adds to the result in place, which a view made inside forbids.
             flat = x.reshape(-1, x.shape[-1])
             y: torch.Tensor = _LoraProduct.apply(flat, self._weight, bias, self.lora_a, self.lora_b, self.scale)
             return y.view(*x.shape[:-1], -1)
         base: torch.Tensor = self.base(x)
-        dropped = F.dropout(x, self.dropout) if self.dropout else x
+        dropped = F.dropout(x, self.dropout) if self.dropping else x
         down = F.linear(dropped, self.lora_a.to(x.dtype))
         return base + F.linear(down, (self.lora_b * self.scale).to(x.dtype))
 
@@ -156,6 +160,18 @@ def attach(
         adapters[name] = LoraLinear(base, rank, alpha, dropout, generator, device)
         setattr(parent, own, adapters[name])
     return adapters
+
+
+@contextmanager
+def without_dropout(adapters: Mapping[str, LoraLinear]) -> Iterator[None]:
+    """Compute with the whole adapters within this block; no random number is drawn."""
+    for layer in adapters.values():
+        layer.dropping = False
+    try:
+        yield
+    finally:
+        for layer in adapters.values():
+            layer.dropping = layer.dropout > 0
 
 
 def adapter_tensors(adapters: Mapping[str, LoraLinear]) -> dict[str, torch.Tensor]:

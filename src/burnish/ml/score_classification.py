@@ -77,10 +77,10 @@ def restrict(engine: RunningEngine, labels: Sequence[str]) -> Restriction:
         BadModel: the labels' first tokens do not tell them apart and the engine has no ``response_format``.
     """
     tokens = {label: tuple(engine.tokenize(label)) for label in labels}
-    first_texts = _first_texts(engine, tokens)
+    first_texts, scorable = _first_texts(engine, tokens), _scorable(engine, tokens)
     if first_texts is not None:
         bias = {str(tokens[label][0]): _BIAS for label in labels}
-        return Restriction({"logit_bias": bias, "max_tokens": 1, "temperature": 0}, tokens, first_texts)
+        return Restriction({"logit_bias": bias, "max_tokens": 1, "temperature": 0}, tokens, first_texts, scorable)
     if engine.config.engine == "transformers":
         raise BadModel(
             "the labels begin with the same token, or with one that is only part of a character, and the engine "
@@ -91,9 +91,7 @@ def restrict(engine: RunningEngine, labels: Sequence[str]) -> Restriction:
     form = {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
     longest = max(len(engine.tokenize(json.dumps(label, ensure_ascii=False))) for label in labels)
     # llama.cpp's JSON grammars allow some blank space before and after a value: the model must have room for it.
-    return Restriction(
-        {"response_format": form, "max_tokens": longest + 48, "temperature": 0}, tokens, None, _whole(engine, tokens)
-    )
+    return Restriction({"response_format": form, "max_tokens": longest + 48, "temperature": 0}, tokens, None, scorable)
 
 
 def answered_label(content: str, restriction: Restriction) -> str | None:
@@ -153,8 +151,10 @@ def _first_texts(engine: RunningEngine, tokens: Mapping[str, Sequence[int]]) -> 
     return texts if told_apart else None
 
 
-def _whole(engine: RunningEngine, tokens: Mapping[str, Sequence[int]]) -> bool:
-    """Tell whether every token of the labels is text by itself."""
+def _scorable(engine: RunningEngine, tokens: Mapping[str, Sequence[int]]) -> bool:
+    """Tell whether the engine can score the labels: llama.cpp's server, where every token is text by itself."""
+    if engine.config.engine == "transformers":
+        return True
     every = {token for ids in tokens.values() for token in ids}
     return not any(_REPLACEMENT in engine.post("/detokenize", {"tokens": [token]})["content"] for token in every)
 

@@ -157,7 +157,7 @@ def _summarize(test: TestSet, sequences: Sequence[TokenRun], logprobs: Sequence[
         {"id": test.ids[row], "score": sum(found) / len(found), "tokens": len(found), "logprob": sum(found)}
         for row, found in sorted(by_row.items())
     ]
-    units = [(-sum(found), len(found)) for found in logprobs]
+    units = [(-sum(found), len(found)) for found in by_row.values()]
     mean, low, high = mean_surprise(units)
     tokens = sum(count for _, count in units)
     return Scored(

@@ -253,14 +253,15 @@ def _name_rows(examples: list[Example]) -> str:
 
 @torch.no_grad()
 def _validate(run: _Run) -> float:
-    """Return the validation set's loss, the mean over supervised tokens."""
+    """Return the validation set's loss, the mean over supervised tokens, of the model as it would be published."""
     assert run.validation is not None
     examples = sorted(run.validation.examples, key=lambda example: len(example.ids))
     total = 0.0
     size = max(8, run.spec.batch_size)
     for first in range(0, len(examples), size):
-        for micro in run.micro_batches(examples[first : first + size]):
-            total += float(token_losses(run.model, micro, flat=run.flat, autocast=run.autocast).sum())
+        with lora.without_dropout(run.adapters):
+            for micro in run.micro_batches(examples[first : first + size]):
+                total += float(token_losses(run.model, micro, flat=run.flat, autocast=run.autocast).sum())
         done = min(first + size, len(examples))
         run.context.progress(done, len(examples), phase="validating", unit="examples")
         run.context.check_stop()

@@ -1,5 +1,6 @@
 """Methods, formats and options of `sft` that the architectures' tests do not touch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from burnish.core.errors import BadModel
-from burnish.core.specs import FineTuningResult, FineTuningSpec
-from burnish.ml import tiny
+from burnish.core.specs import DatasetCard, FineTuningResult, FineTuningSpec
+from burnish.ml import lora, tiny
 from burnish.ml.model import load_model, load_tokenizer, read_card
+from burnish.ml.text import encode
 from burnish.ml.train import sft
 from burnish.testing import LocalJobContext
 from tests.support import training
@@ -121,3 +123,24 @@ def test_qlora_learns_as_lora_does(context: LocalJobContext, monkeypatch: pytest
     quantized, plain = _train(context, model=base, method="qlora"), _train(context, model=base)
     assert [p.loss for p in quantized.history] == pytest.approx([p.loss for p in plain.history], rel=0.15)
     assert quantized.trainable_parameters == plain.trainable_parameters
+
+
+def test_validation_is_of_the_adapter_that_is_published(context: LocalJobContext) -> None:
+    held_out = training.SENTIMENT[:5]
+    result = _train(context, dropout=0.5, dtype="float32", validation=training.dataset(context, held_out))
+    model: Any = load_model(context.open(result.base), torch.float32)
+    adapters = lora.attach(model, lora.find_targets(model, "all-linear"), rank=4, alpha=16, dropout=0, seed=0)
+    lora.load_adapter(adapters, training.folder_of(context, result.adapter))
+    data = encode(held_out, _card(held_out), load_tokenizer(context.open(result.base)), max_length=512)
+    loss, count = 0.0, 0
+    for example in data.examples:
+        with torch.inference_mode():
+            logits = model(torch.tensor([list(example.ids)])).logits[0].log_softmax(-1)
+        loss -= sum(float(logits[at - 1, example.ids[at]]) for at in range(example.start, len(example.ids)))
+        count += example.supervised
+    assert result.validation_loss == pytest.approx(loss / count, rel=1e-4)
+
+
+def _card(rows: Sequence[dict[str, str]]) -> DatasetCard:
+    labels = {row["label"]: 1 for row in rows}
+    return DatasetCard(format="classification", rows=len(rows), rows_hash="", labels=labels)

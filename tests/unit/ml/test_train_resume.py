@@ -22,7 +22,8 @@ class _Killed(BaseException):
 
 def _spec(context: LocalJobContext, **changes: Any) -> FineTuningSpec:
     base: dict[str, Any] = {
-        "model": training.model(context), "train": training.dataset(context), "max_steps": _STEPS, "batch_size": 4,
+        "model": training.model(context), "train": training.dataset(context),
+        "validation": training.dataset(context, training.SENTIMENT[:3]), "max_steps": _STEPS, "batch_size": 4,
         "rank": 2, "checkpoint_steps": 2, "learning_rate": 0.01,
     }  # fmt: skip
     return FineTuningSpec(**(base | changes))

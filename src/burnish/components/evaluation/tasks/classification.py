@@ -2,11 +2,12 @@
 
 **accuracy** (headline): the share of rows whose label is answered when the answer is restricted to the labels by what an
 `openai` client can send: `logit_bias` of +100 on the labels' first tokens with `max_tokens` 1, or, where two labels
-begin with the same token, `response_format` with a JSON schema. The result's `request` says exactly what was sent
+begin with the same token or with a part of a character, `response_format` with a JSON schema. The result's `request` says exactly what was sent
 besides the messages, so that a client's own loop over the rows gives the same answers.
 
 **label_likelihood**: the share of rows whose label has the highest log-probability, summed over the label's tokens. For
-labels of one token this is the same choice, made from the log-probabilities in place of the answer.
+labels of one token this is the same choice, made from the log-probabilities in place of the answer. Left out where llama.cpp
+cannot tell it, as for labels whose tokens are parts of characters (Chinese and Korean, with many tokenizers).
 
 **free_exact_match**: the share of the first 100 rows whose unrestricted greedy answer is the label, apart from case,
 surrounding space and punctuation. It flatters fine-tuning, which teaches the form of the answer.

@@ -1,7 +1,7 @@
 """How surprised is the model by the text?
 
 **perplexity**: exp of the mean negative log-likelihood a token, over the supervised tokens: all tokens of `text` rows,
-the completion and its end of other rows. The interval comes from the spread between rows (delta method on the ratio of
+the completion of other rows, without the token that ends it. The interval comes from the spread between rows (delta method on the ratio of
 sums), since tokens of a row are not independent.
 
 **bits_per_token**: the same in bits. Lower is better for both. The example's `score` is minus its mean negative
