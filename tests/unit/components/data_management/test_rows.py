@@ -127,7 +127,7 @@ def test_bad_values_are_named_by_line_and_column(row: dict[str, Any], where: str
         ([], "messages", "a list where a list of messages is expected"),
         ("not json", "messages", "text that is not a JSON list"),
         ('[{"role": "user", "content": "\\ud800"}]', "messages", "a lone surrogate"),
-        ("[" * 5000, "messages", "nested too deeply"),
+        ("[" * 100_000, "messages", "nested too deeply"),
         ("[" * 200 + "]" * 200, "messages", "nested too deeply"),
         ("[1e999]", "messages", "too large to be held"),
         ("[NaN]", "messages", "NaN is not JSON"),
