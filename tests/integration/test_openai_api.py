@@ -15,7 +15,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from burnish.components.model_serving.engines import ENGINES
-from burnish.core.errors import InvalidRequest
+from burnish.core.errors import InvalidRequest, NotFound
 from burnish.core.specs.base import ArtifactRef
 from burnish.infra import signals
 from burnish.infra.artifact_store import store as artifacts
@@ -435,7 +435,7 @@ async def test_a_cancelled_deploy_leaves_what_serves(served: Served) -> None:
 
 
 async def test_the_routes_of_deployments(served: Served) -> None:
-    await served.deploy("one")
+    await served.deploy("one", model_version="m@1")
     await served.deploy("two")
     http = served.http
     first = (await http.get("/platform/deployments?limit=1")).json()
@@ -445,6 +445,11 @@ async def test_the_routes_of_deployments(served: Served) -> None:
     assert (await http.post("/platform/deployments/one/rollback")).json()["code"] == "conflict"
     assert (await http.post("/platform/deployments/one/rollback", json={"revision": 9})).status_code == 404
     assert (await http.get("/platform/deployments/nothing")).json()["code"] == "not_found"
+    integrator = served.server.integrator  # as the workflow's step `current` asks
+    asked_inside = await integrator.call("model_serving", "GET", "/platform/deployments/one", principal=LOCAL)
+    assert (asked_inside["serving"], asked_inside["model_version"]) == (1, "m@1")
+    with pytest.raises(NotFound):
+        await integrator.call("model_serving", "GET", "/platform/deployments/nothing", principal=LOCAL)
     again = {"deployment": "one", "model": (await served.model("again")).model_dump()}
     for _ in range(2):
         keyed = await http.post("/platform/deployments", json=again, headers={"idempotency-key": "k-1"})

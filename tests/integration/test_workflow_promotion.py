@@ -156,6 +156,21 @@ async def test_the_same_model_again_is_already_in_production(wf: Engine) -> None
     assert await alias_of(wf) == 1
 
 
+async def test_what_a_deployment_serves_is_in_production_whatever_the_alias_says(wf: Engine) -> None:
+    """After a roll back of the deployment the alias names a version that nobody is answered by."""
+    first = await inputs(wf, "first", 150)
+    await wf.until(await wf.submit(DEFINITION, **first), "succeeded")
+    second = await inputs(wf, "second", 190, production=first["candidate"])
+    await wf.until(await wf.submit(DEFINITION, **second), "succeeded")
+    assert await alias_of(wf) == 2
+    step = {"kind": "current", "with": {"name": "m", "deployment": "live"}}
+    for serving, version in ((None, 2), ("m@1", 1), ("m@2", 2), ("other@1", 2), ("m@9", 2), ("m@1", 1)):
+        wf.components.serving = {} if serving is None else {"live": serving}
+        view = await wf.until(await wf.submit({"name": "look", "steps": {"current": step}}), "succeeded")
+        result = step_of(view, "current").result
+        assert (result["found"], result["reference"], result["aliased"]) == (True, f"m@{version}", 2), serving
+
+
 @pytest.mark.parametrize(("right", "word"), [(152, "inconclusive"), (60, "fail"), (100, "fail")])
 async def test_what_does_not_pass_is_rejected_and_production_stays(wf: Engine, right: int, word: str) -> None:
     first = await inputs(wf, "first", 150)
@@ -186,6 +201,22 @@ async def test_evidence_that_is_not_what_was_published_fails_the_gate(wf: Engine
     assert view.error is not None
     assert view.error.code == "artifact_corrupt"
     assert await alias_of(wf) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("other.jsonl", b"{}"), ("examples.jsonl", b'{"id": "\xff"}'), ("examples.jsonl", b'{"id": 1, "score": 1' + b"0" * 400 + b"}")],
+    ids=["no file", "not UTF-8", "no number"],
+)  # fmt: skip
+async def test_examples_that_cannot_be_read_fail_the_gate(wf: Engine, name: str, content: bytes) -> None:
+    given = await inputs(wf, "better", 150)
+    folder = wf.artifacts.stage("test")
+    (folder / name).write_bytes(content)
+    ref = wf.artifacts.publish(folder, "report")
+    given["candidate"]["examples"] = ref.model_dump(mode="json")
+    view = await wf.until(await wf.submit(DEFINITION, **given), "failed")
+    assert view.error is not None
+    assert (view.error.code, view.error.where) == ("bad_data", "evaluations.candidate")
 
 
 async def test_something_else_in_production_must_be_evaluated(wf: Engine) -> None:

@@ -7,12 +7,14 @@ from pydantic import Field
 from burnish.core.specs.base import ArtifactRef, Spec
 
 EngineName = Literal["llama_cpp", "transformers", "vllm"]
+DEPLOYMENT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+"""What a deployment may be called."""
 
 
 class DeploySpec(Spec):
     """Put a model version behind a deployment name; done when the new revision serves."""
 
-    deployment: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The name that clients call as `model`")
+    deployment: str = Field(pattern=DEPLOYMENT_PATTERN, description="The name that clients call as `model`")
     model: ArtifactRef = Field(description="Kind `model` or `gguf`")
     adapter: ArtifactRef | None = None
     model_version: str | None = Field(default=None, description="Registry name, `name@3`")

@@ -42,6 +42,8 @@ class Evidence:
 
     database: Database
     store: ArtifactStore
+    ask: Callable[..., Awaitable[Any]]
+    """Calls a component, as the integrator's ``call`` does."""
 
 
 Prepare = Callable[[Evidence, EngineStep, Any], Awaitable[Any]]

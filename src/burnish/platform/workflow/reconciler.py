@@ -52,7 +52,7 @@ class WorkflowReconciler:
     ) -> None:
         self._database = database
         self._jobs = JobClient(components, database, artifact_store)
-        self._evidence = Evidence(database, artifact_store)
+        self._evidence = Evidence(database, artifact_store, components.call)
         self._kinds = kinds
         self._definitions = Definitions()
         self.reconciler = Reconciler(

@@ -17,8 +17,10 @@ from burnish.core.specs.base import ArtifactRef, Spec, digest_of
 from burnish.core.specs.data import DATASET_CARD_FILE, DatasetCard
 from burnish.core.specs.evaluation import EvaluationResult
 from burnish.core.specs.model import MODEL_CARD_FILE, ModelCard
+from burnish.core.specs.serving import DEPLOYMENT_PATTERN
 from burnish.core.version import __version__
 from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.platform.identity import Principal
 from burnish.platform.model_registry import service as registry
 from burnish.platform.model_registry.schemas import (
     AliasName,
@@ -28,6 +30,7 @@ from burnish.platform.model_registry.schemas import (
     ModelName,
     NewVersion,
     StepUse,
+    VersionView,
 )
 from burnish.platform.workflow import store
 from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Evidence
@@ -37,10 +40,16 @@ _SUMMED_UP = frozenset({"history"})
 
 
 class CurrentSpec(Spec):
-    """Find the version behind an alias."""
+    """Find the version that is in production."""
 
     name: ModelName
     alias: AliasName = "production"
+    deployment: str | None = Field(
+        default=None,
+        pattern=DEPLOYMENT_PATTERN,
+        description="What this deployment serves counts, if that is a version of the model: after a roll back the "
+        "alias may name another",
+    )
 
 
 class CurrentResult(Spec):
@@ -51,16 +60,42 @@ class CurrentResult(Spec):
     reference: str | None = None
     artifact: ArtifactRef | None = None
     adapter: ArtifactRef | None = None
+    aliased: int | None = Field(
+        default=None, description="The version that the alias points at; another one than `version` after a roll back"
+    )
 
 
-async def _current(session: AsyncSession, step: EngineStep, spec: CurrentSpec, _prepared: Any) -> CurrentResult:
+async def _served(evidence: Evidence, step: EngineStep, spec: CurrentSpec) -> str | None:
+    """Return the version of the model that the deployment serves, as ``name@3``."""
+    if spec.deployment is None:
+        return None
+    principal = Principal(step.submitted_by, step.project_id)
     try:
-        found = await registry.resolve(session, step.project_id, f"{spec.name}@{spec.alias}")
+        view = await evidence.ask(
+            "model_serving", "GET", f"/platform/deployments/{spec.deployment}", principal=principal
+        )
     except NotFound:
+        return None
+    reference = view.get("model_version")
+    return reference if reference and reference.partition("@")[0] == spec.name else None
+
+
+async def _current(session: AsyncSession, step: EngineStep, spec: CurrentSpec, served: str | None) -> CurrentResult:
+    aliased = await _resolved(session, step, f"{spec.name}@{spec.alias}")
+    found = aliased if served is None else await _resolved(session, step, served) or aliased
+    if found is None:
         return CurrentResult(found=False)
     return CurrentResult(
-        found=True, version=found.version, reference=found.reference, artifact=found.artifact, adapter=found.adapter
-    )
+        found=True, version=found.version, reference=found.reference, artifact=found.artifact, adapter=found.adapter,
+        aliased=None if aliased is None else aliased.version,
+    )  # fmt: skip
+
+
+async def _resolved(session: AsyncSession, step: EngineStep, reference: str) -> VersionView | None:
+    try:
+        return await registry.resolve(session, step.project_id, reference)
+    except NotFound:
+        return None
 
 
 class DatasetGiven(BaseModel):
@@ -294,7 +329,13 @@ async def _promote(session: AsyncSession, step: EngineStep, spec: PromoteSpec, _
 
 REGISTRY_KINDS: Mapping[str, EngineKind] = {
     "current": EngineKind(
-        CurrentSpec, CurrentResult, "Finds the version behind an alias", apply=_current, writes=False, live=True
+        CurrentSpec,
+        CurrentResult,
+        "Finds the version in production: what a deployment serves, or an alias points at",
+        apply=_current,
+        prepare=_served,
+        writes=False,
+        live=True,
     ),
     "register": EngineKind(
         RegisterSpec, RegisterResult, "Makes a model version, with its lineage", apply=_register, prepare=_read_cards
