@@ -76,26 +76,27 @@ async def ingest(descriptor: int, options: UploadOptions, target: Path, room: in
         async with asyncio.timeout(_SECONDS):
             output, complaints = await process.communicate(order.model_dump_json().encode())
     except TimeoutError:
-        raise TooLarge(f"reading the file took longer than {_SECONDS} s", hint="upload it in parts") from None
+        message = f"reading the file took longer than {_SECONDS} s"
+        raise TooLarge(message, where=options.file_name, hint="upload it in parts") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    outcome = _outcome(process.returncode, output, complaints)
+    outcome = _outcome(process.returncode, output, complaints, options.file_name)
     if outcome.version is not None:
         return outcome.version
     assert outcome.error is not None, "an outcome is a version or an error"
     raise error_from_problem(outcome.error.model_dump(), 500)
 
 
-def _outcome(code: int | None, output: bytes, complaints: bytes) -> Outcome:
+def _outcome(code: int | None, output: bytes, complaints: bytes, name: str) -> Outcome:
     if code == 0:
         return Outcome.model_validate_json(output)
     if code == -signal.SIGKILL or b"MemoryError" in complaints or b"bad_alloc" in complaints:
         message = f"reading the file took more memory than there is, or than {_MEMORY_BYTES >> 30} GiB"
-        return Outcome(error=TooLarge(message, hint="upload it in parts").body())
+        return Outcome(error=TooLarge(message, where=name, hint="upload it in parts").body())
     last = complaints.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-    return Outcome(error=BurnishError(f"reading the file failed (status {code}): {last[0]}").body())
+    return Outcome(error=BurnishError(f"reading the file failed (status {code}): {last[0]}", where=name).body())
 
 
 def main() -> None:

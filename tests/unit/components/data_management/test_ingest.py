@@ -84,8 +84,9 @@ async def test_a_process_that_died_is_explained(
         return Dead()
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", started)
-    with opened(tmp_path, ROW) as descriptor, pytest.raises(error, match=message):
+    with opened(tmp_path, ROW) as descriptor, pytest.raises(error, match=message) as caught:
         await ingest(descriptor, OPTIONS, tmp_path, ROOM)
+    assert caught.value.where == "a.jsonl"
 
 
 async def test_too_much_memory_is_an_error_of_the_file(tmp_path: Path) -> None:
