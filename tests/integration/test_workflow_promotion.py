@@ -60,7 +60,7 @@ steps:
 def guarded() -> dict[str, Any]:
     """A training before, a deployment before the promotion, and the alias compared with what was judged."""
     found = read_text(DEFINITION)
-    steps, judged = found["steps"], "${{ steps.current.result.version }}"
+    steps, judged = found["steps"], "${{ steps.current.result.aliased }}"
     steps["train"] = {"component": "worker", "kind": "work", "with": {"number": 7}}
     steps["gate"]["needs"] = ["train"]
     steps["deploy"] = {"component": "worker", "kind": "work", "needs": ["register"], "with": {"number": 8}}
@@ -311,13 +311,21 @@ async def test_a_fork_is_judged_against_what_the_first_run_promoted(wf: Engine) 
     assert await alias_of(wf) == 1
 
 
-async def test_a_retry_keeps_what_it_found_in_production_while_that_stands(by_hand: Engine) -> None:
+@pytest.mark.parametrize(("given", "looks"), [({}, 1), ({"deployment": "m"}, 2)])
+async def test_a_retry_keeps_what_it_found_in_production_while_that_stands(
+    by_hand: Engine, given: dict[str, str], looks: int
+) -> None:
+    """What a deployment serves cannot be compared within a transaction: it is asked again in any case."""
     wf = by_hand
+    definition = guarded()
+    definition["steps"]["current"]["with"] |= given
     await put_into_production(wf, await model(wf, "theirs"))
-    workflow_id = await wf.submit(guarded(), **await inputs(wf, "mine", 190, production=None))
+    workflow_id = await wf.submit(definition, **await inputs(wf, "mine", 190, production=None))
+    await wf.until_step(workflow_id, "current", "succeeded")
     wf.finish(await wf.until_step(workflow_id, "train", "running"), "train", BadData("it failed"))
     await wf.nudge(workflow_id)
     await wf.until(workflow_id, "failed")
     await wf.ask("retry", workflow_id)
     view = await wf.until_step(workflow_id, "train", "running")
-    assert [len(step_of(view, name).attempts) for name in ("train", "current")] == [2, 1]
+    view = await wf.until_step(workflow_id, "current", "succeeded")
+    assert [len(step_of(view, name).attempts) for name in ("train", "current")] == [2, looks]

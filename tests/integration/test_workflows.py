@@ -14,7 +14,9 @@ from burnish.infra import event_log, reconcile
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from burnish.platform.identity import Principal
-from burnish.platform.workflow import store
+from burnish.platform.workflow import store as executions
+from burnish.platform.workflow.engine_kinds import EngineKind, NoopResult, NoopSpec
+from burnish.platform.workflow.kinds import ENGINE_KINDS
 from tests.support.fake_components import FakeComponents, FakeJob
 from tests.support.workflow_engine import Engine, engine, states_of, step_of
 
@@ -208,6 +210,78 @@ async def test_a_timeout_counts_what_ran_and_not_the_night_that_was_paused(by_ha
     assert view.error.code == "limit_exceeded"
 
 
+async def test_waiting_steps_have_timeouts_too(wf: Engine) -> None:
+    definition = {"name": "t", "steps": {
+        "ask": {"kind": "approve", "timeout": 0.2}, "long": {"kind": "wait", "timeout": 0.2, "with": {"seconds": 300}},
+        "short": {"kind": "wait", "timeout": 300, "with": {"seconds": 0.1}},
+    }}  # fmt: skip
+    view = await wf.until(await wf.submit(definition), "failed")
+    assert states_of(view) == {"ask": "failed", "long": "failed", "short": "succeeded"}
+    for name in ("ask", "long"):
+        error = step_of(view, name).error
+        assert (error.code, error.where) == ("limit_exceeded", f"steps.{name}.timeout")
+
+
+class Odd:
+    """A kind of the server's own with a fault in one of its phases."""
+
+    def __init__(self, phase: str, times: int = 1_000) -> None:
+        self.phase, self.left = phase, times
+        self.calls = 0
+
+    def _fail(self, phase: str) -> None:
+        if phase != self.phase:
+            return
+        self.calls += 1
+        self.left -= 1
+        if self.left >= 0:
+            raise ZeroDivisionError("nobody thought of this")
+
+    async def prepare(self, *_: Any) -> None:
+        self._fail("prepare")
+
+    async def apply(self, *_: Any) -> NoopResult:
+        self._fail("apply")
+        return NoopResult(value=self.phase)
+
+    def waits(self, *_: Any) -> float:
+        self._fail("waits")
+        return 300.0
+
+    def kind(self) -> EngineKind:
+        if self.phase == "waits":
+            return EngineKind(NoopSpec, NoopResult, "odd", waits=self.waits)
+        if self.phase == "apply":
+            return EngineKind(NoopSpec, NoopResult, "odd", apply=self.apply)
+        return EngineKind(NoopSpec, NoopResult, "odd", apply=self.apply, prepare=self.prepare)
+
+
+@pytest.mark.parametrize("phase", ["prepare", "apply", "waits"])
+async def test_what_fails_unforeseen_again_and_again_is_a_failure(
+    database: Database, store: FileArtifactStore, phase: str
+) -> None:
+    odd = Odd(phase)
+    definition = {"name": "o", "steps": {"odd": {"kind": "odd"}, "beside": {"kind": "noop", "with": {"value": 1}}}}
+    async with engine(database, store, kinds={**ENGINE_KINDS, "odd": odd.kind()}) as wf:
+        view = await wf.until(await wf.submit(definition), "failed")
+        assert view.error is not None
+        assert (view.error.code, view.error.where) == ("internal", "steps.odd")
+        assert "ZeroDivisionError: nobody thought of this" in view.error.message
+        assert odd.calls == 3
+        assert states_of(view)["beside"] == "succeeded"
+
+
+@pytest.mark.parametrize("phase", ["prepare", "apply"])
+async def test_what_fails_unforeseen_once_is_tried_again(
+    database: Database, store: FileArtifactStore, phase: str
+) -> None:
+    odd = Odd(phase, times=2)
+    definition = {"name": "o", "steps": {"odd": {"kind": "odd"}}}
+    async with engine(database, store, kinds={**ENGINE_KINDS, "odd": odd.kind()}) as wf:
+        view = await wf.until(await wf.submit(definition), "succeeded")
+        assert step_of(view, "odd").result == {"value": phase}
+
+
 async def test_an_absent_component_is_waited_for_and_shown(by_hand: Engine) -> None:
     by_hand.components.mode = "at once"
     workflow_id = await by_hand.submit(CHAIN)
@@ -229,7 +303,7 @@ async def test_the_loops_outlive_any_error(wf: Engine, monkeypatch: pytest.Monke
     failed: list[str] = []
 
     def failing(name: str, error: Exception) -> None:
-        real = getattr(store, name)
+        real = getattr(executions, name)
 
         async def once(*args: Any, **kwargs: Any) -> Any:
             if failed.count(name) < 1:
@@ -238,7 +312,7 @@ async def test_the_loops_outlive_any_error(wf: Engine, monkeypatch: pytest.Monke
             failed.append(name)
             return await real(*args, **kwargs)
 
-        monkeypatch.setattr(store, name, once)
+        monkeypatch.setattr(executions, name, once)
 
     monkeypatch.setattr("burnish.platform.workflow.reconciler._RESYNC_SECONDS", 0.02)
     monkeypatch.setattr("burnish.platform.workflow.reconciler._PAUSE_SECONDS", 0.02)

@@ -19,6 +19,8 @@ from burnish.platform.identity import LOCAL, current_principal
 from burnish.platform.model_registry import api as registry_api
 from burnish.platform.model_registry.service import ModelFinder
 from burnish.platform.workflow import api, store, views
+from burnish.platform.workflow.engine_kinds import EngineKind
+from burnish.platform.workflow.kinds import ENGINE_KINDS
 from burnish.platform.workflow.reconciler import WorkflowReconciler
 from burnish.platform.workflow.schemas import ExecutionView, ForkRequest, RunRequest
 from burnish.platform.workflow.service import WorkflowService
@@ -124,12 +126,15 @@ def states_of(view: ExecutionView) -> Mapping[str, str]:
 
 @asynccontextmanager
 async def engine(
-    database: Database, artifacts: FileArtifactStore, components: FakeComponents | None = None
+    database: Database,
+    artifacts: FileArtifactStore,
+    components: FakeComponents | None = None,
+    kinds: Mapping[str, EngineKind] = ENGINE_KINDS,
 ) -> AsyncIterator[Engine]:
     found = components or FakeComponents()
     log = EventLog(database)
-    service = WorkflowService(database, found, ModelFinder(database))
-    reconciler = WorkflowReconciler(database, found, artifacts)
+    service = WorkflowService(database, found, ModelFinder(database), kinds=kinds)
+    reconciler = WorkflowReconciler(database, found, artifacts, kinds=kinds)
     await reconciler.start()
     try:
         yield Engine(database, found, artifacts, service, log, reconciler)

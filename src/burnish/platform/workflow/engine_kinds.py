@@ -67,7 +67,7 @@ class EngineKind:
     live: bool = False
     """Whether the same spec may come to another result later, because others change what it reads.
 
-    Only for kinds without ``prepare`` that write nothing: a retry applies them once more to compare."""
+    Only for kinds that write nothing: a retry applies them once more to compare, with nothing prepared."""
 
     def offer(self, name: str) -> KindOffer:
         """Return the kind as a component's description would offer it."""

@@ -20,6 +20,7 @@ from burnish.platform.workflow import store
 from burnish.platform.workflow.decide import Facts, View, decide
 from burnish.platform.workflow.definition import ENGINE, Definition, read
 from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Rejected
+from burnish.platform.workflow.faults import Faults
 from burnish.platform.workflow.library import definitions
 from burnish.platform.workflow.records import (
     FINAL,
@@ -152,6 +153,7 @@ class Execution:
         attempts: list[store.OpenAttempt],
         definition: Definition,
         kinds: Mapping[str, EngineKind],
+        faults: Faults | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.key, self.workflow_id, self.project_id = row.id, row.workflow_id, row.project_id
@@ -167,6 +169,9 @@ class Execution:
         self._created = row.created_at
         self.seconds: float | None = None
         """From its submission to its end, once it has ended in this turn."""
+        self.applying: str | None = None
+        """The job whose kind is applied just now."""
+        self._faults = faults or Faults()
         self._kinds = kinds
         self._clock = clock
         self._inserts: list[dict[str, Any]] = []
@@ -279,16 +284,21 @@ class Execution:
         """Run the transactional phase of a kind of ours; what it wrote goes with it if it fails."""
         kind = self._kinds[attempt.kind]
         assert kind.apply is not None
+        if (given_up := self._faults.verdict(attempt.job_id, attempt.step)) is not None:
+            return Outcome("failed", error=given_up)
+        self.applying = attempt.job_id
         try:
             spec = kind.parse(attempt.spec, attempt.step)
             async with session.begin_nested() if kind.writes else nullcontext():
                 result = await kind.apply(session, self.engine_step(attempt), spec, attempt.prepared)
+            outcome = Outcome("succeeded", result=result.model_dump(mode="json"))
         except Rejected as error:
             found = None if error.result is None else error.result.model_dump(mode="json")
-            return Outcome("failed", result=found, error=error.body())
+            outcome = Outcome("failed", result=found, error=error.body())
         except BurnishError as error:
-            return Outcome("failed", error=error.body())
-        return Outcome("succeeded", result=result.model_dump(mode="json"))
+            outcome = Outcome("failed", error=error.body())
+        self.applying = None  # after any other exception it stays: that is to be counted
+        return outcome
 
     def engine_step(self, attempt: Attempt) -> EngineStep:
         """Return what a kind of ours is told about where it runs."""

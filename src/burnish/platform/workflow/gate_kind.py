@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -60,10 +61,18 @@ def load_scored(store: ArtifactStore, label: str, result: EvaluationResult) -> S
     """Return an evaluation with the ids and scores in its ``examples`` artifact, whose bytes are verified.
 
     Raises:
-        BadData: a line is not an example, or a score is not a finite number.
+        BadData: there is no file of examples, a line is not an example, or a score is not a finite number.
         NotFound, ArtifactCorrupt: the artifact is not there, or not what was published.
     """
     path = store.open(result.examples) / EXAMPLES_FILE
+    try:
+        return _scored(path, label, result)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadData(f"{EXAMPLES_FILE} of {label} cannot be read: {error}",
+                      where=f"evaluations.{label}", hint="evaluate it again") from error  # fmt: skip
+
+
+def _scored(path: Path, label: str, result: EvaluationResult) -> Scored:
     ids, scores = [], []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -71,7 +80,7 @@ def load_scored(store: ArtifactStore, label: str, result: EvaluationResult) -> S
                 example: Mapping[str, Any] = json.loads(line)
                 score = float(example["score"])
                 ids.append(str(example["id"]))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise BadData(f"{EXAMPLES_FILE} of {label}, line {number}: not an example with `id` and `score`",
                               where=f"evaluations.{label}", hint="evaluate it again") from error  # fmt: skip
             if not math.isfinite(score):

@@ -30,7 +30,7 @@ async def outdated(
     kinds: Mapping[str, EngineKind],
     names: Iterable[str],
 ) -> set[str]:
-    """Return those of ``names``, live steps that succeeded, which would come to another result now."""
+    """Return those of ``names``, live steps that succeeded, which would (or could) come to another result now."""
     view = View(row.workflow_id, row.project_id, definition, row.parameters, ExecutionState.RUNNING, steps)
     return {name for name in names if not await _stands(session, view, name, kinds[definition.steps[name].kind])}
 
@@ -41,6 +41,8 @@ async def _stands(session: AsyncSession, view: View, name: str, kind: EngineKind
     try:
         for index, item in enumerate(record.items):
             spec = kind.parse(spec_of(view, name, index), name)
+            if getattr(spec, "deployment", None) is not None:
+                return False  # a component would have to be asked, for which no transaction is held open
             step = EngineStep(view.execution_id, view.project_id, name, item.job_id or "")
             result = await kind.apply(session, step, spec, None)
             if result.model_dump(mode="json") != (item.result if record.many else record.result):

@@ -7,21 +7,24 @@ A turn alternates two phases until there is no news: *act* (submit, ask, stop: n
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import BurnishError, Unavailable
 from burnish.core.states import ExecutionState
 from burnish.infra import signals
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
-from burnish.infra.reconcile import Reconciler, Turn
+from burnish.infra.reconcile import LeaseLost, Reconciler, Turn
 from burnish.platform.jobs.store import FINISHED_TOPIC
 from burnish.platform.workflow import store
 from burnish.platform.workflow.components import Components, JobClient
 from burnish.platform.workflow.definition import ENGINE
 from burnish.platform.workflow.engine_kinds import EngineKind, Evidence
 from burnish.platform.workflow.execution import Attempt, Definitions, Execution
+from burnish.platform.workflow.faults import Faults
 from burnish.platform.workflow.kinds import ENGINE_KINDS
 from burnish.platform.workflow.records import FINAL, Outcome
 from burnish.platform.workflow.tables import WorkflowExecutionRow
@@ -55,6 +58,7 @@ class WorkflowReconciler:
         self._evidence = Evidence(database, artifact_store, components.call)
         self._kinds = kinds
         self._definitions = Definitions()
+        self._faults = Faults()
         self.reconciler = Reconciler(
             database, WorkflowExecutionRow, self._turn, name="workflow", owner=owner, lease_seconds=lease_seconds,
             concurrency=concurrency,
@@ -90,7 +94,7 @@ class WorkflowReconciler:
         while True:
             delay, fault = await self._act(execution)
             if execution.has_news():
-                async with turn.write() as session:
+                async with self._unit(turn, [execution]) as session:
                     await execution.advance(session)
             elif fault is None:
                 return _soonest(delay, execution.next_try())
@@ -101,16 +105,31 @@ class WorkflowReconciler:
 
     async def _load(self, turn: Turn) -> Execution | None:
         """Return the execution; one without open attempts is advanced at once, in the same unit of work."""
-        async with turn.write() as session:
+        loaded: list[Execution] = []
+        async with self._unit(turn, loaded) as session:
             row = await store.by_key(session, turn.key)
             if row is None or row.status in FINAL:
                 return None
             attempts = [] if row.status == ExecutionState.PENDING else await store.open_attempts(session, turn.key)
             definition = self._definitions.of(row.definition_digest, row.definition)
-            execution = Execution(row, attempts, definition, self._kinds)
+            execution = Execution(row, attempts, definition, self._kinds, self._faults)
+            loaded.append(execution)
             if not attempts:
                 await execution.advance(session)
         return execution
+
+    @asynccontextmanager
+    async def _unit(self, turn: Turn, executions: Sequence[Execution]) -> AsyncIterator[AsyncSession]:
+        """Open a unit of work; an exception of a kind in it is counted, trouble with the database is not."""
+        try:
+            async with turn.write() as session:
+                yield session
+        except (BurnishError, LeaseLost):
+            raise
+        except Exception as error:
+            for job_id in {one.applying for one in executions} - {None}:
+                self._faults.note(str(job_id), error)
+            raise
 
     async def _act(self, execution: Execution) -> tuple[float | None, Exception | None]:
         """Deal with every open attempt; return the seconds until one must be looked at again, and a fault if there was."""
@@ -142,17 +161,23 @@ class WorkflowReconciler:
         if attempt.stop is not None:
             attempt.outcome = Outcome("cancelled")
             return None
-        if kind.waits is not None:
-            return _wait(kind, attempt)
+        if (error := self._faults.verdict(attempt.job_id, attempt.step)) is not None:
+            attempt.outcome = Outcome("failed", error=error)
+            return None
         try:
+            if kind.waits is not None:
+                return _wait(kind, attempt, execution.definition.steps[attempt.step].timeout)
             if kind.prepare is not None:
                 spec = kind.parse(attempt.spec, attempt.step)
                 attempt.prepared = await kind.prepare(self._evidence, execution.engine_step(attempt), spec)
             attempt.ready = True
         except Unavailable:
             raise
-        except BurnishError as error:
-            attempt.outcome = Outcome("failed", error=error.body())
+        except BurnishError as refusal:
+            attempt.outcome = Outcome("failed", error=refusal.body())
+        except Exception as fault:
+            self._faults.note(attempt.job_id, fault)
+            raise
         return None
 
     async def _watch(self) -> None:
@@ -199,23 +224,28 @@ def _log_failure(what: str, error: Exception) -> None:
         log.error("%s", what, exc_info=error)
 
 
-def _wait(kind: EngineKind, attempt: Attempt) -> float | None:
+def _wait(kind: EngineKind, attempt: Attempt, timeout: float | None) -> float | None:
+    """Return the seconds to wait, None until woken; or set the attempt's outcome.
+
+    Raises:
+        InvalidRequest: the spec is none of the kind's.
+    """
     assert kind.waits is not None
     if attempt.submitted_at is None or attempt.submitted_at > time.time():  # also when the clock was set back
         attempt.change(submitted_at=time.time())
     if attempt.pause:
         attempt.change(pause="delivered" if attempt.pause in {"asked", "delivered"} else "")
-    try:
-        spec = kind.parse(attempt.spec, attempt.step)
-    except BurnishError as error:
-        attempt.outcome = Outcome("failed", error=error.body())
-        return None
-    began = attempt.submitted_at or time.time()
-    found = kind.waits(spec, time.time() - began, attempt.approval)
+    spec = kind.parse(attempt.spec, attempt.step)
+    elapsed = time.time() - (attempt.submitted_at or time.time())
+    left = None if timeout is None else timeout - elapsed
+    found = kind.waits(spec, elapsed if timeout is None else min(elapsed, timeout), attempt.approval)
     if isinstance(found, Outcome):
         attempt.outcome = found
         return None
-    return found
+    if left is not None and left <= 0:
+        attempt.timed_out, attempt.outcome = True, Outcome("cancelled")
+        return None
+    return _soonest(found, left)
 
 
 def _soonest(*delays: float | None) -> float | None:
