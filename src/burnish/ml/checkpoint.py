@@ -25,6 +25,8 @@ class Position(Spec):
 
     spec: str
     """Digest of the spec that it belongs to."""
+    data: str
+    """Digest of the tokens trained on."""
     step: int
     epoch: float
     data_order: str
@@ -44,11 +46,11 @@ def save(folder: Path, position: Position, optimizer: FlatAdamW) -> None:
     (folder / _POSITION_FILE).write_text(position.model_dump_json() + "\n", encoding="utf-8")
 
 
-def load(folder: Path, spec_digest: str, optimizer: FlatAdamW) -> Position:
+def load(folder: Path, spec_digest: str, data_digest: str, optimizer: FlatAdamW) -> Position:
     """Restore optimizer, trainable values and generators; return the position.
 
     Raises:
-        JobFailed: the checkpoint is of another spec, or not one of ours.
+        JobFailed: the checkpoint is of another spec or of other tokens, or not one of ours.
     """
     try:
         position = Position.model_validate_json((folder / _POSITION_FILE).read_text(encoding="utf-8"))
@@ -56,6 +58,11 @@ def load(folder: Path, spec_digest: str, optimizer: FlatAdamW) -> Position:
         raise JobFailed(f"not a training checkpoint: {error}", where=str(folder)) from error
     if position.spec != spec_digest:
         raise JobFailed("the checkpoint belongs to a training with another spec", where=str(folder))
+    if position.data != data_digest:
+        raise JobFailed(
+            "the rows make other tokens than when the checkpoint was written", where=str(folder),
+            hint="was the tokenizers library or Burnish changed in between? start the training anew",
+        )  # fmt: skip
     optimizer.restore(load_file(folder / _OPTIMIZER_FILE), position.step)
     generators = load_file(folder / _RNG_FILE)
     torch.set_rng_state(generators["cpu"])

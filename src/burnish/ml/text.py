@@ -4,9 +4,12 @@ Prompt and completion are tokenized apart, just as they are at inference, where 
 generated token. The supervised part ends with the model's end-of-turn token, so that a tuned model stops.
 """
 
+import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,21 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
 )
 """For a tokenizer without a chat template: the messages' texts, one a line, the assistant's ended by EOS."""
+
+
+TRAINING_DATE = date(2024, 7, 26)
+"""The date that chat templates which write today's are told while they write training rows.
+
+Any day's would do; a fixed one gives the same tokens whenever a training runs, goes on, or is run again.
+"""
+
+
+_FIXED_DATE = (
+    "{% macro strftime_now(form) %}{% set text = namespace(value=form) %}{% for part in date_parts %}"
+    "{% set text.value = text.value.replace(part, date_parts[part]) %}{% endfor %}{{ text.value }}{% endmacro %}\n"
+)
+"""Put before a template, hides the function that reads the clock. (Transformers passes templates no functions.)"""
+_DATE_LETTERS = "aAbBdeHIjmMpSuUwWyYZ%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,14 @@ class EncodedData:
     dropped: tuple[int, ...]
     """Rows left out because they were longer than the limit."""
     instruction: str | None
+
+    @property
+    def digest(self) -> str:
+        """Hash of the kept rows' tokens and of where their supervised parts begin."""
+        hashed = hashlib.sha256()
+        for example in self.examples:
+            hashed.update(f"{example.row},{example.start}:".encode() + array("q", example.ids).tobytes())
+        return "sha256:" + hashed.hexdigest()
 
 
 def read_dataset(folder: Path) -> tuple[DatasetCard, list[dict[str, Any]]]:
@@ -80,7 +106,9 @@ def chat_template(tokenizer: Any) -> str:
     return str(template) if template is not None else PLAIN_TEMPLATE
 
 
-def render(tokenizer: Any, messages: Sequence[ChatMessage], *, answer: bool, thinking: bool = False) -> str:
+def render(
+    tokenizer: Any, messages: Sequence[ChatMessage], *, answer: bool, thinking: bool = False, today: date | None = None
+) -> str:  # fmt: skip
     """Return the prompt text that a chat template makes of messages.
 
     Args:
@@ -88,14 +116,19 @@ def render(tokenizer: Any, messages: Sequence[ChatMessage], *, answer: bool, thi
         messages: The conversation.
         answer: Make it ready for the assistant's turn.
         thinking: Let a model that can think begin with that; otherwise its prompt ends with an empty thinking part.
+        today: What a template that asks for the date is told; by default it reads the clock.
 
     Raises:
         BadData: the template refuses these messages; the message carries its own words.
     """
+    template, told = chat_template(tokenizer), {}
+    if today is not None and "strftime_now" in template:
+        template = _FIXED_DATE + template
+        told = {"date_parts": {f"%{letter}": today.strftime(f"%{letter}") for letter in _DATE_LETTERS}}
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=answer, chat_template=chat_template(tokenizer),
-            enable_thinking=thinking,
+            list(messages), tokenize=False, add_generation_prompt=answer, chat_template=template,
+            enable_thinking=thinking, **told,
         )  # fmt: skip
     except Exception as error:
         raise BadData(
@@ -185,9 +218,9 @@ class _Encoder:
             example = to_example(row, self._form, self._instruction, where)
             if not example["completion"].strip():
                 raise BadData(f"row {number} has an empty completion: nothing to learn", where=where)
-            prompt = render(self._tokenizer, example["prompt"], answer=True)
+            prompt = render(self._tokenizer, example["prompt"], answer=True, today=TRAINING_DATE)
             answer: ChatMessage = {"role": "assistant", "content": example["completion"]}
-            whole = render(self._tokenizer, [*example["prompt"], answer], answer=False)
+            whole = render(self._tokenizer, [*example["prompt"], answer], answer=False, today=TRAINING_DATE)
         except KeyError as error:
             raise BadData(f"row {number} has no {error.args[0]}", where=where) from error
         except BadData as error:

@@ -170,7 +170,7 @@ def _resume(run: _Run) -> None:
     folder = run.context.resume_from
     if folder is None:
         return
-    position = checkpoint.load(folder, run.spec_digest, run.optimizer)
+    position = checkpoint.load(folder, run.spec_digest, run.data.digest, run.optimizer)
     run.step = run.resumed_from = run.checkpointed = position.step
     run.examples = position.examples
     run.supervised_tokens = position.supervised_tokens
@@ -274,7 +274,7 @@ def _checkpoint(run: _Run) -> None:
         return
     staged = run.context.stage("checkpoint")
     position = checkpoint.Position(
-        spec=run.spec_digest, step=run.step, epoch=run.epoch, data_order=run.order.digest, examples=run.examples,
+        spec=run.spec_digest, data=run.data.digest, step=run.step, epoch=run.epoch, data_order=run.order.digest, examples=run.examples,
         supervised_tokens=run.supervised_tokens, history=tuple(run.history),
     )  # fmt: skip
     checkpoint.save(staged, position, run.optimizer)

@@ -1,6 +1,7 @@
 """A training killed or paused at any step and resumed ends as the one that was never stopped."""
 
 from collections.abc import Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 
 from burnish.core.errors import JobFailed
 from burnish.core.job import Stopped
-from burnish.core.specs import FineTuningResult, FineTuningSpec
+from burnish.core.specs import ArtifactRef, FineTuningResult, FineTuningSpec
+from burnish.ml import text, tiny
+from burnish.ml.model import load_tokenizer
+from burnish.ml.text import render
 from burnish.ml.train import sft
 from burnish.testing import LocalJobContext
 from tests.support import training
@@ -131,3 +135,51 @@ def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path) -> None:
     sft(_spec(context), context)
     with pytest.raises(JobFailed, match="another spec"):
         sft(_spec(context, learning_rate=0.02), context.restarted())
+
+
+def test_a_training_that_goes_on_another_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = "transformers.utils.chat_template_utils.datetime"
+    whole = LocalJobContext(tmp_path / "whole")
+    _days(monkeypatch, clock, 1)
+    expected = _outcome(sft(_spec(whole, model=_dated_model(whole)), whole))
+    context = LocalJobContext(tmp_path / "paused")
+    spec = _spec(context, model=_dated_model(context))
+
+    def kill(step: int, values: Mapping[str, float]) -> None:
+        if step == 5:
+            raise _Killed
+
+    context.on_metric = kill
+    with pytest.raises(_Killed):
+        sft(spec, context)
+    _days(monkeypatch, clock, 2)
+    asked = render(load_tokenizer(context.open(spec.model)), [{"role": "user", "content": "x"}], answer=False)
+    assert asked.startswith("Day 2.")  # the template does read the clock
+    result = sft(spec, context.restarted())
+    assert result.resumed_from_step == 4
+    assert _outcome(result) == expected
+
+
+def _days(monkeypatch: pytest.MonkeyPatch, clock: str, day: int) -> None:
+    class Fixed(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Fixed":
+            return cls(2026, 1, day)
+
+    monkeypatch.setattr(clock, Fixed)
+
+
+def _dated_model(context: LocalJobContext) -> ArtifactRef:
+    folder = tiny.build("llama", context.root / "dated")
+    template = "Day {{ strftime_now('%d') | int }}." + tiny.CHAT_TEMPLATE
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return context.add(folder, "model")
+
+
+def test_a_checkpoint_of_other_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = LocalJobContext(tmp_path)
+    spec = _spec(context, model=_dated_model(context))
+    sft(spec, context)
+    monkeypatch.setattr(text, "TRAINING_DATE", date(2026, 1, 3))
+    with pytest.raises(JobFailed, match="other tokens"):
+        sft(spec, context.restarted())

@@ -1,5 +1,6 @@
 """Rows become tokens: the answer and its end are supervised, the prompt never is."""
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from burnish.core.errors import BadData
 from burnish.core.specs import DatasetCard, DatasetFormat
 from burnish.ml import tiny
-from burnish.ml.text import Example, encode
+from burnish.ml.text import Example, encode, render
 from tests.support.engines import QWEN3_TEMPLATE
 
 
@@ -127,3 +128,14 @@ def test_words_that_the_template_puts_before_the_answer_are_refused(tokenizer: A
     odd.chat_template = odd.chat_template.replace("<final>", " ")
     (example,) = _encode(odd, "prompt_completion", {"prompt": "Hi", "completion": "there"})
     assert _parts(odd, example)[1] == " there<|im_end|>"
+
+
+def test_a_template_that_asks_for_the_date_is_told_a_fixed_one() -> None:
+    dated = tiny.build_tokenizer()
+    dated.chat_template = (
+        "{%- macro head() -%}{{ strftime_now('%A %d %b %Y, 100%%') if strftime_now is defined else '-' }};{%- endmacro -%}"
+        "  {{ head() }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    message: list[Any] = [{"role": "user", "content": "Hi"}]
+    assert render(dated, message, answer=True, today=date(2024, 7, 26)) == "Friday 26 Jul 2024, 100%;Hi"
+    assert "2024" not in render(dated, message, answer=True)
