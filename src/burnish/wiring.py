@@ -105,7 +105,12 @@ class Platform:
         self.home_lock.release()
 
     async def drain(self) -> list[str]:
-        """Pause this node's jobs at a checkpoint and end its replicas; say what was done (Ctrl-C in a terminal)."""
+        """Pause this node's jobs at a checkpoint and end its replicas; say what was done (Ctrl-C in a terminal).
+
+        With another server on this home, on PostgreSQL, all of that is left to it.
+        """
+        if not self.home_lock.only_holder():
+            return ["another server of this home goes on with its jobs and replicas"]
         await self.workflow_reconciler.stop()
         drains = [component.drain() for component in self.components if component.drain]
         still, *done = await asyncio.gather(self.runtime.pause_running(), *drains)

@@ -54,6 +54,17 @@ class HomeLock:
         os.pwrite(self._descriptor, content.ljust(size), 0)
         os.ftruncate(self._descriptor, len(content))
 
+    def only_holder(self) -> bool:
+        """Tell whether nobody shares the lock; if so nobody can from now on, until it is released."""
+        if self._descriptor is None:
+            raise RuntimeError("the lock is not held")
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self._descriptor, self._how)  # a conversion that fails gives up what was held
+            return False
+        return True
+
     def release(self) -> None:
         """Give the lock back. Does nothing if it is not held."""
         descriptor, self._descriptor = self._descriptor, None

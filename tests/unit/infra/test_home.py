@@ -84,3 +84,21 @@ def test_the_disk_reserve(home: Path) -> None:
     with pytest.raises(OutOfDisk, match="MiB are needed") as caught:
         require_disk(home, reserve=free // 2, wanted=free)
     assert caught.value.retry_after == 60
+
+
+def test_the_last_of_those_who_share_knows_it(home: Path) -> None:
+    """Breaks with: a drain that stops what another server goes on with, a check that loses the lock."""
+    first, second, alone = HomeLock(home, shared=True), HomeLock(home, shared=True), HomeLock(home)
+    first.acquire()
+    second.acquire()
+    assert not first.only_holder()
+    second.release()
+    with pytest.raises(HomeLocked):
+        alone.acquire()
+    assert first.only_holder()
+    with pytest.raises(HomeLocked):
+        second.acquire()
+    first.release()
+    alone.acquire()
+    assert alone.only_holder()
+    alone.release()
