@@ -3,10 +3,13 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
+from pydantic import BaseModel
 
+from burnish.core.errors import InvalidRequest
 from burnish.core.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
 from burnish.infra.database import Database
 from burnish.infra.problems import problems
+from burnish.infra.storable import unstorable
 from burnish.platform.identity import Principal, current_principal
 from burnish.platform.model_registry import service
 from burnish.platform.model_registry.schemas import (
@@ -38,6 +41,11 @@ def router(database: Database) -> APIRouter:
     _add_versions(routes, database)
     _add_aliases(routes, database)
     return routes
+
+
+def _check_storable(body: BaseModel) -> None:
+    if odd := tuple(unstorable(body.model_dump(mode="python"), "body")):
+        raise InvalidRequest(f"{odd[0].where} {odd[0].message}", where=odd[0].where, problems=odd)
 
 
 def _add_reading(routes: APIRouter, database: Database) -> None:
@@ -88,6 +96,7 @@ def _add_versions(routes: APIRouter, database: Database) -> None:
         name: Name, body: Annotated[NewVersion, Body(examples=[example_version()])], principal: Caller
     ) -> VersionView:
         """Makes an immutable version; the same artifacts again are the same version."""
+        _check_storable(body)
         async with database.write() as session:
             view, _ = await service.register(session, principal.project_id, name, body, principal.subject)
         return view
@@ -124,6 +133,7 @@ def _add_aliases(routes: APIRouter, database: Database) -> None:
     @routes.put("/{name}/aliases/{alias}", summary="Move an alias", operation_id="move_model_alias", responses=_CHANGE)
     async def move(name: Name, alias: Alias, body: MoveAlias, principal: Caller) -> AliasView:
         """Points the alias at a version; a running deployment is not touched by it."""
+        _check_storable(body)
         async with database.write() as session:
             return await service.move_alias(
                 session, principal.project_id, name, alias, body.version, by=principal.subject, reason=body.reason

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from burnish.core.errors import FieldProblem, InvalidRequest
 from burnish.core.specs.base import digest_of
+from burnish.infra.storable import unstorable
 from burnish.platform.workflow.expressions import (
     ROOTS,
     ExpressionError,
@@ -81,7 +82,9 @@ class Step(_Part):
     spec: dict[str, JsonValue] = Field(default_factory=dict, alias="with", description="The kind's spec")
     when: bool | str | None = Field(default=None, description="Skipped where this is false")
     retry: Retry = Field(default_factory=Retry)
-    timeout: float | None = Field(default=None, gt=0, le=30 * 86_400, description="Seconds that an attempt may run, pauses left out")
+    timeout: float | None = Field(
+        default=None, gt=0, le=30 * 86_400, description="Seconds that an attempt may run, pauses left out"
+    )
     foreach: list[JsonValue] | str | None = Field(default=None, description="A list, or an expression that gives one")
     cache: bool = Field(default=False, description="Re-use the result of an equal step of this project")
     resources: dict[str, JsonValue] | None = Field(default=None, description="Instead of what the kind asks for")
@@ -153,6 +156,7 @@ def read(source: str | Mapping[str, Any]) -> Definition:
     else:
         data = dict(source)
         check_value(data)
+    check_storable(data, "definition")
     shape, problems = _shape(data)
     if shape is None:
         raise refused(problems)
@@ -174,6 +178,16 @@ def refused(problems: Iterable[FieldProblem], what: str = "the definition") -> I
         f"{what} cannot be run: {first.where}: {first.message}{more}",
         where=first.where, hint=first.hint or "mend each place in `problems`", problems=found,
     )  # fmt: skip
+
+
+def check_storable(value: Any, where: str) -> None:
+    """Refuse text that a database cannot keep.
+
+    Raises:
+        InvalidRequest: it has a NUL or half a surrogate in it; each place is named.
+    """
+    if problems := tuple(islice(unstorable(value, where), MAX_PROBLEMS)):
+        raise refused(problems, "what was sent")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

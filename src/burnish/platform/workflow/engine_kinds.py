@@ -5,7 +5,7 @@ the short transaction that records its outcome, so that its effect and the recor
 has neither: the reconciler asks it again until it has an outcome.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -48,6 +48,8 @@ class Evidence:
 
 Prepare = Callable[[Evidence, EngineStep, Any], Awaitable[Any]]
 Apply = Callable[[AsyncSession, EngineStep, Any, Any], Awaitable[BaseModel]]
+Check = Callable[[Mapping[str, Any], tuple[str, ...], str], Iterable[FieldProblem]]
+"""``(spec, its fields that come later, where it stands)`` -> what is wrong with it."""
 Waits = Callable[[Any, float, Mapping[str, Any] | None], "Outcome | float | None"]
 """``(spec, seconds since it began, what a person decided)`` -> its outcome, the seconds to wait, or None: until woken."""
 
@@ -69,6 +71,9 @@ class EngineKind:
 
     Only for kinds that write nothing: a retry applies them once more to compare, with nothing prepared."""
 
+    check: Check | None = None
+    """Says what is wrong with a spec beyond its fields, as far as it is known at submit."""
+
     def offer(self, name: str) -> KindOffer:
         """Return the kind as a component's description would offer it."""
         return KindOffer(
@@ -78,13 +83,14 @@ class EngineKind:
 
     def problems(self, spec: Mapping[str, Any], unresolved: tuple[str, ...], where: str) -> list[FieldProblem]:
         """Return what is wrong with a spec whose ``unresolved`` fields come later."""
+        beyond = [] if self.check is None else list(self.check(spec, unresolved, where))
         try:
             self.spec.model_validate(dict(spec))
         except ValidationError as error:
             found = field_problems(error, where, self.spec, spec)
             later = tuple(f"{where}.{path}" for path in unresolved)
-            return [p for p in found if not any(_touches(p.where, path) for path in later)]
-        return []
+            return beyond + [p for p in found if not any(_touches(p.where, path) for path in later)]
+        return beyond
 
     def parse(self, spec: Mapping[str, Any], step: str) -> Any:
         """Return the spec's model.

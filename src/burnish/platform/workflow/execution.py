@@ -18,10 +18,11 @@ from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import after_commit, utcnow
 from burnish.platform.workflow import store
 from burnish.platform.workflow.decide import Facts, View, decide
-from burnish.platform.workflow.definition import ENGINE, Definition, read
+from burnish.platform.workflow.definition import ENGINE, Definition, check_storable, read
 from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Rejected
 from burnish.platform.workflow.faults import Faults
 from burnish.platform.workflow.library import definitions
+from burnish.platform.workflow.reading import check_value
 from burnish.platform.workflow.records import (
     FINAL,
     Action,
@@ -140,7 +141,11 @@ class Definitions:
 
         Raises:
             InvalidRequest: it is not sound.
+            TooLarge: longer than the limit.
         """
+        if not isinstance(source, str):
+            check_value(source)
+        check_storable(source, "definition")
         return self.of(digest_of(source), source)
 
 

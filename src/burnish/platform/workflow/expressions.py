@@ -15,7 +15,7 @@ A value that is one expression keeps its type; inside longer text an expression 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -311,26 +311,39 @@ def references(value: Any, where: str = "") -> Iterator[tuple[str, Path]]:
     Raises:
         ExpressionError: an expression cannot be read; ``where`` is its place.
     """
-    for place, text in texts(value, where):
+    for at, text in texts(value, where):
         try:
             for expression in expressions(text):
                 for path in paths(parse(expression)):
-                    yield place, path
+                    yield at, path
         except ExpressionError as error:
-            raise ExpressionError(error.message, hint=error.hint, where=place) from error
+            raise ExpressionError(error.message, hint=error.hint, where=at) from error
 
 
 def texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
     """Yield ``(place, text)`` for every string with an expression in it inside a JSON value."""
+    for parts, text in located(value):
+        yield place_of(parts, where), text
+
+
+def located(value: Any, parts: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield ``(keys and indexes, text)`` for every string with an expression in it inside a JSON value."""
     if isinstance(value, str):
-        if "${{" in value:
-            yield where, value
+        if _OPENER in value:
+            yield parts, value
     elif isinstance(value, Mapping):
         for key, child in value.items():
-            yield from texts(child, f"{where}.{key}" if where else str(key))
+            yield from located(child, (*parts, str(key)))
     elif isinstance(value, list | tuple):
         for position, child in enumerate(value):
-            yield from texts(child, f"{where}[{position}]")
+            yield from located(child, (*parts, position))
+
+
+def place_of(parts: Iterable[str | int], where: str = "") -> str:
+    """Return keys and indexes as a reader writes them, below ``where``: ``rules[0].than``. Not to be read back."""
+    for part in parts:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else part
+    return where
 
 
 def resolve(value: Any, scope: Scope) -> Any:

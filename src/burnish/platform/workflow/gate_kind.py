@@ -3,17 +3,18 @@
 import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.errors import BadData, InvalidRequest
+from burnish.core.errors import BadData, FieldProblem, InvalidRequest
 from burnish.core.specs.base import ArtifactRef, Spec
 from burnish.core.specs.evaluation import EXAMPLES_FILE, EvaluationResult
 from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.platform.workflow.definition import nearest
 from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Evidence, Rejected
 from burnish.platform.workflow.gate import GateEvidence, Rule, Scored, Verdict, judge
 
@@ -107,4 +108,47 @@ _HINTS = {
     "inconclusive": "what is in production stays; evaluate on more examples (`max_test`), or train a better candidate",
 }
 
-GATE = EngineKind(GateSpec, Verdict, "Judges evaluations by rules", apply=_apply, prepare=_prepare, writes=False)
+
+def gate_problems(spec: Mapping[str, Any], unresolved: tuple[str, ...], where: str) -> Iterator[FieldProblem]:
+    """Yield what the gate would find out only after hours of training: labels of nothing, rules without a limit."""
+    labels = _labels(spec, unresolved)
+    rules = spec.get("rules")
+    named = [(f"{where}.candidate", spec.get("candidate"))]
+    for position, rule in enumerate(rules if isinstance(rules, list | tuple) else ()):
+        if not isinstance(rule, Mapping):
+            continue
+        place = f"{where}.rules[{position}]"
+        named.append((f"{place}.than", rule.get("than")))
+        reference = spec.get("reference_bytes") is not None or "reference_bytes" in unresolved
+        if lack := _lack(rule, reference):
+            yield FieldProblem(where=place, message=f"this rule {lack[0]}", hint=lack[1])
+    for place, label in named:
+        if labels is not None and isinstance(label, str) and label not in labels:
+            yield FieldProblem(where=place, message=f"there is no evaluation {label!r}", hint=nearest(label, labels))
+
+
+def _labels(spec: Mapping[str, Any], unresolved: tuple[str, ...]) -> set[str] | None:
+    """Return the labels of all evaluations; None if they come later."""
+    given = spec.get("evaluations")
+    if "evaluations" in unresolved or not isinstance(given, Mapping):
+        return None
+    later = {path.removeprefix("evaluations.").split(".")[0] for path in unresolved if path.startswith("evaluations.")}
+    return {*given, *later}
+
+
+def _lack(rule: Mapping[str, Any], reference: bool) -> tuple[str, str] | None:
+    """Return what a rule lacks, and what to do."""
+    absolute = {"max_size": "bytes", "max_latency": "seconds"}.get(str(rule.get("type")))
+    if absolute is None:
+        return None
+    if rule.get(absolute) is None and rule.get("ratio") is None:
+        return "has no limit", f"give `{absolute}` or `ratio`"
+    if rule.get("ratio") is not None and rule.get("than") is None and not (absolute == "bytes" and reference):
+        more = " or the gate's `reference_bytes`" if absolute == "bytes" else ""
+        return "has a ratio of nothing", f"give `than`{more}"
+    return None
+
+
+GATE = EngineKind(
+    GateSpec, Verdict, "Judges evaluations by rules", apply=_apply, prepare=_prepare, writes=False, check=gate_problems
+)

@@ -18,7 +18,7 @@ from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import Principal
 from burnish.platform.workflow import store
 from burnish.platform.workflow.components import Components
-from burnish.platform.workflow.definition import Definition, nearest, refused
+from burnish.platform.workflow.definition import Definition, check_storable, nearest, refused
 from burnish.platform.workflow.engine_kinds import EngineKind
 from burnish.platform.workflow.execution import Definitions
 from burnish.platform.workflow.fork import copied_steps
@@ -98,7 +98,12 @@ class WorkflowService:
         return accepted
 
     async def examine(self, definition: Definition, given: Mapping[str, Any], principal: Principal) -> Accepted:
-        """Return the submission with all that is wrong with it."""
+        """Return the submission with all that is wrong with it.
+
+        Raises:
+            InvalidRequest: text in the parameters cannot be kept.
+        """
+        check_storable(given, "parameters")
         parameters, problems = await self._resolver.resolve(definition, given, principal)
         wrong = {problem.where.removeprefix("parameters.") for problem in problems}
         known = {name: value for name, value in parameters.items() if name not in wrong}
@@ -247,7 +252,9 @@ class WorkflowService:
 
         Raises:
             Conflict: no such step waits for an answer.
+            InvalidRequest: the comment cannot be kept.
         """
+        check_storable(comment, "comment")
         row = await self.get(session, principal.project_id, workflow_id, lock=True)
         answer = {"approved": approved, "by": principal.subject, "comment": comment, "at": utcnow().isoformat()}
         if not await store.decide_approval(session, row.id, step, answer):

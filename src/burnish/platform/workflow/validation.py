@@ -5,30 +5,41 @@ against the JSON Schema of the producing kind's result, and left open when the c
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from burnish.core.errors import BurnishError, FieldProblem
+from burnish.core.errors import BurnishError, FieldProblem, all_errors
 from burnish.core.protocol import JobRequest, KindOffer, Validation
 from burnish.core.specs.base import Resources
 from burnish.platform.identity import Principal
 from burnish.platform.workflow import shapes
 from burnish.platform.workflow.components import Components
-from burnish.platform.workflow.definition import ENGINE, MAX_PROBLEMS, Definition, Step, nearest, step_references
+from burnish.platform.workflow.definition import (
+    ENGINE,
+    MAX_ITEMS,
+    MAX_PROBLEMS,
+    Definition,
+    Step,
+    nearest,
+    step_references,
+)
 from burnish.platform.workflow.engine_kinds import EngineKind
 from burnish.platform.workflow.expressions import (
     ExpressionError,
     Path,
     Scope,
+    bare,
     condition,
     expressions,
+    located,
     parse,
     paths,
+    place_of,
     resolve,
     single,
-    texts,
 )  # fmt: skip
 
 _MANY = 50
@@ -84,7 +95,8 @@ class Validator:
                 continue
             findings.problems += islice(_reference_problems(definition, name, step, offers), MAX_PROBLEMS)
             scope = {"parameters": parameters, "execution": {"id": "", "project_id": principal.project_id}}
-            if _never_runs(step, scope):
+            findings.problems += _retry_problems(name, step)
+            if _never_runs(name, step, scope, findings.problems):
                 continue
             for ask in _asks(name, step, scope, findings.problems):
                 findings.problems += islice(_type_problems(definition, ask, step, offer, offers), MAX_PROBLEMS)
@@ -142,11 +154,30 @@ def _unknown_kind(name: str, step: Step, offers: Mapping[tuple[str, str], KindOf
     return FieldProblem(where=f"steps.{name}.kind", message=f"{step.component} has no kind {step.kind!r}", hint=hint)
 
 
-def _never_runs(step: Step, scope: Scope) -> bool:
+def _never_runs(name: str, step: Step, scope: Scope, problems: list[FieldProblem]) -> bool:
+    """Tell whether ``when`` is known to be false; a ``when`` that cannot be evaluated goes to ``problems``."""
     try:
         return step.when is not None and not condition(step.when, scope)
-    except ExpressionError:
-        return False  # it asks for a step: known later
+    except ExpressionError as error:
+        if not _later([bare(str(step.when))], scope):
+            problems.append(FieldProblem(where=f"steps.{name}.when", message=error.message, hint=error.hint))
+        return False
+
+
+def _later(texts_: Iterable[str], scope: Scope) -> bool:
+    """Tell whether expressions ask for what is not known yet, or for a parameter that was given wrongly (told elsewhere)."""
+    asked = [path.parts for text in texts_ for path in paths(parse(text))]
+    return any(parts[0] in _COME_LATER or _is_wrong(parts, scope) for parts in asked)
+
+
+def _retry_problems(name: str, step: Step) -> Iterator[FieldProblem]:
+    """Yield misspelt error codes. A component of somebody else's may have codes of its own, unless they look like ours."""
+    known = {error.code for error in all_errors()}
+    for position, code in enumerate(step.retry.on[:MAX_PROBLEMS]):
+        close = difflib.get_close_matches(code, known, n=1, cutoff=0.75)
+        if code not in known and (close or step.component == ENGINE):
+            yield FieldProblem(where=f"steps.{name}.retry.on[{position}]", message=f"there is no error code {code!r}",
+                               hint=nearest(code, known))  # fmt: skip
 
 
 def _reference_problems(
@@ -212,12 +243,19 @@ def _asks(name: str, step: Step, scope: Scope, problems: list[FieldProblem]) -> 
     """Return the specs of a step to check; expression problems that show already go to ``problems``."""
     scopes: list[dict[str, Any]] = [dict(scope)]
     if step.foreach is not None:
+        where = f"steps.{name}.foreach"
+        known = True
         try:
             values = resolve(step.foreach, scope)
-        except ExpressionError:
-            values = None
-        if values is not None and not isinstance(values, list | tuple):
-            problems.append(FieldProblem(where=f"steps.{name}.foreach", message="this is not a list"))
+        except ExpressionError as error:
+            values, known = None, False
+            if not _later((one for _, text in located(step.foreach) for one in expressions(text)), scope):
+                problems.append(FieldProblem(where=where, message=error.message, hint=error.hint))
+        if known and not isinstance(values, list | tuple):
+            problems.append(FieldProblem(where=where, message="this is not a list", hint="refer to a list"))
+        elif known and len(values) > MAX_ITEMS:
+            problems.append(FieldProblem(where=where, message=f"{len(values):,} values; at most {MAX_ITEMS:,} are allowed",
+                                         hint="split the list"))  # fmt: skip
         elif values:
             scopes = [{**scope, "item": value, "index": index} for index, value in enumerate(values[:_MANY])]
     found = []
@@ -259,8 +297,7 @@ def _partly(
     try:
         return resolve(value, scope)
     except ExpressionError as error:
-        asked = [path.parts for text in expressions(value) for path in paths(parse(text))]
-        if any(parts[0] in _COME_LATER or _is_wrong(parts, scope) for parts in asked):
+        if _later(expressions(value), scope):
             return _LATER
         problems.append(FieldProblem(where=place, message=error.message, hint=error.hint))
         return _LATER
@@ -278,32 +315,22 @@ def _type_problems(
     definition: Definition, ask: Ask, step: Step, offer: KindOffer, offers: Mapping[tuple[str, str], KindOffer]
 ) -> Iterator[FieldProblem]:
     """Check that what another step produces fits the field that it is meant for."""
-    for place, text in texts(step.spec, ""):
+    for parts, text in located(step.spec):
+        where = place_of(parts, f"steps.{ask.step}.with")
         node = parse(whole) if (whole := single(text)) is not None else None
         if not isinstance(node, Path) or node.parts[0] != "steps":
             continue
         try:
             given = shapes.types_of(_schema_of(definition, node, offers))
-            wanted = shapes.types_of(shapes.at(offer.spec_schema, _parts(place)))
+            wanted = shapes.types_of(shapes.at(offer.spec_schema, parts))
         except shapes.NoSuchField as error:
-            if str(error.part) in place:
-                yield FieldProblem(where=f"steps.{ask.step}.with.{place}", message=f"{step.kind} has no field `{error.part}`",
+            if error.part in parts:
+                yield FieldProblem(where=where, message=f"{step.kind} has no field `{error.part}`",
                                    hint=nearest(str(error.part), error.known))  # fmt: skip
             continue
         if not shapes.fits(given, wanted):
             yield FieldProblem(
-                where=f"steps.{ask.step}.with.{place}",
+                where=where,
                 message=f"`{node}` is {' or '.join(sorted(given or ()))}, but {' or '.join(sorted(wanted or ()))} is wanted",
                 hint="refer to another field of the result",
             )
-
-
-def _parts(place: str) -> list[str | int]:
-    """Return a place such as ``rules[0].baseline`` as keys and indexes."""
-    found: list[str | int] = []
-    for piece in place.split("."):
-        name, *indexes = piece.split("[")
-        if name:
-            found.append(name)
-        found += [int(index.rstrip("]")) for index in indexes]
-    return found
