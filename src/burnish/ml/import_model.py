@@ -31,7 +31,7 @@ from burnish.ml.model import (
     write_card,
 )
 from burnish.ml.unpack import unpack
-from burnish.ml.weights import PICKLE_SUFFIXES, quantization_name, read_gguf, safetensors_in
+from burnish.ml.weights import PICKLE_SUFFIXES, quantization_name, read_gguf, safetensors_in, weight_files
 
 KEPT_PATTERNS = (
     "*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
@@ -39,6 +39,8 @@ KEPT_PATTERNS = (
     "chat_template*", "LICENSE*", "README.md", MODEL_CARD_FILE,
 )  # fmt: skip
 """What is copied or downloaded; everything else stays where it is."""
+_LEFT_PATTERNS = ("consolidated*",)
+"""The same weights once more, for other programs."""
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _QUANTIZATION_SUFFIX = re.compile(r"[.\-_](I?Q\d\w*|F16|F32|BF16|FP16)$", re.IGNORECASE)
@@ -113,10 +115,13 @@ def _from_folder(folder: Path, staged: Path, context: JobContext) -> _Origin:
 
 
 def _copy_kept(folder: Path, staged: Path, context: JobContext) -> None:
+    weights = weight_files(folder)
     for path in sorted(folder.iterdir()):
         if not path.is_file():
             continue
-        if any(path.match(pattern) for pattern in KEPT_PATTERNS) and path.suffix not in (".py", *PICKLE_SUFFIXES):
+        if path.suffix == ".safetensors" and path not in weights:
+            context.log(f"left out {path.name}: the model is not loaded from it")
+        elif any(path.match(pattern) for pattern in KEPT_PATTERNS) and path.suffix not in (".py", *PICKLE_SUFFIXES):
             shutil.copyfile(path, staged / path.name)
         elif path.suffix in PICKLE_SUFFIXES:
             context.log(f"left out {path.name}: pickles are not read", "warning")
@@ -163,6 +168,7 @@ def _from_hub(spec: ImportModelSpec, staged: Path, context: JobContext) -> _Orig
                 spec.source,
                 revision=commit,
                 allow_patterns=list(KEPT_PATTERNS),
+                ignore_patterns=list(_LEFT_PATTERNS),
                 local_files_only=offline,
                 max_workers=4,
             )

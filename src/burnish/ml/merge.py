@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from burnish.core.errors import BadModel
 from burnish.ml.model import load_model, load_tokenizer, quiet
-from burnish.ml.weights import read_safetensors, safetensors_in
+from burnish.ml.weights import read_safetensors, safetensors_in, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -139,7 +139,7 @@ def _places(model_dir: Path, modules: set[str]) -> dict[str, tuple[str, str]]:
     Checkpoints of bare models leave the first part of the path out (``h.0...`` for ``transformer.h.0...``).
     """
     found: dict[str, tuple[str, str]] = {}
-    for file in sorted(model_dir.glob("*.safetensors")):
+    for file in weight_files(model_dir):
         names = {tensor.name for tensor in read_safetensors(file)}
         for module in modules:
             for key in (f"{module}.weight", f"{module.partition('.')[2]}.weight"):

@@ -20,7 +20,7 @@ from burnish.ml.card import peak_memory_bytes, read_card, write_card
 from burnish.ml.child import peak_children_bytes, run_child, tail
 from burnish.ml.gguf_quantizer import FILE_TYPES
 from burnish.ml.text import PLAIN_TEMPLATE
-from burnish.ml.weights import TensorInfo, quantization_name, read_gguf, safetensors_in
+from burnish.ml.weights import TensorInfo, quantization_name, read_gguf, safetensors_in, weight_files
 
 FloatType = Literal["bf16", "f16", "f32"]
 MODEL_FILE = "model.gguf"
@@ -113,7 +113,7 @@ def convert(
     context.check_stop()
     source = work / "source"
     _prepare_source(model_dir, source)
-    expected = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
+    expected = sum(file.stat().st_size for file in weight_files(model_dir))
     log = work / "convert.log"
     status = run_child(
         [sys.executable, str(_converter()), str(source), "--outtype", kind, "--outfile", str(target)],

@@ -28,7 +28,7 @@ from burnish.ml.card import read_card
 from burnish.ml.engine_process import EngineKilled, RunningEngine, killed, start, was_killed
 from burnish.ml.quantize import MODEL_FILE, convert, stored_type
 from burnish.ml.text import read_dataset
-from burnish.ml.weights import quantization_name, read_gguf, safetensors_in
+from burnish.ml.weights import quantization_name, read_gguf, safetensors_in, weight_files
 
 _SPEED_TOKENS = 48
 _SPEED_RUNS = 3
@@ -109,7 +109,8 @@ def prepare(spec: EvaluationSpec, context: JobContext) -> Prepared:
         return Prepared(folder, None, dtype.lower(), file.stat().st_size)
     if spec.model.kind != "model":
         raise BadModel(f"the engine {spec.engine} loads no artifact of kind {spec.model.kind}", hint="use `llama_cpp`")
-    size = sum(file.stat().st_size for at in (folder, adapter) if at for file in at.glob("*.safetensors"))
+    files = [*weight_files(folder), *(adapter.glob("*.safetensors") if adapter else ())]
+    size = sum(file.stat().st_size for file in files)
     return Prepared(folder, adapter, quantization_name(safetensors_in(folder)).lower(), size)
 
 
@@ -182,8 +183,8 @@ def served_as(
         speeds.append(tokens_per_second(engine))
         context.progress(run + 1, _SPEED_RUNS, phase="measuring speed", unit="runs")
     return ServedAs(
-        engine=spec.engine, model=spec.model, dtype=prepared.dtype, size_bytes=prepared.size_bytes,
-        memory_bytes=engine.memory_bytes(), tokens_per_second=percentile(speeds, 0.5),
+        engine=spec.engine, model=spec.model, adapter=spec.adapter, dtype=prepared.dtype,
+        size_bytes=prepared.size_bytes, memory_bytes=engine.memory_bytes(), tokens_per_second=percentile(speeds, 0.5),
         latency_p50_seconds=percentile(latencies, 0.5), latency_p95_seconds=percentile(latencies, 0.95),
         load_seconds=engine.load_seconds,
     )  # fmt: skip

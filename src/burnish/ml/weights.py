@@ -1,5 +1,6 @@
 """Checks of weight files before anything trusts them: sizes that lie, cut files, pickles."""
 
+import json
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from burnish.core.errors import BadModel
 
+INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 _SCALAR_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -54,13 +56,41 @@ def read_safetensors(path: Path) -> list[TensorInfo]:
         ) from error
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that a model is loaded from, as Transformers chooses them.
+
+    That is ``model.safetensors``, or else those that the index names; where neither is there, all. Some folders hold
+    the same weights a second time, for another program (``consolidated.safetensors``): those are never among them.
+
+    Raises:
+        BadModel: the index cannot be read, or names a file that is not there or not in the folder itself.
+    """
+    index, whole = folder / INDEX_FILE, folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    try:
+        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadModel(
+            f"the index of the weights cannot be read: {error!r}", where=str(index), hint="download the model again"
+        ) from error
+    for name in sorted(names):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise BadModel(
+                f"the index names {name}, which is not in the folder", where=str(index), hint="download the model again"
+            )
+    return [folder / name for name in sorted(names)]
+
+
 def safetensors_in(folder: Path) -> list[TensorInfo]:
-    """Return all tensors of a folder's safetensors files.
+    """Return all tensors of a folder's safetensors files, each once.
 
     Raises:
         BadModel: there are none (perhaps only pickles), or one of them is damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
         if pickles:

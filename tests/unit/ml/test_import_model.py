@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from burnish.core.errors import BadModel, NotFound, Unavailable
 from burnish.core.specs import ImportModelResult, ImportModelSpec
 from burnish.ml import tiny
 from burnish.ml.import_model import import_model
 from burnish.ml.model import load_model, load_tokenizer, read_card
+from burnish.ml.weights import INDEX_FILE, safetensors_in
 from burnish.testing import LocalJobContext
 from tests.support import fake_hub
 
@@ -213,6 +215,7 @@ from pathlib import Path
 from burnish.core.errors import NotFound
 from burnish.core.specs import ImportModelSpec
 from burnish.ml.import_model import import_model
+from burnish.ml.weights import INDEX_FILE, safetensors_in
 from burnish.testing import LocalJobContext
 context = LocalJobContext(Path(sys.argv[1]))
 result = import_model(ImportModelSpec(source="org/tiny"), context)
@@ -230,6 +233,7 @@ def test_a_hub_name_is_downloaded_at_a_commit_that_is_recorded(
     (source / "burnish.json").unlink()
     (source / "pytorch_model.bin").write_bytes(b"pickle")
     (source / "modeling_evil.py").write_text("raise SystemExit(1)")
+    shutil.copy(source / "model.safetensors", source / "consolidated.safetensors")
     commit = "c" * 40
     with fake_hub.serving("org/tiny", source, commit, "apache-2.0") as (url, fetched):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "BURNISH_"))}
@@ -243,4 +247,38 @@ def test_a_hub_name_is_downloaded_at_a_commit_that_is_recorded(
     assert (result.name, result.source, result.licence) == ("tiny", f"org/tiny@{commit}", "apache-2.0")
     assert unknown == "the hub has no model org/unknown"
     assert "model.safetensors" in fetched
-    assert not {"pytorch_model.bin", "modeling_evil.py"} & set(fetched)
+    assert not {"pytorch_model.bin", "modeling_evil.py", "consolidated.safetensors"} & set(fetched)
+
+
+def _shard(folder: Path) -> None:
+    """Cut a folder's weights into two shards with an index, and put a second copy beside them."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    parts = {f"model-0000{n + 1}-of-00002.safetensors": list(tensors)[n::2] for n in range(2)}
+    for name, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, keys in parts.items() for key in keys}}
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+
+
+def test_a_second_copy_of_the_weights_is_left_out(context: LocalJobContext, source: Path) -> None:
+    tensors = safetensors_in(source)
+    _shard(source)
+    assert sorted(t.name for t in safetensors_in(source)) == sorted(t.name for t in tensors)
+    folder = context.open(_import(context, source).model)
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == [
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+    ]  # fmt: skip
+    assert any("consolidated.safetensors" in line for _, line in context.logs)
+
+
+def test_an_index_that_lies_is_refused(context: LocalJobContext, source: Path) -> None:
+    _shard(source)
+    whole = json.loads((source / INDEX_FILE).read_text())
+    for name in ("nowhere.safetensors", "../source/consolidated.safetensors"):
+        (source / INDEX_FILE).write_text(json.dumps(whole | {"weight_map": whole["weight_map"] | {"x": name}}))
+        with pytest.raises(BadModel, match=f"the index names {re.escape(name)}"):
+            _import(context, source)
+    (source / INDEX_FILE).write_text('{"weight_map": []}')
+    with pytest.raises(BadModel, match="cannot be read"):
+        _import(context, source)
