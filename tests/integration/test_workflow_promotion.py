@@ -203,6 +203,14 @@ async def test_evidence_that_is_not_what_was_published_fails_the_gate(wf: Engine
     assert await alias_of(wf) is None
 
 
+async def test_an_adapter_that_was_not_evaluated_fails_the_gate(wf: Engine) -> None:
+    given = await inputs(wf, "better", 150)
+    given["candidate"]["served"]["adapter"] = await publish(wf, "adapter", {"adapter.safetensors": "a"})
+    view = await wf.until(await wf.submit(DEFINITION, **given), "failed")
+    assert view.error is not None
+    assert "none would be deployed as its adapter" in view.error.message
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("other.jsonl", b"{}"), ("examples.jsonl", b'{"id": "\xff"}'), ("examples.jsonl", b'{"id": 1, "score": 1' + b"0" * 400 + b"}")],

@@ -33,6 +33,7 @@ class ServedAs(Spec):
 
     engine: EngineName
     model: ArtifactRef
+    adapter: ArtifactRef | None = Field(default=None, description="On top of `model`")
     dtype: str
     size_bytes: int
     memory_bytes: int = Field(description="PSS of the serving process after the run")

@@ -91,6 +91,8 @@ class GateEvidence:
     """Size of the uncompressed model, for ``max_size`` by ratio."""
     in_production: str | None = None
     """Digest of the artifact that is in production; None where nothing is."""
+    in_production_adapter: str | None = None
+    """Digest of the adapter that is in production on top of it."""
 
 
 class RuleVerdict(Spec):
@@ -187,22 +189,29 @@ def _difference(rule: _Comparing, evidence: GateEvidence) -> PairedDifference:
 
 def _settled(rule: _Comparing, evidence: GateEvidence, name: str) -> RuleVerdict | None:
     """Return the verdict of a comparison that needs no numbers; None for any other."""
-    candidate = _scored(evidence, evidence.candidate).result.served.model.digest
+    served = _scored(evidence, evidence.candidate).result.served
+    candidate = (served.model.digest, None if served.adapter is None else served.adapter.digest)
     if rule.in_production:
         if evidence.in_production is None:
             return RuleVerdict(rule=name, verdict="pass", sentence=f"{name}: nothing is in production yet")
-        if evidence.in_production == candidate:
+        if (evidence.in_production, evidence.in_production_adapter) == candidate:
             return RuleVerdict(rule=name, verdict="pass", sentence=f"{name}: this very model is already in production")
     return None
 
 
 def _told(rule: _Comparing, evidence: GateEvidence, found: PairedDifference) -> str:
-    headline = _scored(evidence, evidence.candidate).result.headline
     share = f"{100 * found.confidence:g} %"
     return (
-        f"{headline} of {evidence.candidate} less {rule.than}: {found.difference:+.4f} "
+        f"{_compared(_scored(evidence, evidence.candidate).result)} of {evidence.candidate} less {rule.than}: {found.difference:+.4f} "
         f"({share} interval {found.low:+.4f} to {found.high:+.4f}, p = {found.p_value:.2g}, {found.n} examples)"
     )
+
+
+def _compared(result: EvaluationResult) -> str:
+    """Return the words for what the examples' scores are: where less of the headline is better, something else."""
+    if result.headline == "perplexity":
+        return "log-likelihood a token (more is better, as less perplexity is)"
+    return result.headline if result.higher_is_better.get(result.headline, True) else f"score (by {result.headline})"
 
 
 def _numbers(found: PairedDifference, bar: float) -> dict[str, float | int | str | None]:

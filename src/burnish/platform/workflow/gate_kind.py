@@ -32,6 +32,10 @@ class GateSpec(Spec):
     artifact: ArtifactRef | None = Field(
         default=None, description="What will be deployed: must be what the candidate's evaluation served"
     )
+    adapter: ArtifactRef | None = Field(default=None, description="What will be deployed on top of `artifact`")
+    in_production_adapter: ArtifactRef | None = Field(
+        default=None, description="What is in production on top of `in_production`"
+    )
 
 
 async def _prepare(evidence: Evidence, _step: EngineStep, spec: GateSpec) -> GateEvidence:
@@ -44,18 +48,30 @@ async def _prepare(evidence: Evidence, _step: EngineStep, spec: GateSpec) -> Gat
     scored.update(zip(given, loaded, strict=True))
     return GateEvidence(
         candidate=spec.candidate, evaluations=scored, reference_bytes=spec.reference_bytes,
-        in_production=None if spec.in_production is None else spec.in_production.digest,
+        in_production=_digest(spec.in_production), in_production_adapter=_digest(spec.in_production_adapter),
     )  # fmt: skip
 
 
 def _check_artifact(spec: GateSpec) -> None:
     candidate = spec.evaluations.get(spec.candidate)
-    if candidate is None or spec.artifact is None or candidate.served.model.digest == spec.artifact.digest:
+    if candidate is None or spec.artifact is None:
         return
-    raise InvalidRequest(
-        f"the candidate's evaluation served {candidate.served.model.digest[:19]}, but {spec.artifact.digest[:19]} "
-        "would be deployed", where="artifact", hint="evaluate the artifact that is to be deployed",
-    )  # fmt: skip
+    served = candidate.served
+    pairs = (("artifact", served.model, spec.artifact), ("adapter", served.adapter, spec.adapter))
+    for where, one, other in pairs:
+        if _digest(one) != _digest(other):
+            raise InvalidRequest(
+                f"the candidate's evaluation served {_short(one)}, but {_short(other)} would be deployed as its {where}",
+                where=where, hint=f"evaluate the {where} that is to be deployed",
+            )  # fmt: skip
+
+
+def _digest(ref: ArtifactRef | None) -> str | None:
+    return None if ref is None else ref.digest
+
+
+def _short(ref: ArtifactRef | None) -> str:
+    return "none" if ref is None else ref.digest[:19]
 
 
 def load_scored(store: ArtifactStore, label: str, result: EvaluationResult) -> Scored:

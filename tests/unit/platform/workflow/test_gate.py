@@ -1,5 +1,6 @@
 """The gate: each rule by its numbers, evidence that is not comparable, and how often it errs."""
 
+import dataclasses
 import random
 from typing import Any
 
@@ -120,6 +121,41 @@ def test_production_is_compared_only_where_something_else_is_there() -> None:
     assert (same.verdict, "already in production" in same.rules[0].sentence) == ("pass", True)
     with pytest.raises(BurnishError, match="no evaluation 'production'"):
         verdict_of(rule, evidence(compressed=compressed, serving="other"))
+
+
+def test_another_adapter_on_the_same_base_is_another_model() -> None:
+    rule = {"type": "better", "than": "production", "in_production": True}
+
+    def given(adapter: str | None, serving: str | None) -> GateEvidence:
+        tuned = scored("base", answers(400, 320))
+        served = tuned.result.served.model_copy(update={"adapter": None if adapter is None else _ref(adapter)})
+        tuned = dataclasses.replace(tuned, result=tuned.result.model_copy(update={"served": served}))
+        found = evidence(candidate="base", base=tuned, serving="base")
+        return dataclasses.replace(found, in_production_adapter=None if serving is None else _ref(serving).digest)
+
+    for adapter, serving in (("new", "old"), ("new", None), (None, "old")):
+        with pytest.raises(BurnishError, match="no evaluation 'production'"):
+            verdict_of(rule, given(adapter, serving))
+    for same in ("old", None):
+        assert "already in production" in verdict_of(rule, given(same, same)).rules[0].sentence
+
+
+def test_what_is_compared_is_called_what_it_is() -> None:
+    def by(headline: str, lower: bool) -> GateEvidence:
+        found = {}
+        for label, right in (("base", 200), ("compressed", 300)):
+            one = scored(label, answers(400, right))
+            more = {"headline": headline, "higher_is_better": {headline: not lower}}
+            found[label] = dataclasses.replace(one, result=one.result.model_copy(update=more))
+        return evidence(base=found["base"], compressed=found["compressed"])
+
+    rule = {"type": "better", "than": "base"}
+    for headline, lower, words in (
+        ("perplexity", True, "log-likelihood a token (more is better, as less perplexity is) of compressed less base: +0"),
+        ("accuracy", False, "accuracy of compressed less base: +0"),
+        ("word_errors", True, "score (by word_errors) of compressed less base: +0"),
+    ):  # fmt: skip
+        assert words in verdict_of(rule, by(headline, lower)).rules[0].sentence
 
 
 def test_what_stands_beside_the_candidate_is_compared_too() -> None:
