@@ -14,7 +14,7 @@ from burnish.core.prompting import default_instruction
 from burnish.core.specs import ArtifactRef, DatasetCard, EvaluationResult, EvaluationSpec
 from burnish.core.specs.evaluation import EXAMPLES_FILE
 from burnish.core.specs.serving import EngineName
-from burnish.ml import score_classification, score_generation, score_perplexity
+from burnish.ml import score, score_classification, score_generation, score_perplexity
 from burnish.ml.engine_process import RunningEngine
 from burnish.ml.model import load_model, load_tokenizer
 from burnish.ml.score_classification import Restriction, answered_label, label_logprob, normalised, restrict
@@ -310,3 +310,24 @@ def test_a_thinking_template_asks_where_training_answers(engine: EngineName, tmp
         logits = load_model(model, torch.float32)(torch.tensor([example.ids])).logits[0].log_softmax(-1)
     expected = sum(float(logits[example.start - 1 + i, token]) for i, token in enumerate(ids))
     assert loss == pytest.approx(expected, abs=5e-3)
+
+
+def test_what_was_served_names_its_adapter(context: LocalJobContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate tells two adapters on one base apart by it."""
+
+    class Engine:
+        load_seconds = 1.0
+
+        def memory_bytes(self) -> int:
+            return 1
+
+    monkeypatch.setattr(score, "tokens_per_second", lambda _engine: 10.0)
+    base, adapter, rows = (
+        ArtifactRef(digest=f"sha256:{n:064x}", kind=cast(Any, kind))
+        for n, kind in enumerate(("model", "adapter", "dataset"))
+    )
+    prepared = score.Prepared(Path("model"), Path("adapter"), "bfloat16", 1)
+    for given in (adapter, None):
+        spec = EvaluationSpec(model=base, adapter=given, dataset=rows)
+        served = score.served_as(spec, prepared, cast(RunningEngine, Engine()), [0.1], context)
+        assert (served.model, served.adapter) == (base, given)
