@@ -45,7 +45,8 @@ class Example:
 
     row: int
     """Its line in ``data.jsonl``, from 1."""
-    ids: tuple[int, ...]
+    ids: "array[int]"
+    """Four bytes each: as many objects, the tokens of a large dataset would fill the memory."""
     start: int
     """Index of the first supervised token; all from here on are supervised. At least 1."""
 
@@ -69,7 +70,7 @@ class EncodedData:
         """Hash of the kept rows' tokens and of where their supervised parts begin."""
         hashed = hashlib.sha256()
         for example in self.examples:
-            hashed.update(f"{example.row},{example.start}:".encode() + array("q", example.ids).tobytes())
+            hashed.update(f"{example.row},{example.start}:".encode() + example.ids.tobytes())
         return "sha256:" + hashed.hexdigest()
 
 
@@ -244,7 +245,7 @@ class _Encoder:
         start = max(1, len(prompt))
         if len(ids) <= start:
             raise BadData(f"row {number} leaves no token to learn", where=f"{DATA_FILE}:{number}")
-        return Example(number, tuple(ids), start)
+        return Example(number, array("i", ids), start)
 
 
 def _continuation(prompt: str, whole: str, answer: str, number: int) -> str:

@@ -1,6 +1,7 @@
 """The order of data, micro-batches and the optimizer, as pure things."""
 
 import itertools
+from array import array
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_micro_batches_keep_every_target_with_its_context(
     parts: list[tuple[list[int], list[int]]], shared: int, budget: int, share: bool
 ) -> None:
     common = [5] * shared
-    batch = [Example(row, (*common, *p, *c), len(common) + len(p)) for row, (p, c) in enumerate(parts, start=1)]
+    batch = [
+        Example(row, array("i", (*common, *p, *c)), len(common) + len(p)) for row, (p, c) in enumerate(parts, start=1)
+    ]
     seen: dict[int, list[int]] = {}
     for micro in micro_batches(batch, token_budget=budget, pad=0, limit=1000, share_prefix=share):
         assert len(micro.ids) == micro.prefix + micro.rows * micro.width
@@ -76,13 +79,13 @@ def test_micro_batches_keep_every_target_with_its_context(
 
 
 def test_a_shared_prefix_never_takes_the_token_that_predicts_the_first_target() -> None:
-    batch = [Example(1, (1, 2, 3, 4, 5, 6, 7, 8, 9, 10), 9), Example(2, (1, 2, 3, 4, 5, 6, 7, 8, 9, 11), 9)]
+    batch = [Example(row, array("i", [*range(1, 10), 9 + row]), 9) for row in (1, 2)]
     (micro,) = micro_batches(batch, token_budget=100, pad=0, limit=100, share_prefix=True)
     assert micro.prefix == 8
 
 
 def test_padding_stays_inside_the_positions_of_the_model() -> None:
-    micro = lay_out([Example(1, tuple(range(10)), 5)], 0, 0, 11)
+    micro = lay_out([Example(1, array("i", range(10)), 5)], 0, 0, 11)
     assert micro.width == 11
 
 

@@ -1,5 +1,6 @@
 """Rows become tokens: the answer and its end are supervised, the prompt never is."""
 
+import sys
 from datetime import date
 from typing import Any
 
@@ -139,3 +140,9 @@ def test_a_template_that_asks_for_the_date_is_told_a_fixed_one() -> None:
     message: list[Any] = [{"role": "user", "content": "Hi"}]
     assert render(dated, message, answer=True, today=date(2024, 7, 26)) == "Friday 26 Jul 2024, 100%;Hi"
     assert "2024" not in render(dated, message, answer=True)
+
+
+def test_tokens_take_a_few_bytes_each(tokenizer: Any) -> None:
+    rows = [{"text": "A film. " * 4000}]
+    (example,) = encode(rows, _card("text", rows), tokenizer, max_length=1 << 20).examples
+    assert sys.getsizeof(example.ids) < 5 * len(example.ids)

@@ -96,6 +96,9 @@ def test_estimates_grow_with_what_is_trained(tmp_path: Path) -> None:
     sft = KINDS["sft"]
     lora, full = (FineTuningSpec(model=_MODEL, train=_DATA, method=method) for method in ("lora", "full"))
     assert 1 << 30 < sft.resources(lora).memory_bytes < sft.resources(full).memory_bytes
+    for spec in (lora, full):
+        large = spec.model_copy(update={"train": _DATA.model_copy(update={"size_bytes": 10**9}), "validation": _DATA})
+        assert sft.resources(large).memory_bytes - sft.resources(spec).memory_bytes == 12 * 10**9
     assert sft.seconds(lora) is None
     assert (sft.seconds(lora.model_copy(update={"max_steps": 50})) or 0) > 10
     assert sft.run_of(lora) == "burnish.ml.train:sft"

@@ -27,20 +27,25 @@ _PASS_TOKENS = 512
 """Tokens of one forward pass; an example longer than this is a pass of its own."""
 
 
+_DATA_FACTOR = 12
+"""Rows and tokens in memory, in terms of the dataset's size (measured: 2 to 5 times, more where rows are a few words)."""
+
+
 def estimate(spec: FineTuningSpec) -> Resources:
     """Return what a training needs; memory is also its limit, so that this errs on the large side."""
     weights = spec.model.size_bytes or _GIB
     passes = max(1.0, spec.max_length / _PASS_TOKENS)
+    data = _DATA_FACTOR * (spec.train.size_bytes + (spec.validation.size_bytes if spec.validation else 0))
     # A pass holds about one and a half times the weights' size in bf16 (measured at 135M weights).
     activations = int(2 * weights * passes)
     if spec.method == "full":
         # float32 values (twice, while they are laid out), gradient and two moments, from a bf16 file
-        memory = _BASE_BYTES + 10 * weights + 2 * activations
+        memory = _BASE_BYTES + data + 10 * weights + 2 * activations
         disk = 10 * weights
     else:
         widened = 2 if spec.dtype == "float32" else 1
         adapter = weights * spec.rank // 64
-        memory = _BASE_BYTES + widened * (weights + activations) + 5 * adapter
+        memory = _BASE_BYTES + data + widened * (weights + activations) + 5 * adapter
         disk = 8 * adapter + (64 << 20)
     return Resources(cpus=min(2, os.cpu_count() or 1), memory_bytes=memory, disk_bytes=disk)
 
