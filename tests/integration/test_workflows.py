@@ -327,6 +327,20 @@ async def test_the_loops_outlive_any_error(wf: Engine, monkeypatch: pytest.Monke
     assert wf.reconciler.alive
 
 
+async def test_an_answer_that_is_none_is_shown_and_asked_for_again(by_hand: Engine) -> None:
+    by_hand.components.odd_answers = True
+    workflow_id = await by_hand.submit({"name": "o", "steps": {"a": {"component": "worker", "kind": "work"}}})
+    async with asyncio.timeout(10):
+        while (said := step_of(await by_hand.status(workflow_id), "a").waiting_for) is None:
+            await asyncio.sleep(0.02)
+    assert "none of the protocol's" in said
+    by_hand.components.odd_answers = False
+    await by_hand.nudge(workflow_id)
+    by_hand.finish(await by_hand.until_step(workflow_id, "a", "running"), "a")
+    await by_hand.nudge(workflow_id)
+    await by_hand.until(workflow_id, "succeeded")
+
+
 async def test_a_cached_step_is_reused_and_says_so(wf: Engine) -> None:
     definition = CHAIN.replace("cache: false", "cache: true").replace("kind: work,", "kind: work, cache: true,", 1)
     definition = definition.replace("kind: work, cache: true, cache: true", "kind: work, cache: true")

@@ -78,6 +78,8 @@ class FakeComponents:
     submissions: dict[str, int] = field(default_factory=dict)
     down: bool = False
     pausable: bool = True
+    odd_answers: bool = False
+    """Whether jobs are submitted, but answered with something else than the protocol has."""
     failing_calls: dict[str, int] = field(default_factory=dict)
     """How many calls of a path do not arrive."""
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -114,7 +116,8 @@ class FakeComponents:
         if path == "/jobs/validate":
             return self._validate(JobRequest.model_validate(json))
         if path == "/jobs":
-            return self._submit(JobRequest.model_validate(json))
+            view = self._submit(JobRequest.model_validate(json))
+            return {"job": "taken"} if self.odd_answers else view
         job_id, _, verb = path.removeprefix("/jobs/").partition("/")
         return self._job(job_id, verb)
 

@@ -5,7 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from burnish.core.errors import BurnishError, NotFound
+from pydantic import ValidationError
+
+from burnish.core.errors import BurnishError, NotFound, UpstreamFailed
 from burnish.core.protocol import Description, JobRequest, JobView, KindOffer, Validation
 from burnish.core.specs.base import Resources, digest_of
 from burnish.core.states import JobState
@@ -56,7 +58,9 @@ class JobClient:
             return attempt.again
         try:
             return await self._deal(execution, attempt)
-        except BurnishError as error:
+        except (BurnishError, ValidationError) as given:
+            odd = f"its answer is none of the protocol's: {str(given).splitlines()[0]}"
+            error = given if isinstance(given, BurnishError) else UpstreamFailed(odd)
             attempt.resting = True
             attempt.again = min(_LAST_POLL, error.retry_after or 2.0)
             attempt.change(note=f"{attempt.component} does not answer: {error.message}; trying again")
