@@ -3,10 +3,9 @@
 import asyncio
 import gzip
 import json
-import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from burnish.platform.identity import LOCAL, CallerTokens, Principal
 from burnish.platform.jobs.component_app import submit
 from burnish.platform.jobs.runtime import JobRuntime
 from tests.support.asgi_server import served
+from tests.support.uploads import descriptors_of_uploads, readers
 
 URL = "/platform/datasets"
 TOKENS = CallerTokens(b"k" * 32)
@@ -473,29 +473,3 @@ async def until(condition: Any, seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
-
-
-def descriptors_of_uploads() -> list[str]:
-    return [target for target in _links() if "/uploads/" in target]
-
-
-def _links() -> Iterator[str]:
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            yield os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-
-
-def readers() -> list[int]:
-    """Living reading processes that are children of this one."""
-    found = []
-    for name in os.listdir("/proc"):
-        try:
-            if name.isdigit() and b"data_management.ingest" in Path(f"/proc/{name}/cmdline").read_bytes():
-                status = Path(f"/proc/{name}/status").read_text()
-                if f"PPid:\t{os.getpid()}\n" in status:
-                    found.append(int(name))
-        except OSError:
-            continue
-    return found

@@ -1,7 +1,6 @@
 """From evaluations to an alias: the gate over real artifacts, registration with lineage, promotion, rejection."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,13 +9,10 @@ from burnish.core.errors import BadData
 from burnish.core.specs import ArtifactRef, DatasetCard, EvaluationResult, ModelCard
 from burnish.core.specs.base import ArtifactKind
 from burnish.infra.artifact_store import store as artifacts
-from burnish.infra.artifact_store.files import FileArtifactStore
-from burnish.infra.database import Database
 from burnish.platform.model_registry import service as registry
 from burnish.platform.model_registry.schemas import NewVersion
 from burnish.platform.workflow.reading import read_text
-from tests.support.fake_components import FakeComponents
-from tests.support.workflow_engine import Engine, engine, states_of, step_of
+from tests.support.workflow_engine import Engine, states_of, step_of
 
 DEFINITION = """
 name: promotion
@@ -68,18 +64,6 @@ def guarded() -> dict[str, Any]:
     for name in ("register", "promote"):
         steps[name]["with"]["expected"] = judged
     return found
-
-
-@pytest.fixture
-async def wf(database: Database, store: FileArtifactStore) -> AsyncIterator[Engine]:
-    async with engine(database, store) as found:
-        yield found
-
-
-@pytest.fixture
-async def by_hand(database: Database, store: FileArtifactStore) -> AsyncIterator[Engine]:
-    async with engine(database, store, FakeComponents(mode="by hand")) as found:
-        yield found
 
 
 async def publish(wf: Engine, kind: ArtifactKind, files: dict[str, str]) -> dict[str, Any]:

@@ -3,47 +3,19 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 
-from burnish.core.errors import Conflict, ErrorBody, InvalidRequest, OutOfDisk
+from burnish.core.errors import Conflict, ErrorBody, InvalidRequest
 from burnish.infra import event_log, reconcile
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from burnish.platform.identity import Principal
-from burnish.platform.workflow import store as executions
-from burnish.platform.workflow.engine_kinds import EngineKind, NoopResult, NoopSpec
-from burnish.platform.workflow.kinds import ENGINE_KINDS
 from tests.support.fake_components import FakeComponents, FakeJob
-from tests.support.workflow_engine import Engine, engine, states_of, step_of
-
-CHAIN = """
-name: chain
-parameters:
-  n: {type: integer, default: 3}
-  text: {type: string, default: t}
-steps:
-  a: {component: worker, kind: work, cache: false, with: {number: "${{ parameters.n }}"}}
-  b: {component: worker, kind: work, with: {number: "${{ steps.a.result.number }}", text: "${{ parameters.text }}"}}
-  side: {kind: noop, with: {value: 1}}
-  c: {kind: noop, needs: [side], with: {value: "n=${{ steps.b.result.number }}"}}
-"""
-
-
-@pytest.fixture
-async def wf(database: Database, store: FileArtifactStore) -> AsyncIterator[Engine]:
-    async with engine(database, store) as found:
-        yield found
-
-
-@pytest.fixture
-async def by_hand(database: Database, store: FileArtifactStore) -> AsyncIterator[Engine]:
-    async with engine(database, store, FakeComponents(mode="by hand")) as found:
-        yield found
+from tests.support.workflow_engine import CHAIN, Engine, engine, states_of, step_of
 
 
 async def test_steps_run_in_order_and_pass_results_on(wf: Engine) -> None:
@@ -223,124 +195,6 @@ async def test_waiting_steps_have_timeouts_too(wf: Engine) -> None:
         assert (error.code, error.where) == ("limit_exceeded", f"steps.{name}.timeout")
 
 
-class Odd:
-    """A kind of the server's own with a fault in one of its phases."""
-
-    def __init__(self, phase: str, times: int = 1_000) -> None:
-        self.phase, self.left = phase, times
-        self.calls = 0
-
-    def _fail(self, phase: str) -> None:
-        if phase != self.phase:
-            return
-        self.calls += 1
-        self.left -= 1
-        if self.left >= 0:
-            raise ZeroDivisionError("nobody thought of this")
-
-    async def prepare(self, *_: Any) -> None:
-        self._fail("prepare")
-
-    async def apply(self, *_: Any) -> NoopResult:
-        self._fail("apply")
-        return NoopResult(value=self.phase)
-
-    def waits(self, *_: Any) -> float:
-        self._fail("waits")
-        return 300.0
-
-    def kind(self) -> EngineKind:
-        if self.phase == "waits":
-            return EngineKind(NoopSpec, NoopResult, "odd", waits=self.waits)
-        if self.phase == "apply":
-            return EngineKind(NoopSpec, NoopResult, "odd", apply=self.apply)
-        return EngineKind(NoopSpec, NoopResult, "odd", apply=self.apply, prepare=self.prepare)
-
-
-@pytest.mark.parametrize("phase", ["prepare", "apply", "waits"])
-async def test_what_fails_unforeseen_again_and_again_is_a_failure(
-    database: Database, store: FileArtifactStore, phase: str
-) -> None:
-    odd = Odd(phase)
-    definition = {"name": "o", "steps": {"odd": {"kind": "odd"}, "beside": {"kind": "noop", "with": {"value": 1}}}}
-    async with engine(database, store, kinds={**ENGINE_KINDS, "odd": odd.kind()}) as wf:
-        view = await wf.until(await wf.submit(definition), "failed")
-        assert view.error is not None
-        assert (view.error.code, view.error.where) == ("internal", "steps.odd")
-        assert "ZeroDivisionError: nobody thought of this" in view.error.message
-        assert odd.calls == 3
-        assert states_of(view)["beside"] == "succeeded"
-
-
-@pytest.mark.parametrize("phase", ["prepare", "apply"])
-async def test_what_fails_unforeseen_once_is_tried_again(
-    database: Database, store: FileArtifactStore, phase: str
-) -> None:
-    odd = Odd(phase, times=2)
-    definition = {"name": "o", "steps": {"odd": {"kind": "odd"}}}
-    async with engine(database, store, kinds={**ENGINE_KINDS, "odd": odd.kind()}) as wf:
-        view = await wf.until(await wf.submit(definition), "succeeded")
-        assert step_of(view, "odd").result == {"value": phase}
-
-
-async def test_an_absent_component_is_waited_for_and_shown(by_hand: Engine) -> None:
-    by_hand.components.mode = "at once"
-    workflow_id = await by_hand.submit(CHAIN)
-    by_hand.components.down = True
-    await by_hand.ask("pause", workflow_id)
-    await by_hand.ask("resume", workflow_id)
-    async with asyncio.timeout(10):
-        while (view := await by_hand.status(workflow_id)).status != "succeeded":
-            waits = step_of(view, "a").waiting_for or step_of(view, "b").waiting_for
-            if waits is not None:
-                assert "worker does not answer" in waits
-                by_hand.components.down = False
-            await asyncio.sleep(0.02)
-    assert set(by_hand.components.submissions.values()) == {1}
-
-
-async def test_the_loops_outlive_any_error(wf: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, once: the watcher that ended with it would leave every execution waiting for jobs that have ended."""
-    failed: list[str] = []
-
-    def failing(name: str, error: Exception) -> None:
-        real = getattr(executions, name)
-
-        async def once(*args: Any, **kwargs: Any) -> Any:
-            if failed.count(name) < 1:
-                failed.append(name)
-                raise error
-            failed.append(name)
-            return await real(*args, **kwargs)
-
-        monkeypatch.setattr(executions, name, once)
-
-    monkeypatch.setattr("burnish.platform.workflow.reconciler._RESYNC_SECONDS", 0.02)
-    monkeypatch.setattr("burnish.platform.workflow.reconciler._PAUSE_SECONDS", 0.02)
-    failing("with_finished_jobs", OutOfDisk("the disk is full"))
-    failing("parked_wrongly", RuntimeError("something else"))
-    await wf.reconciler.stop()
-    await wf.reconciler.start()
-    async with asyncio.timeout(10):
-        while not all(failed.count(name) > 1 for name in ("with_finished_jobs", "parked_wrongly")):
-            await asyncio.sleep(0.01)
-    assert wf.reconciler.alive
-
-
-async def test_an_answer_that_is_none_is_shown_and_asked_for_again(by_hand: Engine) -> None:
-    by_hand.components.odd_answers = True
-    workflow_id = await by_hand.submit({"name": "o", "steps": {"a": {"component": "worker", "kind": "work"}}})
-    async with asyncio.timeout(10):
-        while (said := step_of(await by_hand.status(workflow_id), "a").waiting_for) is None:
-            await asyncio.sleep(0.02)
-    assert "none of the protocol's" in said
-    by_hand.components.odd_answers = False
-    await by_hand.nudge(workflow_id)
-    by_hand.finish(await by_hand.until_step(workflow_id, "a", "running"), "a")
-    await by_hand.nudge(workflow_id)
-    await by_hand.until(workflow_id, "succeeded")
-
-
 async def test_a_cached_step_is_reused_and_says_so(wf: Engine) -> None:
     definition = CHAIN.replace("cache: false", "cache: true").replace("kind: work,", "kind: work, cache: true,", 1)
     definition = definition.replace("kind: work, cache: true, cache: true", "kind: work, cache: true")
@@ -473,133 +327,6 @@ async def test_an_idempotency_key_makes_one_execution(wf: Engine) -> None:
         assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_mismatch")
         page = (await client.get("/platform/workflows", params={"limit": 10})).json()
         assert len(page["data"]) == 1
-
-
-async def test_everything_wrong_is_told_at_once_with_place_and_mend(wf: Engine) -> None:
-    definition = {"name": "bad", "parameters": {"data": {"type": "dataset", "required": True}}, "steps": {
-        "a": {"component": "worker", "kind": "wrk"},
-        "b": {"component": "worker", "kind": "work", "with": {"number": "abc", "txt": 1}},
-        "c": {"component": "worker", "kind": "work", "with": {"number": "${{ steps.b.result.nubmer }}"}},
-        "d": {"component": "worker", "kind": "work", "with": {"source": "${{ steps.b.result.number }}"}},
-        "e": {"component": "wroker", "kind": "work"},
-        "f": {"kind": "noop", "with": {"valu": 1}},
-    }}  # fmt: skip
-    body = {"definition": definition, "parameters": {"data": "nowhere"}}
-    async with wf.client() as client:
-        answer = await client.post("/platform/workflows/run", json=body)
-        assert answer.status_code == 422, answer.text
-        problems = {problem["where"]: problem for problem in answer.json()["problems"]}
-        assert set(problems) == {
-            "parameters.data", "steps.a.kind", "steps.b.with.number", "steps.b.with.txt", "steps.c.with.number",
-            "steps.d.with.source", "steps.e.component", "steps.f.with.valu",
-        }  # fmt: skip
-        assert "work" in problems["steps.a.kind"]["hint"]
-        assert problems["steps.c.with.number"]["hint"] == "did you mean `number`?"
-        checked = (await client.post("/platform/workflows/validate", json=body)).json()
-        assert not checked["valid"]
-        assert len(checked["problems"]) == 8
-        missing = await client.post("/platform/workflows/run", json={"workflow_type": "nop"})
-        assert (missing.status_code, missing.json()["hint"]) == (404, "did you mean `noop`?")
-        cycle = {"definition": "{name: c, steps: {a: {kind: noop, needs: [b]}, b: {kind: noop, needs: [a]}}}"}
-        answer = await client.post("/platform/workflows/run", json=cycle)
-        assert "a needs b needs a" in answer.json()["detail"]
-        assert (await client.get("/platform/workflows")).json()["data"] == []
-
-
-async def problems_of(wf: Engine, steps: dict[str, Any], **more: Any) -> dict[str, str]:
-    body = {"definition": {"name": "bad", "steps": steps, **more}}
-    async with wf.client() as client:
-        answer = await client.post("/platform/workflows/run", json=body)
-    assert answer.status_code == 422, answer.text
-    return {problem["where"]: f"{problem['message']}: {problem['hint']}" for problem in answer.json()["problems"]}
-
-
-async def sent(wf: Engine, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
-    """Send a body as it is: httpx itself would not write half a surrogate."""
-    async with wf.client() as client:
-        return await client.request(
-            method, f"/platform/{path}", content=json.dumps(body).encode(), headers={"content-type": "application/json"}
-        )
-
-
-@pytest.mark.parametrize("text", ["\ud800", "a\0b"], ids=["half a surrogate", "NUL"])
-async def test_text_that_cannot_be_kept_is_refused(wf: Engine, text: str) -> None:
-    definition = {"name": "x", "steps": {"a": {"kind": "noop", "with": {"value": text}}}}
-    for body in (
-        {"workflow_type": "noop", "parameters": {"value": text}}, {"definition": definition},
-        {"definition": '{name: x, steps: {a: {kind: noop, with: {value: "\\0"}}}}'},
-        {"definition": {"name": "x", "steps": {"a": {"kind": "noop", "with": {text: 1}}}}},
-    ):  # fmt: skip
-        answer = await sent(wf, "POST", "workflows/run", body)
-        assert answer.status_code == 422, (body, answer.text)
-        assert "cannot be stored" in answer.json()["detail"]
-        answer = await sent(wf, "POST", "workflows/validate", body)
-        assert answer.json()["valid"] is False
-    workflow_id = await wf.submit(CHAIN)
-    answer = await sent(wf, "POST", f"workflows/{workflow_id}/fork", {"parameters": {"text": text}})
-    assert answer.status_code == 422, answer.text
-
-
-async def test_a_nul_in_plain_fields_is_refused(wf: Engine) -> None:
-    """Half a surrogate is none of theirs: they are text by themselves, and its decoding fails."""
-    digest = "sha256:" + "0" * 64
-    for method, path, body in (
-        ("POST", "workflows/wf_1/steps/a/approve", {"approved": True, "comment": "a\0b"}),
-        ("PUT", "models/m/aliases/production", {"version": 1, "reason": "a\0b"}),
-        ("POST", "models/m/versions", {"model": {"digest": digest, "kind": "gguf"}, "description": "a\0b"}),
-    ):
-        answer = await sent(wf, method, path, body)
-        assert (answer.status_code, "cannot be stored" in answer.text) == (422, True), (path, answer.text)
-
-
-async def test_a_reference_under_any_name_is_placed(wf: Engine) -> None:
-    work = {"component": "worker", "kind": "work"}
-    odd = {**work, "with": {"a[b]": "${{ steps.a.result.number }}", "c[": {"]d.e": ["${{ steps.a.result.number }}"]}}}
-    found = await problems_of(wf, {"a": work, "b": odd})
-    assert {"steps.b.with.a[b]", "steps.b.with.c[.]d.e[0]"} <= set(found)
-
-
-async def test_what_cannot_be_evaluated_is_told_at_submit(wf: Engine) -> None:
-    noop: dict[str, Any] = {"kind": "noop"}
-    parameters = {"most": {"type": "integer"}, "list": {"type": "list", "default": list(range(1_001))}}
-    steps = {
-        "first": noop,
-        "when": {**noop, "when": "parameters.most > 100"},
-        "later": {**noop, "when": "steps.first.result.value > parameters.most"},
-        "none": {**noop, "foreach": "${{ parameters.most }}"},
-        "nowhere": {**noop, "foreach": "${{ parameters.list.x }}"},
-        "long": {**noop, "foreach": "${{ parameters.list }}"},
-        "codes": {**noop, "retry": {"on": ["limit_exceeded", "limit_exceded"]}},
-        "theirs": {"component": "worker", "kind": "work", "retry": {"on": ["zzz_of_their_own", "host_losst"]}},
-    }
-    found = await problems_of(wf, steps, parameters=parameters)
-    assert set(found) == {
-        "steps.when.when", "steps.none.foreach", "steps.nowhere.foreach", "steps.long.foreach", "steps.codes.retry.on[1]",
-        "steps.theirs.retry.on[1]",
-    }  # fmt: skip
-    assert "cannot compare null with a number" in found["steps.when.when"]
-    assert "did you mean `limit_exceeded`?" in found["steps.codes.retry.on[1]"]
-
-
-async def test_a_gate_that_could_never_judge_is_refused(wf: Engine) -> None:
-    evaluations = {"base": "${{ steps.a.result.number }}", "tuned": None}
-    rules = [
-        {"type": "better", "than": "bsae"}, {"type": "max_size"}, {"type": "max_size", "ratio": 0.5},
-        {"type": "max_latency", "ratio": 2}, {"type": "max_size", "ratio": 0.5, "than": "base"},
-        {"type": "better", "than": "base"}, {"type": "max_latency", "seconds": 1},
-    ]  # fmt: skip
-    given: dict[str, Any] = {"evaluations": evaluations, "candidate": "tunde", "rules": rules}
-    gate = {"kind": "gate", "with": given}
-    steps = {"a": {"component": "worker", "kind": "work"}, "gate": gate}
-    found = await problems_of(wf, steps)
-    place = "steps.gate.with"
-    assert {where for where in found if where.startswith(place)} >= {
-        f"{place}.candidate", f"{place}.rules[0].than", *(f"{place}.rules[{n}]" for n in (1, 2, 3)),
-    }  # fmt: skip
-    assert not any(f"{place}.rules[{n}]" in where for where in found for n in (4, 5, 6))
-    assert "did you mean `tuned`?" in found[f"{place}.candidate"]
-    given["reference_bytes"] = 100
-    assert f"{place}.rules[2]" not in await problems_of(wf, steps)
 
 
 async def test_the_event_stream_resumes_and_ends_with_the_execution(wf: Engine) -> None:

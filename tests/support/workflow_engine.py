@@ -26,6 +26,19 @@ from burnish.platform.workflow.schemas import ExecutionView, ForkRequest, RunReq
 from burnish.platform.workflow.service import WorkflowService
 from tests.support.fake_components import FakeComponents
 
+CHAIN = """
+name: chain
+parameters:
+  n: {type: integer, default: 3}
+  text: {type: string, default: t}
+steps:
+  a: {component: worker, kind: work, cache: false, with: {number: "${{ parameters.n }}"}}
+  b: {component: worker, kind: work, with: {number: "${{ steps.a.result.number }}", text: "${{ parameters.text }}"}}
+  side: {kind: noop, with: {value: 1}}
+  c: {kind: noop, needs: [side], with: {value: "n=${{ steps.b.result.number }}"}}
+"""
+
+
 ENDED = {"succeeded", "failed", "rejected", "cancelled"}
 
 

@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 _SCHEMAS = "#/components/schemas/"
 _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
-_ANY = (401, 403, 421, 500)
+_ANY = (400, 401, 403, 421, 500)
 """What the gateway may answer to any request."""
-_WITH_BODY = (400, 413, 422)
+_WITH_BODY = (413, 422)
 _RELAYED = (502, 503, 504)
 """What it may answer for a component that it cannot reach."""
 

@@ -19,7 +19,7 @@ from burnish.infra import signals
 from burnish.infra.asgi import ASGIApp, Message, Receive, Send
 from burnish.infra.logging import bound, new_trace_id, trace_id_of, traceparent_of
 from burnish.infra.problems import problem_body
-from burnish.platform.gateway.checks import LimitedBody, body_limit, check_origin
+from burnish.platform.gateway.checks import LimitedBody, body_limit, check_origin, check_text
 from burnish.platform.identity import LOCAL, CallerTokens, Principal
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.integrator import Integrator
@@ -88,6 +88,7 @@ class Gateway:
             await exchange.fail((body.error if body is not None else None) or _internal())
 
     def _admit(self, exchange: "_Exchange") -> Principal:
+        check_text(exchange.path, exchange.scope.get("query_string", b""))
         if self._settings.auth == "off":
             check_origin(exchange.headers)
             return LOCAL

@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from burnish.core.errors import BurnishError, Forbidden, MalformedRequest, TooLarge
 from burnish.core.settings import Settings
@@ -52,6 +52,17 @@ def check_origin(headers: Mapping[str, str]) -> None:
             where="Origin",
             hint="ask from a program, or from a page of this machine",
         )
+
+
+def check_text(path: str, query: bytes) -> None:
+    """Refuse a URL with a NUL in it: no name has one, and PostgreSQL keeps none.
+
+    Raises:
+        MalformedRequest: names the part of the URL.
+    """
+    for place, text in (("path", path), ("query", unquote_plus(query.decode("latin-1")))):
+        if "\0" in text:
+            raise MalformedRequest(f"there is a NUL (%00) in the {place} of the URL", where=place, hint="leave it out")
 
 
 def _hostname(url: str) -> str | None:

@@ -184,6 +184,15 @@ async def test_only_this_machine_asks(running: Running, header: str, value: str,
     assert answer.status_code == 200 or answer.json()["hint"]
 
 
+@pytest.mark.parametrize(
+    ("url", "where"), [("/platform/things/a%00", "path"), ("/platform/things/a?after=%00", "query")]
+)
+async def test_a_nul_in_the_url_is_refused(running: Running, url: str, where: str) -> None:
+    """PostgreSQL keeps none. Breaks with: a URL that goes through to a query."""
+    answer = await running.client.get(url)
+    assert (answer.status_code, answer.json()["code"], answer.json()["where"]) == (400, "malformed_request", where)
+
+
 def test_loopback() -> None:
     assert all(map(is_loopback, ["localhost", "127.0.0.1", "127.9.9.9", "::1", "app.localhost"]))
     assert not any(map(is_loopback, [None, "", "localhost.evil", "10.0.0.1", "0.0.0.0", "notlocalhost"]))
