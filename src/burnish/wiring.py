@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import burnish.components.data_management.tables
 import burnish.components.model_serving.tables
@@ -29,7 +28,7 @@ from burnish.infra import belonging, signals
 from burnish.infra.artifact_store import ArtifactStore, open_store
 from burnish.infra.database import Base, Database
 from burnish.infra.event_log import EventLog
-from burnish.infra.home import HomeLock
+from burnish.infra.home import HomeLock, write_once
 from burnish.infra.migrations import schema_problem, upgrade
 from burnish.platform.identity import CallerTokens
 from burnish.platform.integrator import Integrator
@@ -199,7 +198,7 @@ def secret_key(settings: Settings) -> bytes:
     """
     path = settings.secret_key_file or settings.home / "secret.key"
     if not path.exists() and settings.secret_key_file is None:
-        _write_once(path, secrets.token_bytes(32))
+        write_once(path, secrets.token_bytes(32))
     try:
         key = path.read_bytes()
     except OSError as error:
@@ -209,19 +208,3 @@ def secret_key(settings: Settings) -> bytes:
             "the secret key is shorter than 32 bytes", where=str(path), hint="make one: head -c 32 /dev/urandom"
         )
     return key
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    """Write a file that appears whole, once: of two processes that start together, one wins."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()

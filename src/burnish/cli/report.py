@@ -156,7 +156,9 @@ def _cell(metric: dict[str, Any] | None, n: int) -> Text:
 def _differences(found: Findings) -> None:
     if not found.differences:
         return
-    table = _table("Paired differences of the headline: the same rows, answered by both")
+    headline = next((one["headline"] for one in found.evaluations.values()), "")
+    what = "log-likelihood a token (more is better)" if headline == "perplexity" else "the headline"
+    table = _table(f"Paired differences of {what}: the same rows, answered by both")
     for column in ("compared", "difference", "95 % interval", "p", "right alone", ""):
         table.add_column(column)
     seen = set()

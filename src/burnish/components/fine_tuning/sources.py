@@ -68,7 +68,8 @@ def weight_bytes(source: str) -> int | None:
     if path.is_absolute() and path.is_file():
         return path.stat().st_size
     if path.is_absolute() and path.is_dir():
-        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        files = [file for file in path.glob("*.safetensors") if not file.name.startswith("consolidated")]
+        return sum(file.stat().st_size for file in files)
     return None
 
 
