@@ -25,6 +25,8 @@ NEEDS_WHAT_IS_THERE = {
     # The artifact that a spec names has to be in the store; a digest that only looks like one is not.
     "POST /platform/deployments": (422,),
     "POST /platform/models/{name}/versions": (422,),
+    # JSON data, where a NUL anywhere inside cannot be kept.
+    "POST /platform/components/register": (422,),
     # A definition's graph, kinds, references and parameters are checked beyond its shape.
     "POST /platform/workflows/run": (422,),
     "POST /platform/workflows/{workflow_id}/fork": (422,),

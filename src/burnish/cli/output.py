@@ -64,8 +64,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
         console().print(f"[dim]{escape(empty)}[/]")
         return
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)  # the first is what other commands are given
     for row in rows:
         table.add_row(*[_cell(value) for value in row])
     console().print(table)

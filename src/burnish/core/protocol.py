@@ -150,6 +150,8 @@ class Event(Message):
     data: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+"""No control characters: it is shown in lists."""
 _ENDPOINT = r"^https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[!-~]*)?$"
 
 
@@ -160,8 +162,8 @@ class Registration(Message):
 
     component_id: str = Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")
     component_type: str = Field(min_length=1, max_length=100, pattern=r"^[a-z][a-z0-9_]*$")
-    name: str = Field(min_length=1, max_length=255)
-    version: str = Field(min_length=1, max_length=50)
+    name: str = Field(min_length=1, max_length=255, pattern=_PRINTABLE)
+    version: str = Field(min_length=1, max_length=50, pattern=_PRINTABLE)
     health_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="Its health check")
     api_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="What the protocol's paths are below")
     metadata: dict[str, JsonValue] = Field(default_factory=dict)

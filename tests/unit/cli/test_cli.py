@@ -10,6 +10,7 @@ import pytest
 
 from burnish.cli import follow, output
 from burnish.cli.main import main
+from burnish.cli.output import print_table
 from burnish.cli.parameters import read_parameters
 from burnish.cli.summary import step_lines
 from burnish.client import Client, ExecutionView
@@ -277,3 +278,15 @@ def test_chat_prints_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
         assert run("chat", "production", "good?", "--url", server.url) == 0
     assert capsys.readouterr().out == "positive\n"
     assert server.asked[0].json()["messages"] == [{"role": "user", "content": "good?"}]
+
+
+def test_what_other_commands_are_given_is_never_folded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: columns that all shrink alike in a narrow terminal."""
+    monkeypatch.setenv("COLUMNS", "60")
+    identifier = "wf_01m88f5gay6sseg4tdtc6k"
+    print_table(
+        ("execution", "workflow", "submitted"), [(identifier, "train-optimize-deploy", "2 minutes ago " * 3)], empty=""
+    )
+    assert identifier in capsys.readouterr().out
