@@ -134,7 +134,9 @@ async def test_what_is_filled_in_later_is_not_complained_about(world: World) -> 
 
 async def test_a_job_that_can_never_fit_is_refused(world: World) -> None:
     answer = Validation.model_validate(
-        await world.call("POST", "/jobs/validate", job("", "count", {"to": 1, "cpus": 3, "memory_bytes": 4 << 30}))
+        await world.call(
+            "POST", "/jobs/validate", job("", "count", {"to": 1}, resources={"cpus": 3, "memory_bytes": 4 << 30})
+        )
     )
     assert [problem.where for problem in answer.problems] == ["resources.cpus", "resources.memory_bytes"]
     assert "3 cpus; the largest node has 2 cpus" in answer.problems[0].message

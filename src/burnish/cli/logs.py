@@ -21,7 +21,7 @@ def print_logs(client: Client, identifier: str, *, step: str | None, follow: boo
         names = _jobs(client.workflows.get(identifier), step)
         events = client.workflows.follow(identifier)
     if not follow:
-        lines = [(job_id, line) for job_id in names for line in client.jobs.logs(job_id)["data"]]
+        lines = [(job_id, line) for job_id in names for line in _lines(client, job_id)]
         for job_id, line in sorted(lines, key=lambda one: str(one[1]["at"])):
             _print(names[job_id], job_id, line, as_json)
         if not lines and not as_json:
@@ -36,13 +36,21 @@ def print_logs(client: Client, identifier: str, *, step: str | None, follow: boo
             _print(names[event.subject], event.subject, {"at": event.at.isoformat(), **event.data}, as_json)
 
 
+def _lines(client: Client, job_id: str) -> list[dict[str, Any]]:
+    """Return a job's log lines; none of one that was never accepted, or whose result another job had."""
+    try:
+        return list(client.jobs.logs(job_id)["data"])
+    except NotFound:
+        return []
+
+
 def _jobs(view: ExecutionView, step: str | None) -> dict[str, str]:
     """Return the jobs of an execution in the order in which they began, with their step's name."""
     if step is not None and step not in {found.name for found in view.steps}:
         known = ", ".join(found.name for found in view.steps)
         raise NotFound(f"{view.workflow_id} has no step {step!r}", where=view.workflow_id, hint=f"its steps: {known}")
     return {
-        attempt.job_id: found.name
+        (attempt.reused_from or attempt.job_id): found.name
         for found in view.steps
         if step in {None, found.name} and found.component != ENGINE  # whose steps run in the server and have no log
         for attempt in found.attempts

@@ -242,7 +242,9 @@ def _steer(action: str, workflow_id: str, url: str | None, as_json: bool, *, fol
         answer = getattr(client.workflows, action)(workflow_id)
         if follow:
             return _follow(client, workflow_id, as_json)
-    return print_json(answer) if as_json else console().print(f"[green]✓[/] {workflow_id} is {answer.status}")
+    if as_json:
+        return print_json(answer)
+    return console().print(f"[green]✓[/] {action} accepted; {workflow_id} is {answer.status} at this moment")
 
 
 def _follow(client: Any, workflow_id: str, as_json: bool) -> None:

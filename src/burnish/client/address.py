@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_PORT = 8000
 RUN_FILE = "server.json"
 
 
@@ -37,4 +37,7 @@ def find_url(url: str | None = None, folder: Path | None = None) -> str:
     if chosen := url or os.environ.get("BURNISH_URL"):
         return chosen.rstrip("/")
     found = read_run_file(home(folder))
-    return (found.url if found else DEFAULT_URL).rstrip("/")
+    if found is not None:
+        return found.url.rstrip("/")
+    port = os.environ.get("BURNISH_PORT", "")
+    return f"http://127.0.0.1:{port if port.strip('0') else DEFAULT_PORT}"

@@ -209,7 +209,10 @@ def _train(run: _Run) -> None:
             "examples_per_second": len(batch) / (time.monotonic() - began),
         }  # fmt: skip
         if step % run.order.steps_an_epoch == 0 and step < run.total_steps and run.validation is not None:
-            values["validation_loss"] = _validate(run)
+            if (validated := _validate(run)) is None:
+                context.log(f"stopped in the validation after step {step}, which is left out")
+            else:
+                values["validation_loss"] = validated
         stopping = context.stop_requested()
         if step < run.total_steps and (step % spec.checkpoint_steps == 0 or stopping):
             _checkpoint(run)
@@ -252,19 +255,23 @@ def _name_rows(examples: list[Example]) -> str:
 
 
 @torch.no_grad()
-def _validate(run: _Run) -> float:
-    """Return the validation set's loss, the mean over supervised tokens, of the model as it would be published."""
+def _validate(run: _Run) -> float | None:
+    """Return the validation set's loss, the mean over supervised tokens, of the model as it would be published.
+
+    None if the job is asked to stop meanwhile: the caller then keeps what was trained.
+    """
     assert run.validation is not None
     examples = sorted(run.validation.examples, key=lambda example: len(example.ids))
     total = 0.0
     size = max(8, run.spec.batch_size)
     for first in range(0, len(examples), size):
+        if run.context.stop_requested():
+            return None
         with lora.without_dropout(run.adapters):
             for micro in run.micro_batches(examples[first : first + size]):
                 total += float(token_losses(run.model, micro, flat=run.flat, autocast=run.autocast).sum())
         done = min(first + size, len(examples))
         run.context.progress(done, len(examples), phase="validating", unit="examples")
-        run.context.check_stop()
     run.validation_loss = total / sum(example.supervised for example in examples)
     return run.validation_loss
 
@@ -283,8 +290,9 @@ def _checkpoint(run: _Run) -> None:
 
 
 def _finish(run: _Run, examples_per_second: float) -> FineTuningResult:
-    if run.validation is not None:
-        _validate(run)
+    if run.validation is not None and _validate(run) is None:
+        _checkpoint(run)
+        run.context.check_stop()
     run.context.progress(run.total_steps, run.total_steps, phase="publishing")
     peak = peak_memory_bytes()
     full = run.spec.method == "full"

@@ -186,6 +186,32 @@ def lives(*views: dict[str, Any]) -> Script:
     return script
 
 
+def test_logs_are_those_of_the_jobs_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """A step that was re-used has another execution's job; one that was refused has none.
+
+    Breaks with: the first job that is not found ends the printing.
+    """
+
+    def step(name: str, **attempt: Any) -> dict[str, Any]:
+        one = {"number": 1, "state": "succeeded", **attempt}
+        return {"name": name, "component": "worker", "kind": "work", "state": "succeeded", "attempts": [one]}
+
+    steps = [step("import", job_id="job_new", reused_from="job_old"), step("train", job_id="job_refused")]
+
+    def script(asked: Asked) -> Answer:
+        if asked.path.endswith("/status"):
+            return Answer(body={**execution("failed"), "steps": steps})
+        if "job_old" in asked.path:
+            return Answer(body={"data": [{"at": "2026-11-25T01:02:03Z", "level": "info", "message": "imported"}]})
+        return Answer(404, {"title": "Not Found", "status": 404, "detail": "there is no such job", "code": "not_found"})
+
+    with serving(script) as server:
+        assert run("logs", WORKFLOW, "--url", server.url) == 0
+    said = capsys.readouterr().out
+    assert "import" in said
+    assert "imported" in said
+
+
 @pytest.mark.parametrize(("status", "code"), [("succeeded", 0), ("failed", 4), ("cancelled", 4), ("rejected", 5)])
 def test_follow_ends_with_a_status_for_each_ending(status: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     progress = {"done": 12, "total": 40, "metrics": {"loss": 0.51234, "examples_per_second": 9.8}, "seconds_left": 65}

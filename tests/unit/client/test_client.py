@@ -132,6 +132,10 @@ def test_no_server_is_not_reachable_and_says_where() -> None:
 def test_the_run_file_names_the_server_and_a_url_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BURNISH_URL", raising=False)
     assert find_url(None, tmp_path) == "http://127.0.0.1:8000"
+    for port, url in (("8123", "http://127.0.0.1:8123"), ("0", "http://127.0.0.1:8000")):
+        monkeypatch.setenv("BURNISH_PORT", port)
+        assert find_url(None, tmp_path) == url
+    monkeypatch.delenv("BURNISH_PORT")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "server.json").write_text('{"pid": 1, "url": "http://127.0.0.1:4321"}')
     assert find_url(None, tmp_path) == "http://127.0.0.1:4321"

@@ -113,6 +113,29 @@ def test_a_stop_that_comes_during_a_step_publishes_that_step(tmp_path: Path) -> 
     assert [step for step, _ in context.checkpoints] == [3]
 
 
+@pytest.mark.parametrize("at", [3, _STEPS])
+def test_a_stop_that_comes_during_a_validation_loses_no_step(tmp_path: Path, at: int) -> None:
+    """Breaks with: a validation that ends the job before what was trained is published."""
+    context = LocalJobContext(tmp_path)
+    rows = [*training.SENTIMENT[:3]] * 3  # two batches
+    spec = _spec(context, dropout=0.1, validation=training.dataset(context, rows))
+    whole = _outcome(sft(spec, context.restarted()))
+
+    def stop(done: float, total: float, *, phase: str = "", unit: str = "steps") -> None:
+        if phase == "validating" and len(reached) >= at:
+            context.request_stop("pause")
+
+    reached: list[int] = []
+    context.on_metric = lambda step, values: reached.append(step) if "loss" in values else None
+    context.progress = stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        sft(spec, context)
+    again = context.restarted()
+    result = sft(spec, again)
+    assert result.resumed_from_step == max(reached)
+    assert _outcome(result) == whole
+
+
 def test_full_fine_tuning_resumes_exactly(tmp_path: Path) -> None:
     whole = LocalJobContext(tmp_path / "whole")
     spec = _spec(whole, method="full", weight_decay=0.1)

@@ -264,7 +264,8 @@ def _view(job: JobTable) -> dict[str, Any]:
 def _ran_seconds(job: JobTable) -> float | None:
     if job.run is None:
         return None
-    now = 0.0 if job.host_started_at is None else max(0.0, time.time() - job.host_started_at)
+    until = time.time() if job.finished_at is None else job.finished_at.timestamp()
+    now = 0.0 if job.host_started_at is None else max(0.0, until - job.host_started_at)
     return round((job.ran_seconds or 0.0) + now, 3)
 
 

@@ -41,7 +41,7 @@ async def validate(
         return Validation(problems=tuple(problems)), None
     try:
         complete: BaseModel = parsed if kind.complete is None else await asyncio.to_thread(kind.complete, parsed)
-        resources = request.resources or kind.resources(complete)
+        resources = request.resources or await _at_most_a_node(kind.resources(complete), database)
     except BurnishError as error:
         problem = FieldProblem(where=error.where or "spec", message=error.message, hint=error.hint)
         return Validation(problems=(problem, *error.problems)), None
@@ -180,10 +180,20 @@ async def _missing_artifacts(
     return problems
 
 
-async def _too_large(resources: Resources, database: Database) -> list[FieldProblem]:
+async def _capacities(database: Database) -> list[Capacity]:
     async with database.read() as session:
         nodes = await store.nodes(session)
-    capacities = [Capacity(n.cpus, n.memory_bytes, n.gpus, n.disk_bytes) for n in nodes]
+    return [Capacity(n.cpus, n.memory_bytes, n.gpus, n.disk_bytes) for n in nodes]
+
+
+async def _at_most_a_node(resources: Resources, database: Database) -> Resources:
+    """Return what a kind asks for by itself with no more cores than the largest node has: it then takes longer."""
+    cpus = max((node.cpus for node in await _capacities(database)), default=resources.cpus)
+    return resources.model_copy(update={"cpus": min(resources.cpus, cpus)})
+
+
+async def _too_large(resources: Resources, database: Database) -> list[FieldProblem]:
+    capacities = await _capacities(database)
     return [
         FieldProblem(where=f"resources.{name}", message=f"the job {message}", hint=hint)
         for name, message, hint in never_fits(resources, capacities)

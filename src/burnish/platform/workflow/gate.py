@@ -5,8 +5,10 @@ difference alone: above the bar is ``pass``, below it is ``fail``, an interval t
 The verdict passes only if every rule does.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,6 +28,10 @@ class _Comparing(Spec):
         description="Compares with what is in production: passes where nothing is, or where the candidate already is",
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+_MANY = 10_000_000
+"""Examples that nobody has: not named as a way out."""
 
 
 class Better(_Comparing):
@@ -232,8 +238,7 @@ def _better(rule: Better, evidence: GateEvidence) -> RuleVerdict:
     elif found.high < bar:
         verdict, end = "fail", f"; all of the interval is below {bar:+.4f}"
     else:
-        needed = f", about {found.needed_n:,} examples would tell" if found.needed_n else ""
-        verdict, end = "inconclusive", f"; the interval covers {bar:+.4f}{needed}"
+        verdict, end = "inconclusive", f"; the interval covers {bar:+.4f}{_needed(found, bar)}"
     return RuleVerdict(
         rule=name, verdict=_as(verdict), sentence=told + end, numbers=_numbers(found, bar), comparison=found
     )
@@ -250,10 +255,25 @@ def _not_worse(rule: NotWorse, evidence: GateEvidence) -> RuleVerdict:
     elif found.high < bar:
         verdict, end = "fail", f"; all of the interval is below {bar:+.4f}"
     else:
-        verdict, end = "inconclusive", f"; the interval covers {bar:+.4f}"
+        verdict, end = "inconclusive", f"; the interval covers {bar:+.4f}{_needed(found, bar)}"
     return RuleVerdict(
         rule=name, verdict=_as(verdict), sentence=told + end, numbers=_numbers(found, bar), comparison=found
     )
+
+
+def _needed(found: PairedDifference, bar: float) -> str:
+    """Say how many examples would tell the difference from the bar with 80 % power, if it is what was seen.
+
+    From the interval's width, which falls with the square root of the examples: n ((z_a + z_b) / z_a)^2 (h / (d - bar))^2,
+    where h is half the width.
+    """
+    distance, half = abs(found.difference - bar), (found.high - found.low) / 2
+    if not distance or not half:
+        return ""
+    normal = NormalDist()
+    z = normal.inv_cdf(0.5 + found.confidence / 2)
+    needed = found.n * ((z + normal.inv_cdf(0.8)) / z * half / distance) ** 2
+    return f", about {math.ceil(needed):,} examples would tell" if needed < _MANY else ""
 
 
 def _as(verdict: str) -> Judgement:
@@ -317,10 +337,12 @@ def _min_value(rule: MinValue, evidence: GateEvidence) -> RuleVerdict:
                              hint=f"it has: {', '.join(sorted(result.metrics))}")  # fmt: skip
     low = found.value if found.low is None else found.low
     high = found.value if found.high is None else found.high
-    verdict = "pass" if low >= rule.value else "fail" if high < rule.value else "inconclusive"
+    more = result.higher_is_better.get(metric, True)  # of perplexity, less is better: there the value is a maximum
+    good, bad = (low >= rule.value, high < rule.value) if more else (high <= rule.value, low > rule.value)
+    verdict = "pass" if good else "fail" if bad else "inconclusive"
     sentence = (
         f"{metric} of {evidence.candidate}: {found.value:.4f} (interval {low:.4f} to {high:.4f}, {found.n} examples) "
-        f"against at least {rule.value:g}"
+        f"against at {'least' if more else 'most'} {rule.value:g}"
     )
     numbers: dict[str, float | int | str | None] = {
         "value": found.value, "low": low, "high": high, "bar": rule.value, "n": found.n,

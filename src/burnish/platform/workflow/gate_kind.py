@@ -38,7 +38,7 @@ class GateSpec(Spec):
     )
 
 
-async def _prepare(evidence: Evidence, _step: EngineStep, spec: GateSpec) -> GateEvidence:
+async def _prepare(evidence: Evidence, _step: EngineStep, spec: GateSpec) -> Verdict:
     given = {label: result for label, result in spec.evaluations.items() if result is not None}
     _check_artifact(spec)
     loaded = await asyncio.gather(
@@ -46,10 +46,11 @@ async def _prepare(evidence: Evidence, _step: EngineStep, spec: GateSpec) -> Gat
     )
     scored: dict[str, Scored | None] = dict.fromkeys(spec.evaluations)
     scored.update(zip(given, loaded, strict=True))
-    return GateEvidence(
+    found = GateEvidence(
         candidate=spec.candidate, evaluations=scored, reference_bytes=spec.reference_bytes,
         in_production=_digest(spec.in_production), in_production_adapter=_digest(spec.in_production_adapter),
     )  # fmt: skip
+    return await asyncio.to_thread(judge, spec.rules, found)  # seconds, where there are many examples
 
 
 def _check_artifact(spec: GateSpec) -> None:
@@ -109,12 +110,11 @@ def _scored(path: Path, label: str, result: EvaluationResult) -> Scored:
     return Scored(result, tuple(ids), tuple(scores))
 
 
-async def _apply(_session: AsyncSession, step: EngineStep, spec: GateSpec, evidence: GateEvidence) -> Verdict:
-    verdict = judge(spec.rules, evidence)
+async def _apply(_session: AsyncSession, step: EngineStep, _spec: GateSpec, verdict: Verdict) -> Verdict:
     if verdict.verdict == "pass":
         return verdict
     raise Rejected(
-        f"the gate {step.step} did not pass: {verdict.sentence}", where=f"steps.{step.step}",
+        f"the gate did not pass: {verdict.sentence}", where=f"steps.{step.step}",
         hint=_HINTS[verdict.verdict],
     ).having(verdict)  # fmt: skip
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from burnish.core.errors import BurnishError
 from burnish.core.specs import ArtifactRef, Estimate, EvaluationResult, ServedAs
 from burnish.platform.workflow.expressions import resolve
-from burnish.platform.workflow.gate import GateEvidence, Rule, Scored, Verdict, judge
+from burnish.platform.workflow.gate import GateEvidence, Rule, RuleVerdict, Scored, Verdict, judge
 from burnish.platform.workflow.library import definition_named
 
 RULES: TypeAdapter[tuple[Rule, ...]] = TypeAdapter(tuple[Rule, ...])
@@ -100,6 +100,39 @@ def test_size_latency_and_value_rules_say_their_numbers() -> None:
         assert verdict.verdict == wanted, rule
         assert verdict.rules[0].numbers["value"] is not None
         assert any(character.isdigit() for character in verdict.rules[0].sentence)
+
+
+def test_of_perplexity_less_is_better() -> None:
+    """Breaks with: a bound that is a minimum whatever the metric."""
+    candidate = scored("compressed", answers(400, 320))
+    better = candidate.result.model_copy(update={"higher_is_better": {candidate.result.headline: False}})
+    found = evidence(compressed=dataclasses.replace(candidate, result=better))
+    assert verdict_of({"type": "min_value", "value": 0.9}, found).verdict == "pass"
+    assert verdict_of({"type": "min_value", "value": 0.7}, found).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("rule", "gained", "lost"),
+    [({"type": "better", "min_gain": 0.05}, 0.12, 0.04), ({"type": "not_worse", "margin": 0.05}, 0.04, 0.06)],
+)
+def test_an_inconclusive_rule_says_how_many_examples_would_tell(
+    rule: dict[str, Any], gained: float, lost: float
+) -> None:
+    """So many are enough, if the difference stays. Breaks with: a number for a difference of 0, not for the bar."""
+
+    def judged(n: int) -> RuleVerdict:
+        right, up, down = n // 2, round(gained * n), round(lost * n)
+        base = [1.0] * (right + down) + [0.0] * (n - right - down)
+        candidate = [1.0] * right + [0.0] * down + [1.0] * up + [0.0] * (n - right - down - up)
+        found = evidence(base=scored("base", base), compressed=scored("compressed", candidate))
+        return verdict_of({**rule, "than": "base"}, found).rules[0]
+
+    first = judged(200)
+    assert first.verdict == "inconclusive"
+    asked = int(first.sentence.rpartition("about ")[2].partition(" ")[0].replace(",", ""))
+    assert 400 < asked < 4000
+    assert judged(asked).verdict == "pass"
+    assert judged(asked // 3).verdict == "inconclusive"
 
 
 def test_one_failing_rule_fails_and_the_sentence_names_it() -> None:

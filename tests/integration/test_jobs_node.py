@@ -1,12 +1,16 @@
-"""Ctrl-C: what a node does with its jobs before its server ends."""
+"""A node and its jobs: what Ctrl-C does with them, and what fits."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from burnish.core.protocol import JobRequest
+from burnish.core.specs.base import Resources
 from burnish.core.states import JobState
+from burnish.platform.jobs.validation import validate
 from tests.support.jobs_bench import ROOT, Bench
+from tests.support.jobs_kinds import KINDS
 
 
 @pytest.fixture
@@ -36,3 +40,18 @@ async def test_a_job_that_pauses_makes_no_room_for_another(bench: Bench) -> None
     await bench.runtime.start()
     await bench.cancel("job_1")
     assert (await bench.ended("job_2")).state == JobState.SUCCEEDED
+
+
+async def test_what_a_kind_asks_for_by_itself_fits_the_largest_node(bench: Bench) -> None:
+    """A machine of one core takes longer; it is not refused. What a definition asks for is as it says.
+
+    Breaks with: a kind's own number of cores that nobody can lower.
+    """
+    own = JobRequest(kind="count", spec={"to": 1, "cpus": 8})
+    answer, _ = await validate(own, KINDS, bench.database, bench.store)
+    assert not answer.problems
+    assert answer.resources is not None
+    assert answer.resources.cpus == 2
+    told = own.model_copy(update={"resources": Resources(cpus=8)})
+    answer, _ = await validate(told, KINDS, bench.database, bench.store)
+    assert [problem.where for problem in answer.problems] == ["resources.cpus"]
