@@ -56,6 +56,15 @@ def test_a_tiny_model_becomes_gguf(quantization: str, context: LocalJobContext, 
     assert kinds == {quantization.upper()}
 
 
+def test_the_smallest_type_keeps_its_name(context: LocalJobContext, tmp_path: Path) -> None:
+    """Breaks with: a number of another type behind the name."""
+    result = compress(context, "llama", "iq4_nl", tmp_path)
+    path = context.open(result.model) / MODEL_FILE
+    kinds = [tensor.dtype for tensor in read_gguf(path) if len(tensor.shape) > 1]
+    assert kinds.count("IQ4_NL") > len(kinds) / 2
+    assert (result.dtype, read_card(path.parent).dtype) == ("iq4_nl", "iq4_nl")
+
+
 def test_fallbacks_are_counted(context: LocalJobContext, tmp_path: Path) -> None:
     result = compress(context, "llama", "q4_k_m", tmp_path)
     tensors = read_gguf(context.open(result.model) / MODEL_FILE)
