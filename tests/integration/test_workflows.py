@@ -168,11 +168,7 @@ async def test_a_timeout_counts_what_ran_and_not_the_night_that_was_paused(by_ha
     await state_of(job, "paused")
     await by_hand.ask("resume", workflow_id)
     await state_of(job, "running")
-    looks = len(by_hand.components.calls)
-    await by_hand.nudge(workflow_id)
-    async with asyncio.timeout(10):
-        while len(by_hand.components.calls) == looks:
-            await asyncio.sleep(0.01)
+    await looked_at(by_hand, workflow_id)
     assert (await by_hand.status(workflow_id)).status == "running"
     assert not job.cancelled
     job.ran_seconds = 3_600.0
@@ -181,6 +177,40 @@ async def test_a_timeout_counts_what_ran_and_not_the_night_that_was_paused(by_ha
     assert job.cancelled
     assert view.error is not None
     assert view.error.code == "limit_exceeded"
+
+
+async def test_a_timeout_does_not_count_the_night_after_a_power_cut(
+    database: Database, store: FileArtifactStore
+) -> None:
+    """Until its host has been looked for, a job that ended with the power seems to have run ever since.
+
+    Breaks with: a timeout that is applied to what the first look after a start shows.
+    """
+    async with engine(database, store, FakeComponents(mode="by hand"), settle_seconds=2) as after:
+        workflow_id = await after.submit(
+            {"name": "t", "steps": {"a": {"component": "worker", "kind": "work", "timeout": 3_600}}}
+        )
+        view = await after.until_step(workflow_id, "a", "running")
+        job = after.components.jobs[step_of(view, "a").attempts[0].job_id]
+        await state_of(job, "running")
+        job.started_at, job.ran_seconds = datetime.now(UTC) - timedelta(hours=10), 36_000.0
+        await looked_at(after, workflow_id)
+        assert not job.cancelled
+        job.ran_seconds = 60.0  # its host was found dead
+        await looked_at(after, workflow_id)
+        assert (await after.status(workflow_id)).status == "running"
+        job.ran_seconds = 36_000.0  # it is no matter of the power cut
+        await after.until(workflow_id, "failed")
+        assert job.cancelled
+
+
+async def looked_at(wf: Engine, workflow_id: str) -> None:
+    """Wait until the engine has asked for its jobs once more."""
+    looks = len(wf.components.calls)
+    await wf.nudge(workflow_id)
+    async with asyncio.timeout(10):
+        while len(wf.components.calls) == looks:
+            await asyncio.sleep(0.01)
 
 
 async def test_waiting_steps_have_timeouts_too(wf: Engine) -> None:

@@ -143,11 +143,12 @@ async def engine(
     artifacts: FileArtifactStore,
     components: FakeComponents | None = None,
     kinds: Mapping[str, EngineKind] = ENGINE_KINDS,
+    settle_seconds: float = 0,
 ) -> AsyncIterator[Engine]:
     found = components or FakeComponents()
     log = EventLog(database)
     service = WorkflowService(database, found, ModelFinder(database), kinds=kinds)
-    reconciler = WorkflowReconciler(database, found, artifacts, kinds=kinds)
+    reconciler = WorkflowReconciler(database, found, artifacts, kinds=kinds, settle_seconds=settle_seconds)
     await reconciler.start()
     try:
         yield Engine(database, found, artifacts, service, log, reconciler)

@@ -43,10 +43,15 @@ class Components(Protocol):
 class JobClient:
     """Submits, follows and stops the jobs of attempts."""
 
-    def __init__(self, components: Components, database: Database, artifact_store: ArtifactStore) -> None:
+    def __init__(
+        self, components: Components, database: Database, artifact_store: ArtifactStore, settle_seconds: float
+    ) -> None:
+        """Time out no older job in the first ``settle_seconds``: one that a power cut ended still looks as if it ran on."""
         self._components = components
         self._database = database
         self._store = artifact_store
+        self._began = time.time()
+        self._settled_at = time.monotonic() + settle_seconds
 
     async def deal(self, execution: Execution, attempt: Attempt) -> float | None:
         """Do the next thing with a component's job; return the seconds after which to look again, if any.
@@ -187,11 +192,19 @@ class JobClient:
         if timeout is None or attempt.stop is not None:
             return poll
         ran = _ran_seconds(view)
+        if ran >= timeout and (wait := self._unsettled(view)) > 0:
+            return wait if poll is None else min(wait, poll)
         if ran >= timeout:
             attempt.timed_out = True
             return poll
         left = timeout - ran if view.state is JobState.RUNNING else max(timeout - ran, _LAST_POLL)
         return left if poll is None else min(left, poll)
+
+    def _unsettled(self, view: JobView) -> float:
+        """Return for how long it may not be known yet whether the host of a job still lives."""
+        if view.started_at is not None and view.started_at.timestamp() >= self._began:
+            return 0.0
+        return self._settled_at - time.monotonic()
 
 
 def _ran_seconds(view: JobView) -> float:

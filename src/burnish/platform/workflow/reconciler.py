@@ -35,6 +35,8 @@ _WATCH_SECONDS = 2.0
 _RESYNC_SECONDS = 30.0
 _PAUSE_SECONDS = 0.5
 """After a look that failed, so that notices which come quickly do not make a busy loop of it."""
+_SETTLE_SECONDS = 30.0
+"""After a start: by then a dead server's leases are over and every job's host has been looked for."""
 _AT_ONCE = 8
 """Calls to components that one execution makes at a time."""
 
@@ -52,9 +54,13 @@ class WorkflowReconciler:
         lease_seconds: float = 10.0,
         concurrency: int = 32,
         kinds: Mapping[str, EngineKind] = ENGINE_KINDS,
+        settle_seconds: float | None = None,
     ) -> None:
         self._database = database
-        self._jobs = JobClient(components, database, artifact_store)
+        self._jobs = JobClient(
+            components, database, artifact_store,
+            max(_SETTLE_SECONDS, 3 * lease_seconds) if settle_seconds is None else settle_seconds,
+        )  # fmt: skip
         self._evidence = Evidence(database, artifact_store, components.call)
         self._kinds = kinds
         self._definitions = Definitions()
