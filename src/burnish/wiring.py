@@ -23,7 +23,7 @@ from burnish.components.fine_tuning.component import build as build_fine_tuning
 from burnish.components.hyperparameter_optimization.component import build as build_hyperparameter_optimization
 from burnish.components.model_serving.component import build as build_model_serving
 from burnish.core.errors import InvalidRequest, Unavailable
-from burnish.core.settings import Settings
+from burnish.core.settings import NODE_FILE, Settings
 from burnish.infra import belonging, signals
 from burnish.infra.artifact_store import ArtifactStore, open_store
 from burnish.infra.database import Base, Database
@@ -158,7 +158,7 @@ def build(settings: Settings) -> Platform:
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     home_lock = HomeLock(settings.home, shared=not settings.embedded_database)
     home_lock.acquire()
-    settings.keep_node()
+    write_once(settings.home / NODE_FILE, f"{settings.node}\n".encode())
     database = Database(settings.resolved_database_url)
     store = open_store(settings.resolved_artifact_url)
     tokens = CallerTokens(secret_key(settings))

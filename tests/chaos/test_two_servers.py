@@ -121,6 +121,23 @@ def test_the_other_takes_over_within_seconds(
     note(f"12 waits of 1 s ended {took[0]:.1f} s after a kill, {took[1]:.1f} s after a freeze")
 
 
+def test_ctrl_c_on_one_of_two_leaves_their_work_to_the_other(
+    pair: tuple[Server, Server], draw: random.Random, note: Callable[[str], None]
+) -> None:
+    """Breaks with: a drain that pauses the jobs of the machine, whoever else works on them."""
+    first, other = pair
+    given = branches.definition(draw)
+    expected = branches.results(branches.ended_right(other, branches.run(other, given, dataset="words")))
+    accepted = [branches.run(one, given, dataset="words") for one in (first, other)]
+    branches.wait_for_job(other, accepted[0])
+    first.signal(signal.SIGINT)
+    assert first.exit_code(30) == 0, first.tail()
+    struck = time.monotonic()
+    assert "another server of this home goes on" in first.tail()
+    _judge(other, accepted, expected)
+    note(f"both executions ended {time.monotonic() - struck:.1f} s after the first server's end")
+
+
 class Pump(threading.Thread):
     """Submits small executions to one server, again and again: so that it often is inside a transaction."""
 

@@ -118,7 +118,7 @@ def _server(home: Path, port: int | None, *, exit_after: bool) -> Iterator[Serve
         _end(process, home, again=command("serve") if exit_after else command("demo"))
 
 
-def _end(process: subprocess.Popen[bytes], home: Path, *, again: str) -> None:
+def _end(process: subprocess.Popen[Any], home: Path, *, again: str) -> None:
     """End the server that the demo started; one that somebody has started since, and what runs in it, is not ours."""
     if process.poll() is None:
         _say("\n[dim]Stopping the server: jobs are checkpointed and paused, the deployed model's process ends.[/]")

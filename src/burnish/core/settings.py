@@ -92,15 +92,6 @@ class Settings(BaseSettings):
         """The artifact store's URL."""
         return self.artifact_url or (self.home / "artifacts").resolve().as_uri()
 
-    def keep_node(self) -> None:
-        """Write the node's name into the home, unless one stands there."""
-        path = self.home / NODE_FILE
-        draft = path.with_name(f".{NODE_FILE}.{os.getpid()}")
-        if not path.exists():
-            self.home.mkdir(parents=True, exist_ok=True)
-            draft.write_text(self.node + "\n", encoding="utf-8")
-            draft.rename(path)
-
     @property
     def jobs_dir(self) -> Path:
         """Folder of the jobs' own folders."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.cli import demonstration
 from burnish.cli.processes import running_server
 
 PROGRAM = """
@@ -194,6 +195,21 @@ def test_while_it_drains_nobody_gets_in_and_a_second_ctrl_c_ends_it(home: Path) 
         process.send_signal(signal.SIGINT)
         said = process.said()
     assert "Not drained" in said
+
+
+def test_a_demo_ends_only_the_server_that_it_started(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks with: an end that stops whatever runs on the home by then."""
+    own = subprocess.Popen([sys.executable, "-c", ""])
+    own.wait()
+    with serving(home) as (other, url):
+        demonstration._end(own, home, again="again")
+        assert url in capsys.readouterr().out
+        assert other.poll() is None
+        demonstration._end(other, home, again="again")
+        assert other.poll() is not None
+        assert "Stopped" in capsys.readouterr().out
+    demonstration._end(own, home, again="again")
+    assert "stop --all" in capsys.readouterr().out
 
 
 def test_a_run_file_of_a_killed_server_is_not_believed(home: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from burnish.client import address
 from burnish.core.settings import NODE_FILE, Settings
+from burnish.infra.home import write_once
 
 
 def test_a_home_is_absolute_wherever_it_was_named_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +35,9 @@ def test_a_home_keeps_its_nodes_name_when_the_machines_changes(tmp_path: Path, m
     monkeypatch.setattr("socket.gethostname", lambda: "before")
     first = Settings(home=tmp_path)
     assert first.node == "before"
-    first.keep_node()
+    write_once(tmp_path / NODE_FILE, first.node.encode())
     monkeypatch.setattr("socket.gethostname", lambda: "after")
     second = Settings(home=tmp_path)
-    second.keep_node()
     assert second.node == "before"
     assert Settings(home=tmp_path, node="named").node == "named"
     assert Settings(home=tmp_path / "other").node == "after"

@@ -13,8 +13,8 @@ _HEAD_BYTES = 1 << 16
 
 
 def is_hub_name(source: str) -> bool:
-    """Tell whether a source that is no path here reads as ``organisation/name``."""
-    return bool(_HUB_NAME.match(source)) and not Path(source).expanduser().exists()
+    """Tell whether a source reads as ``organisation/name``, whatever folders of such a name there may be here."""
+    return bool(_HUB_NAME.match(source))
 
 
 def problem_with(source: str) -> FieldProblem | None:

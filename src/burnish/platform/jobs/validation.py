@@ -41,12 +41,12 @@ async def validate(
         return Validation(problems=tuple(problems)), None
     try:
         complete: BaseModel = parsed if kind.complete is None else await asyncio.to_thread(kind.complete, parsed)
-        resources = request.resources or await _at_most_a_node(kind.resources(complete), database)
+        nodes = await _capacities(database) if kind.run is not None else []
+        resources = request.resources or _at_most_a_node(kind.resources(complete), nodes)
     except BurnishError as error:
         problem = FieldProblem(where=error.where or "spec", message=error.message, hint=error.hint)
         return Validation(problems=(problem, *error.problems)), None
-    if kind.run is not None:
-        problems += await _too_large(resources, database)
+    problems += _too_large(resources, nodes)
     spec = complete.model_dump(mode="json")
     seconds = kind.seconds(complete)
     return Validation(problems=tuple(problems), spec=spec, resources=resources, seconds=seconds), complete
@@ -186,15 +186,14 @@ async def _capacities(database: Database) -> list[Capacity]:
     return [Capacity(n.cpus, n.memory_bytes, n.gpus, n.disk_bytes) for n in nodes]
 
 
-async def _at_most_a_node(resources: Resources, database: Database) -> Resources:
+def _at_most_a_node(resources: Resources, nodes: Sequence[Capacity]) -> Resources:
     """Return what a kind asks for by itself with no more cores than the largest node has: it then takes longer."""
-    cpus = max((node.cpus for node in await _capacities(database)), default=resources.cpus)
+    cpus = max((node.cpus for node in nodes), default=resources.cpus)
     return resources.model_copy(update={"cpus": min(resources.cpus, cpus)})
 
 
-async def _too_large(resources: Resources, database: Database) -> list[FieldProblem]:
-    capacities = await _capacities(database)
+def _too_large(resources: Resources, nodes: Sequence[Capacity]) -> list[FieldProblem]:
     return [
         FieldProblem(where=f"resources.{name}", message=f"the job {message}", hint=hint)
-        for name, message, hint in never_fits(resources, capacities)
+        for name, message, hint in never_fits(resources, nodes)
     ]

@@ -29,6 +29,16 @@ async def _import_problems(source: Path | str) -> list[FieldProblem]:
     return await check_import(_check({"source": str(source)}))
 
 
+async def test_a_hub_name_is_one_whatever_stands_in_the_servers_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a name that is looked for from wherever the server was started."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert await _import_problems("org/name") == []
+    assert with_fingerprint(ImportModelSpec(source="org/name")).fingerprint is None
+
+
 async def test_sources_that_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
