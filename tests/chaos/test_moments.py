@@ -247,7 +247,7 @@ def test_a_candidate_killed_in_a_switch_cuts_no_stream(
     took = time.monotonic() - struck
     before = sum(stream.whole for stream in streams)
     wait_for(lambda: sum(stream.whole for stream in streams) > before + 3, 60, server.tail)
-    wait_for(lambda: len(replicas(server)) == 1, 60, server.tail)
+    _old_one_has_gone(server)
     for stream in streams:
         stream.stop()
     assert [fault for stream in streams for fault in stream.faults] == []
@@ -275,12 +275,18 @@ def test_a_server_killed_in_a_switch(
         assert lifecycle.ask(server)  # what served before, or what serves now: there is always one
         wait_for(lambda wanted=wanted: serves(server, wanted), 60, server.tail)  # type: ignore[misc]
         waited.append(time.monotonic() - started)
-    wait_for(lambda: len(replicas(server)) == 1, 60, server.tail)
+    _old_one_has_gone(server)
     states = _revisions(server)
     assert [number for number, state in states.items() if state == "serving"] == [wanted]
     assert set(states.values()) == {"serving", "retired"}
     assert lifecycle.leftovers(server) == []
     note("switched " + ", ".join(f"{seconds:.1f}" for seconds in waited) + " s after a kill")
+
+
+def _old_one_has_gone(server: Server) -> None:
+    """Wait for the end of what served before: of its process, and then, a turn later, of its revision."""
+    wait_for(lambda: len(replicas(server)) == 1, 60, server.tail)
+    wait_for(lambda: "draining" not in _revisions(server).values(), 60, server.tail)
 
 
 def _replica_of(server: Server, revision: int) -> int | None:
