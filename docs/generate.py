@@ -41,10 +41,56 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "reference/errors.md", errors()
     yield "reference/states.md", states()
     yield "reference/settings.md", settings()
+    yield "reference/configuration.md", configuration()
+    yield "reference/permissions.md", permissions()
+    yield "reference/component-protocol.md", component_protocol()
     yield "reference/definitions.md", definitions()
     yield "reference/cli.md", command_line()
     yield "reference/api.md", api(openapi())
     yield "decisions/index.md", decisions()
+
+
+def configuration() -> str:
+    """Return the page of everything that can be set while Burnish runs."""
+    from burnish.core.configuration import Configuration
+
+    rows = [f"| `{key}` | `{default}` | {change} | {text} |" for key, default, change, text in _settable(Configuration)]
+    head = "| key | default | a change | what it sets |\n|---|---|---|---|"
+    return "\n".join(
+        ["# Configuration", "", "See [how to change it](../how-to/configuration.md).", "", head, *rows, ""]
+    )
+
+
+def _settable(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    for name, field in model.model_fields.items():
+        key = prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and not prefix.count("."):
+            yield from _settable(field.annotation, key + ".")
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        default = field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
+        change = "needs a restart" if extra.get("change") == "restart" else "is obeyed at once"
+        yield key, json.dumps(default, default=str).replace("|", "\\|"), change, field.description or ""
+
+
+def permissions() -> str:
+    """Return the page of permissions and roles."""
+    from burnish.core.permissions import GIVEN_ROLES, PERMISSIONS, PLATFORM_WIDE, ROLES
+
+    head = f"| permission | allows | {' | '.join(GIVEN_ROLES)} |\n|---|---|{'---|' * len(GIVEN_ROLES)}"
+    rows = []
+    for name, text in PERMISSIONS.items():
+        marks = [("all projects" if name in PLATFORM_WIDE else "yes") if name in ROLES[r] else "" for r in GIVEN_ROLES]
+        rows.append(f"| `{name}` | {text} | {' | '.join(marks)} |")
+    note = '"all projects": only a role that is bound to every project (`*`) has it.'
+    return "\n".join(["# Permissions and roles", "", note, "", head, *rows, ""])
+
+
+def component_protocol() -> str:
+    """Return the page of the component protocol."""
+    from burnish.core import protocol
+
+    return f"# Component protocol, version {protocol.PROTOCOL_VERSION}\n\n```text\n{inspect.getdoc(protocol)}\n```\n"
 
 
 def errors() -> str:

@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITES = ("unit", "integration", "e2e", "browser", "chaos")
 SIDE_BY_SIDE = {"unit", "integration"}
 """Suites whose tests share nothing, so that they run on all cores; e2e and chaos have the machine to themselves."""
-APT_PACKAGES = {"postgresql": "/usr/lib/postgresql/*/bin/initdb", "libfaketime": "/usr/lib/*/faketime/libfaketime.so.1"}
+APT_PACKAGES = {
+    "postgresql": "/usr/lib/postgresql/*/bin/initdb",
+    "libfaketime": "/usr/lib/*/faketime/libfaketime.so.1",
+    "redis-server": "/usr/bin/redis-server",
+}
 MINIMUM_COVERAGE = 85
 
 

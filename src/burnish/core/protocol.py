@@ -53,6 +53,9 @@ class Health(Message):
     running_jobs: int = 0
     queued_jobs: int = 0
     waiting_for: str | None = Field(default=None, description="What it waits for, in words")
+    warm: tuple[str, ...] = Field(
+        default=(), description="What it has loaded (names of models and deployments): calls about these are cheap here"
+    )
 
 
 class KindOffer(Message):

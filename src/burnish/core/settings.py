@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to bind to")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to bind to; 0 picks a free one")
+    advertise_url: str | None = Field(
+        default=None, description="URL under which other processes reach this one; its own address by default"
+    )
     database_url: SecretStr | None = Field(
         default=None, description="`postgresql://...`; SQLite in the home by default"
     )

@@ -7,6 +7,7 @@ import jwt
 from starlette.requests import Request
 
 from burnish.core.errors import Unauthenticated
+from burnish.core.permissions import PLATFORM_WIDE, permissions_of
 
 SCOPE_KEY = "burnish.principal"
 _ALGORITHM = "HS256"
@@ -16,14 +17,33 @@ _LEEWAY_SECONDS = 30
 
 @dataclass(frozen=True)
 class Principal:
-    """Who calls, and for which project."""
+    """Who calls, for which project, and what they may do there."""
 
     subject: str
+    """Id of a user or service account; ``local`` with authentication off."""
     project_id: str = "default"
     roles: frozenset[str] = field(default_factory=frozenset)
+    """Those that the subject has in this project, by bindings to it or to all."""
+    scopes: frozenset[str] | None = None
+    """The permissions that the credential is limited to; None: all of the roles'."""
+    everywhere: frozenset[str] = field(default_factory=frozenset)
+    """Those of the roles that are bound to every project."""
+    credential: str | None = None
+    """Id of the key or session that was shown."""
+    component: tuple[str, str] | None = None
+    """For the credential of an instance: the one component_id and component_type that it may register."""
+
+    def may(self, permission: str) -> bool:
+        """Tell whether this caller has a permission."""
+        roles = self.everywhere if permission in PLATFORM_WIDE else self.roles | self.everywhere
+        return permission in permissions_of(roles) and (self.scopes is None or permission in self.scopes)
+
+    def acting(self) -> "Principal":
+        """Return the same subject and project as Burnish's own processes carry them, to give a component work."""
+        return Principal(self.subject, self.project_id, frozenset({"platform"}))
 
 
-LOCAL = Principal("local", "default", frozenset({"administrator"}))
+LOCAL = Principal("local", "default", frozenset({"administrator"}), everywhere=frozenset({"administrator"}))
 """Everyone, while authentication is off (loopback only)."""
 
 

@@ -1,0 +1,153 @@
+"""The configuration: everything that can be set while Burnish runs, as one model. Pure; no files, no database.
+
+Each field's ``json_schema_extra`` says how it may be changed (:func:`hot`, :func:`cold`); its description is the
+documentation. A process reads one immutable :class:`Configuration` at a time, whole. How it is put together from its
+layers, and how a change reaches every process, is ``burnish.platform.configuration``.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from burnish.core.specs.base import digest_of
+
+
+def hot(default: Any, description: str, **rules: Any) -> Any:
+    """Declare a field whose change every process obeys at once."""
+    return Field(default=default, description=description, json_schema_extra={"change": "hot"}, **rules)
+
+
+def cold(default: Any, description: str, **rules: Any) -> Any:
+    """Declare a field whose change needs a restart; the platform says so where it is changed and shown."""
+    return Field(default=default, description=description, json_schema_extra={"change": "restart"}, **rules)
+
+
+class Section(BaseModel):
+    """Base of the sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(Section):
+    """A token bucket."""
+
+    requests_per_second: float = hot(50.0, "Requests a second on average; 0 lifts the limit", ge=0)
+    burst: int = hot(100, "Requests that may come at once", ge=1)
+
+
+class GatewayConfiguration(Section):
+    """Limits and timeouts of the gateway."""
+
+    per_key: Rate = hot(Rate(requests_per_second=200, burst=400), "Limit of each key")
+    per_project: Rate = hot(Rate(requests_per_second=1000, burst=2000), "Limit of each project")
+    per_route: dict[str, Rate] = hot(
+        {}, "Limit of each key on one route, by the route's template (`/v1/chat/completions`)"
+    )
+    requests_per_day: dict[str, int] = hot({}, "Quota of a project a day (UTC), by project; 0 lifts it")
+    max_in_flight: int = hot(
+        1000, "Requests that one process answers at once; above it batch requests are refused first", ge=1
+    )
+    batch_share: float = hot(0.5, "Share of `max_in_flight` that batch requests may take", gt=0, le=1)
+    max_body_bytes: int = hot(16 << 20, "Largest body of a request that is not an upload", ge=1024)
+    max_upload_bytes: int = hot(10 << 30, "Largest upload", ge=1024)
+    max_response_bytes: int = hot(0, "Largest answer that is not a stream; 0 lifts the limit", ge=0)
+    request_timeout_seconds: float = hot(300.0, "Until an answer must have begun", gt=0)
+    idle_timeout_seconds: float = hot(
+        300.0, "Longest silence inside an answer; event streams send comments more often", gt=0
+    )
+    cors_origins: tuple[str, ...] = hot((), "Origins whose pages may ask (`https://console.example.org`)")
+    authenticated_stale_seconds: float = hot(
+        900.0, "How long a key that was seen lately is honoured while the database is away", ge=0
+    )
+
+
+class IntegratorConfiguration(Section):
+    """Finding components, looking after them, choosing between them."""
+
+    probe_seconds: float = hot(5.0, "Between health checks of an instance", gt=0)
+    probe_timeout_seconds: float = hot(3.0, "Until a health check is late", gt=0)
+    failures_until_unhealthy: int = hot(
+        4, "Health checks failed in a row until an instance is unhealthy (more than 3)", ge=1
+    )
+    successes_until_healthy: int = hot(2, "Health checks answered in a row until it is healthy again", ge=1)
+    lease_seconds: float = hot(30.0, "Without a heartbeat and an answer for this long an instance is lost", gt=0)
+    lost_until_moved_seconds: float = hot(
+        60.0, "An instance lost for this long has its interrupted jobs resumed elsewhere", gt=0
+    )
+    forget_lost_seconds: float = hot(86_400.0, "A lost instance is forgotten after this long", gt=0)
+    retry_budget_ratio: float = hot(0.2, "Retries by requests, at most, over the last ten seconds", ge=0, le=1)
+    ejection_error_ratio: float = hot(
+        0.5, "An instance whose calls fail more often is left out for a while", gt=0, le=1
+    )
+    ejection_seconds: float = hot(10.0, "For how long, the first time; twice as long each next time", gt=0)
+    weights: dict[str, float] = hot({}, "Share of the calls that an instance gets, by component_id; 1 by default")
+    static: tuple[str, ...] = cold((), "Base URLs of instances that are always there (`http://10.0.0.7:8001`)")
+    dns: tuple[str, ...] = cold(
+        (), "Names that are resolved again and again: `srv:_burnish._tcp.example.org`, `a:echo.default.svc:8001`"
+    )
+    allowed_networks: tuple[str, ...] = hot(
+        ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
+        "Networks that a registered endpoint may lie in; metadata addresses never",
+    )
+    registrations_per_minute: int = hot(600, "Registrations that are accepted from one credential a minute", ge=1)
+
+
+class OidcConfiguration(Section):
+    """Login by an OpenID Connect provider."""
+
+    issuer: str | None = hot(None, "URL of the provider; none: no such login")
+    client_id: str = hot("burnish", "Our id there")
+    client_secret: str | None = hot(
+        None, "`secret://name` of our secret there; none for a public client (PKCE)", pattern=r"^secret://"
+    )
+    scopes: tuple[str, ...] = hot(("openid", "email", "profile"), "What we ask for")
+    roles_claim: str | None = hot(None, "Claim that lists the user's groups")
+    role_bindings: dict[str, str] = hot({}, "Role by group: `ml-team: default/engineer`, `admins: */administrator`")
+    default_role: Literal["viewer", "engineer"] | None = hot(
+        None, "Role in project `default` of whoever can log in; none: an administrator gives it"
+    )
+
+
+class IdentityConfiguration(Section):
+    """Keys and sessions."""
+
+    session_seconds: float = hot(43_200.0, "A login of the page or the CLI ends after this long", gt=0)
+    key_days: int = hot(0, "Days that a new key lives unless told otherwise; 0: until it is revoked", ge=0)
+    oidc: OidcConfiguration = hot(OidcConfiguration(), "Login by an OpenID Connect provider")
+
+
+class JobsConfiguration(Section):
+    """Jobs and their hosts."""
+
+    cancel_grace_seconds: float = cold(10.0, "From TERM to KILL", ge=0)
+    disk_reserve_bytes: int = cold(512 << 20, "Free space below which nothing is accepted", ge=0)
+
+
+class LoggingConfiguration(Section):
+    """Logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = hot("info", "The least that is logged")
+
+
+class Configuration(Section):
+    """Everything that can be set while Burnish runs."""
+
+    gateway: GatewayConfiguration = hot(GatewayConfiguration(), "The gateway")
+    integrator: IntegratorConfiguration = hot(IntegratorConfiguration(), "Components")
+    identity: IdentityConfiguration = hot(IdentityConfiguration(), "Who may do what")
+    jobs: JobsConfiguration = hot(JobsConfiguration(), "Jobs")
+    logging: LoggingConfiguration = hot(LoggingConfiguration(), "Logs")
+
+    def digest(self) -> str:
+        """Return a hash of all values: equal configurations, equal digests."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+Current = Callable[[], Configuration]
+"""Returns the configuration as it is now; parts take it and call it for every decision, and keep no copy."""
+
+
+def defaults() -> Configuration:
+    """Return the configuration without any layer over it (tests, and processes without a platform)."""
+    return Configuration()

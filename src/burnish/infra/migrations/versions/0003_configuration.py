@@ -1,0 +1,15 @@
+"""Versions of the configuration, secrets."""
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Expand the schema."""
+
+
+def downgrade() -> None:
+    """Not offered: a schema only grows; go back by restoring a backup."""
+    raise NotImplementedError("restore a backup")
