@@ -25,8 +25,9 @@ class Client:
 
     Args:
         url: Base URL; by default ``BURNISH_URL``, the running server of ``home``, or port 8000.
-        api_key: By default ``BURNISH_API_KEY``.
+        api_key: By default ``BURNISH_API_KEY``, else the key that ``burnish login`` keeps for this server.
         home: The home folder whose server is meant; by default ``BURNISH_HOME`` or ``~/.burnish``.
+        project: The project that is meant; by default ``BURNISH_PROJECT``, else the key's own.
         transport: An httpx transport, for tests.
 
     Every method raises :class:`NotReachable` when no server answers, and the server's own typed error when it refuses.
@@ -34,9 +35,9 @@ class Client:
 
     def __init__(
         self, url: str | None = None, *, api_key: str | None = None, home: Path | None = None,
-        transport: httpx.BaseTransport | None = None,
+        project: str | None = None, transport: httpx.BaseTransport | None = None,
     ) -> None:  # fmt: skip
-        self._address = wire.Address(url, api_key, home)
+        self._address = wire.Address(url, api_key, home, project)
         self._http = httpx.Client(transport=transport, trust_env=False)
         self.workflows = Workflows(self)
         self.datasets = Datasets(self)
@@ -85,7 +86,7 @@ class Client:
         tries = wire.TRIES if wire.repeatable(call) else 1
         for attempt in range(tries):
             try:
-                return wire.answer_of(call, self._request(call))
+                return wire.answer_of(call, self._request(call), self._address)
             except httpx.TimeoutException as error:
                 raise DeadlineExceeded(
                     f"no answer to {call.where} within {call.timeout:g} s", where=self.url
@@ -117,7 +118,7 @@ class Client:
             headers={**self._address.headers(), **call.headers},
             timeout=httpx.Timeout(10.0, read=silence or call.timeout),
         )  # fmt: skip
-        return _Stream(self._http, request, call.where)
+        return _Stream(self._http, request, call.where, self._address)
 
     def follow(
         self, path: str, after: str | None = None, *, ended: Callable[[], bool], patience: float = PATIENCE
@@ -167,15 +168,15 @@ class Client:
 class _Stream:
     """A response that is read while it arrives."""
 
-    def __init__(self, http: httpx.Client, request: httpx.Request, where: str) -> None:
-        self._http, self._request, self._where = http, request, where
+    def __init__(self, http: httpx.Client, request: httpx.Request, where: str, address: wire.Address) -> None:
+        self._http, self._request, self._where, self._address = http, request, where, address
 
     def __enter__(self) -> httpx.Response:
         self._response = self._http.send(self._request, stream=True)
         if self._response.status_code >= 400:
             self._response.read()
             self._response.close()
-            raise wire.refusal(self._response, self._where)
+            raise wire.refusal(self._response, self._where, self._address)
         return self._response
 
     def __exit__(self, *_: object) -> None:

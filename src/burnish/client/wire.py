@@ -1,4 +1,8 @@
-"""What both clients share about HTTP: headers, which requests may be repeated, and how an answer is read."""
+"""What both clients share about HTTP: headers, which requests may be repeated, and how an answer is read.
+
+The key is the argument's, else that of ``BURNISH_API_KEY``, else the one that ``burnish login`` keeps for this very
+server; it is sent nowhere else.
+"""
 
 import os
 import uuid
@@ -8,17 +12,19 @@ from typing import Any, TypeVar
 
 import httpx
 
+from burnish.client import credentials
 from burnish.client.address import find_url
 from burnish.client.calls import Call
 from burnish.client.errors import NotReachable, error_from_response
 from burnish.client.views import Chunk
-from burnish.core.errors import BurnishError, UpstreamFailed
+from burnish.core.errors import BurnishError, Forbidden, Unauthenticated, UpstreamFailed
 from burnish.core.version import __version__
 
 Answer = TypeVar("Answer")
 
 TRIES = 3
 """How often a request that may be repeated is sent before its failure is the caller's."""
+PROJECT_HEADER = "Burnish-Project"
 BLOCK = 1 << 20
 """Bytes of an upload that are in memory at once."""
 
@@ -26,22 +32,56 @@ BLOCK = 1 << 20
 class Address:
     """The server's URL and the headers for it. Without a fixed URL the run file is read again after a failure."""
 
-    def __init__(self, url: str | None, api_key: str | None, home: Path | None) -> None:
+    def __init__(self, url: str | None, api_key: str | None, home: Path | None, project: str | None = None) -> None:
         self._fixed, self._home = url, home
-        self._api_key = api_key or os.environ.get("BURNISH_API_KEY")
+        self._given = api_key or os.environ.get("BURNISH_API_KEY")
+        self._named = project or os.environ.get("BURNISH_PROJECT")
         self.url = find_url(url, home)
+        self._stored = self._find()
 
     def refresh(self) -> str:
         """Look again where the server is: one that was restarted may have another port."""
-        self.url = find_url(self._fixed, self._home)
+        before, self.url = self.url, find_url(self._fixed, self._home)
+        if self.url != before:
+            self._stored = self._find()
         return self.url
+
+    def _find(self) -> credentials.Credential | None:
+        return None if self._given else credentials.find(self.url)
+
+    @property
+    def api_key(self) -> str | None:
+        """The key that is sent."""
+        return self._given or (self._stored.key if self._stored else None)
+
+    @property
+    def project(self) -> str | None:
+        """The project that is asked for; None: the key's own."""
+        return self._named or (self._stored.project if self._stored else None)
 
     def headers(self) -> dict[str, str]:
         """Headers of every request."""
         headers = {"user-agent": f"burnish-python/{__version__}"}
-        if self._api_key:
-            headers["authorization"] = f"Bearer {self._api_key}"
+        if (key := self.api_key) is not None:
+            headers["authorization"] = f"Bearer {key}"
+        if (project := self.project) is not None:
+            headers[PROJECT_HEADER] = project
         return headers
+
+    def mended(self, error: BurnishError) -> BurnishError:
+        """Return the error with what the caller can do about it here."""
+        if isinstance(error, Unauthenticated):
+            error.hint = self._how_to_log_in()
+        elif isinstance(error, Forbidden) and error.hint is None:
+            error.hint = "see what you may do with `burnish whoami`; an administrator gives roles: `burnish role grant`"
+        return error
+
+    def _how_to_log_in(self) -> str:
+        if self._given:
+            return f"the key in use (api_key, or BURNISH_API_KEY) is not one of {self.url}: use another, or unset it and run `burnish login`"
+        if self._stored:
+            return f"the key kept for {self.url} has ended or was revoked: run `burnish login` again"
+        return f"run `burnish login` for {self.url}, or set BURNISH_API_KEY"
 
     def unreachable(self, error: Exception) -> NotReachable:
         """Return the error for a server that cannot be reached."""
@@ -63,14 +103,14 @@ def new_key() -> str:
     return uuid.uuid4().hex
 
 
-def answer_of(call: Call[Answer], response: httpx.Response) -> Answer:
+def answer_of(call: Call[Answer], response: httpx.Response, address: Address) -> Answer:
     """Read a complete response.
 
     Raises:
         BurnishError: the server refused, or its answer is not what this client understands.
     """
     if response.status_code >= 400:
-        raise refusal(response, call.where)
+        raise refusal(response, call.where, address)
     try:
         return call.read(response.json() if response.content else None)
     except ValueError as error:  # not JSON, or a field is missing (pydantic's error is a ValueError)
@@ -79,10 +119,10 @@ def answer_of(call: Call[Answer], response: httpx.Response) -> Answer:
         ) from error
 
 
-def refusal(response: httpx.Response, where: str) -> BurnishError:
+def refusal(response: httpx.Response, where: str, address: Address) -> BurnishError:
     """Return the typed error of a response that has been read whole."""
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return error_from_response(response.status_code, headers, response.content, where)
+    return address.mended(error_from_response(response.status_code, headers, response.content, where))
 
 
 def chat_body(model: str, messages: Any, stream: bool, options: Mapping[str, Any]) -> dict[str, Any]:
