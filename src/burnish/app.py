@@ -12,55 +12,79 @@ from burnish.core.settings import Settings
 from burnish.core.version import __version__
 from burnish.infra import logging as own_logging
 from burnish.infra import signals
-from burnish.infra.asgi import Receive, Send
+from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.platform.documentation import api as documentation
 from burnish.platform.documentation.openapi import merged
 from burnish.platform.gateway import Gateway
 from burnish.platform.integrator import api as integrator_api
 from burnish.platform.jobs import api as jobs_api
 from burnish.platform.jobs.component_app import install_problems
+from burnish.platform.jobs.mounting import PREFIX as COMPONENTS
+from burnish.platform.jobs.mounting import MountedComponents
 from burnish.platform.model_registry import api as model_registry_api
 from burnish.platform.monitoring import api as monitoring_api
 from burnish.platform.openai_api import OpenAIFace
 from burnish.platform.openai_api import document as openai_document
 from burnish.platform.workflow import api as workflow_api
-from burnish.wiring import Platform, build
+from burnish.wiring import PlatformParts, Process, build, open_installation
 
 log = logging.getLogger(__name__)
 
 
 class Application:
-    """The ASGI app of one process. ``state.platform`` holds its parts while it runs."""
+    """The ASGI app of one process. ``state.process`` holds its parts while it runs."""
 
     def __init__(self, settings: Settings) -> None:
         own_logging.configure(settings.log_level, settings.log_format)
-        self.state = SimpleNamespace(platform=None)
+        self.state = SimpleNamespace(process=None)
         self._settings = settings
-        self._gateway: Gateway | None = None
+        self._edge: ASGIApp | None = None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request, or the process's lifespan."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
-        assert self._gateway is not None, "the lifespan has started"
-        await self._gateway(scope, receive, send)
+        assert self._edge is not None, "the lifespan has started"
+        await self._edge(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        platform = build(self._settings)
-        self.state.platform = platform
+        process = build(await open_installation(self._settings))
+        self.state.process = process
         try:
-            await platform.start()
+            await process.start()
         except BaseException:
-            await platform.stop()
+            await process.stop()
             raise
-        face = OpenAIFace(platform.integrator)
-        self._gateway = Gateway(platform_app(platform), face, platform.integrator, platform.tokens, platform.settings)
+        self._edge = Edge(process)
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await platform.stop()
+        await process.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+class Edge:
+    """Decides by the path who answers: the process's components, to other processes; its health; else the gateway.
+
+    A process without the role ``platform`` has no gateway: besides its components it only says how it is.
+    """
+
+    def __init__(self, process: Process) -> None:
+        apps: dict[str, ASGIApp] = {one.component_type: one.app for one in process.components}
+        self._components = MountedComponents(apps, process.settings.upload_max_bytes)
+        self._about = about_app(process)
+        self._rest: ASGIApp = self._about if process.platform is None else gateway(process, process.platform)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path.startswith(COMPONENTS):
+            await self._components(scope, receive, send)
+        elif scope["type"] == "http" and path == "/health":
+            await self._about(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None, components: set[str] | None = None) -> Application:
@@ -76,24 +100,44 @@ def create_app(settings: Settings | None = None, components: set[str] | None = N
     return Application(settings)
 
 
-def platform_app(platform: Platform) -> FastAPI:
+def gateway(process: Process, parts: PlatformParts) -> Gateway:
+    """Return what answers everything that does not come from another process of Burnish."""
+    face = OpenAIFace(process.integrator)
+    return Gateway(platform_app(process, parts), face, process.integrator, process.tokens, process.settings)
+
+
+def about_app(process: Process) -> FastAPI:
+    """Return what a process says of itself, whatever its roles: health, readiness, metrics."""
+    app = FastAPI(title="Burnish", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    install_problems(app)
+    app.include_router(monitoring_api.router(process.checks(), metrics))
+
+    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app
+
+
+async def metrics() -> bytes:
+    """Return this process's metrics in Prometheus's format."""
+    return signals.render()
+
+
+def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     """Return the platform's own routes."""
     app = FastAPI(title="Burnish", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     install_problems(app)
-    database, events = platform.database, platform.events
-
-    async def metrics() -> bytes:
-        return signals.render()
-
-    app.include_router(monitoring_api.router(platform.checks(), metrics))
+    database, events = process.database, process.events
+    app.include_router(monitoring_api.router(process.checks(), metrics))
     app.include_router(integrator_api.router(database))
-    app.include_router(workflow_api.router(database, events, platform.workflows))
+    app.include_router(workflow_api.router(database, events, parts.workflows))
     app.include_router(jobs_api.router(database, events))
     app.include_router(model_registry_api.router(database))
     app.include_router(documentation.router())
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
-        return JSONResponse(await merged(app.openapi(), openai_document(), platform.integrator))
+        return JSONResponse(await merged(app.openapi(), openai_document(), process.integrator))
 
     return app

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import burnish.components.data_management.tables
@@ -22,17 +22,19 @@ from burnish.components.evaluation.component import build as build_evaluation
 from burnish.components.fine_tuning.component import build as build_fine_tuning
 from burnish.components.hyperparameter_optimization.component import build as build_hyperparameter_optimization
 from burnish.components.model_serving.component import build as build_model_serving
-from burnish.core.errors import InvalidRequest, Unavailable
-from burnish.core.settings import NODE_FILE, Settings
+from burnish.core.configuration import Current, defaults
+from burnish.core.errors import InvalidRequest
+from burnish.core.settings import Settings
 from burnish.infra import belonging, signals
 from burnish.infra.artifact_store import ArtifactStore, open_store
 from burnish.infra.database import Base, Database
 from burnish.infra.event_log import EventLog
-from burnish.infra.home import HomeLock, write_once
+from burnish.infra.home import HomeLock
 from burnish.infra.migrations import schema_problem, upgrade
 from burnish.platform.identity import CallerTokens
 from burnish.platform.integrator import Integrator
 from burnish.platform.jobs.embedding import Component
+from burnish.platform.jobs.nodes import settle_node
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.model_registry.service import ModelFinder
 from burnish.platform.monitoring.housekeeping import Housekeeping
@@ -55,62 +57,105 @@ BUILDERS: dict[str, Callable[[JobRuntime], Component]] = {
 }
 
 
-@dataclass
-class Platform:
-    """Everything of one process, in the order in which it starts."""
+@dataclass(frozen=True)
+class Part:
+    """Something of a process with loops of its own: parts start in their order, and stop in the reverse."""
+
+    name: str
+    start: Callable[[], Awaitable[object]]
+    stop: Callable[[], Awaitable[object]]
+    alive: Callable[[], bool] = lambda: True
+    """Whether its loops run (readiness)."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What all processes of one installation share, as one of them has opened it: proven to belong together."""
 
     settings: Settings
+    """With this home's node."""
     database: Database
+    """On the newest schema."""
     store: ArtifactStore
+    key: bytes
+    """The secret key."""
+    home_lock: HomeLock
+
+    async def close(self) -> None:
+        """Let go of it."""
+        await self.database.dispose()
+        self.home_lock.release()
+
+
+@dataclass(frozen=True)
+class PlatformParts:
+    """What only a process with the role ``platform`` has."""
+
+    workflows: WorkflowService
+    workflow_reconciler: WorkflowReconciler
+    housekeeping: Housekeeping
+
+
+@dataclass
+class Process:
+    """One process: its components, and the platform if that is among its roles."""
+
+    installation: Installation
     tokens: CallerTokens
+    configuration: Current
     events: EventLog
     runtime: JobRuntime
     components: list[Component]
     integrator: Integrator
-    workflows: WorkflowService
-    workflow_reconciler: WorkflowReconciler
-    housekeeping: Housekeeping
-    home_lock: HomeLock
-    _running: list[Callable[[], object]] = field(default_factory=list)
+    platform: PlatformParts | None
+    """None in a process without the role ``platform``."""
+    parts: list[Part]
+    """Everything with loops, in the order in which it starts."""
+    _started: list[Part] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        """How it is set up."""
+        return self.installation.settings
+
+    @property
+    def database(self) -> Database:
+        """The installation's database."""
+        return self.installation.database
 
     async def start(self) -> None:
-        """Migrate, then start every loop. What a dead server left running is found again.
+        """Start every part. What a dead process left running is found again.
 
         Raises:
-            HomeLocked: another server holds this home.
-            SchemaNewer: the database was made by a newer Burnish.
-            Unavailable: the database does not answer, or home, artifact store and database do not belong together.
+            BurnishError: a part cannot start.
         """
-        await upgrade(self.database, metadata)
-        await belonging.claim(self.database, self.store, self.settings.home, self.settings.resolved_artifact_url)
         await self.database.start()
-        await self.runtime.start()
-        for component in self.components:
-            await component.start()
-        await self.integrator.start()
-        await self.workflow_reconciler.start()
-        await self.housekeeping.start()
+        for part in self.parts:
+            self._started.append(part)  # before: one that fails half-way is stopped, too
+            await part.start()
 
     async def stop(self) -> None:
-        """Stop the loops. Hosts and replicas live on; the next start finds them."""
-        await self.housekeeping.stop()
-        await self.workflow_reconciler.stop()
-        await self.integrator.stop()
-        for component in reversed(self.components):
-            await component.stop()
-        await self.runtime.stop()
+        """Stop the parts that were started. Hosts and replicas live on; the next start finds them."""
+        while self._started:
+            part = self._started.pop()
+            try:
+                await part.stop()
+            except Exception:  # the others are to stop all the same
+                log.exception("%s did not stop well", part.name)
         await self.events.close()
-        await self.database.dispose()
-        self.home_lock.release()
+        await self.installation.close()
 
     async def drain(self) -> list[str]:
         """Pause this node's jobs at a checkpoint and end its replicas; say what was done (Ctrl-C in a terminal).
 
-        With another server on this home, on PostgreSQL, all of that is left to it.
+        With another process on this home, on PostgreSQL, all of that is left to it.
         """
-        if not self.home_lock.only_holder():
+        if not self.components:
+            return []
+        if not self.installation.home_lock.only_holder():
             return ["another server of this home goes on with its jobs and replicas"]
-        await self.workflow_reconciler.stop()
+        if self.platform is not None:
+            await self.platform.workflow_reconciler.stop()
         drains = [component.drain() for component in self.components if component.drain]
         still, *done = await asyncio.gather(self.runtime.pause_running(), *drains)
         said = [line for lines in done for line in lines]
@@ -126,17 +171,12 @@ class Platform:
             return None
 
         async def artifact_store() -> str | None:
-            await asyncio.to_thread(lambda: self.store.discard(self.store.stage("readiness")))
+            store = self.installation.store
+            await asyncio.to_thread(lambda: store.discard(store.stage("readiness")))
             return None
 
         async def reconcilers() -> str | None:
-            loops = {
-                "jobs": self.runtime.alive,
-                "workflow": self.workflow_reconciler.alive,
-                "components": self.integrator.alive,
-            }
-            loops |= {component.component_type: component.alive() for component in self.components}
-            dead = sorted(name for name, lives in loops.items() if not lives)
+            dead = sorted(part.name for part in self.parts if not part.alive())
             return f"not running: {', '.join(dead)}; restart the server" if dead else None
 
         return [
@@ -147,21 +187,39 @@ class Platform:
         ]
 
 
-def build(settings: Settings) -> Platform:
-    """Put one process together; nothing runs until :meth:`Platform.start`.
+async def open_installation(settings: Settings) -> Installation:
+    """Open home, database, artifact store and secret key, and see that they belong together. Any process may migrate.
 
     Raises:
         InvalidRequest: the settings contradict each other.
         HomeLocked: another server holds this home (on PostgreSQL servers may share it with each other).
+        SchemaNewer: the database was made by a newer Burnish.
+        Unavailable: the database does not answer, or home, store, key and database do not belong together.
     """
     refuse_open_bind(settings)
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     home_lock = HomeLock(settings.home, shared=not settings.embedded_database)
     home_lock.acquire()
-    write_once(settings.home / NODE_FILE, f"{settings.node}\n".encode())
     database = Database(settings.resolved_database_url)
-    store = open_store(settings.resolved_artifact_url)
-    tokens = CallerTokens(secret_key(settings))
+    try:
+        await upgrade(database, metadata)
+        store = open_store(settings.resolved_artifact_url)
+        await belonging.claim(database, store, settings.home, settings.resolved_artifact_url)
+        key = await belonging.claim_key(
+            database, settings.resolved_secret_key_file, own=settings.secret_key_file is None
+        )
+        settings = await settle_node(database, settings)
+    except BaseException:
+        await database.dispose()
+        home_lock.release()
+        raise
+    return Installation(settings, database, store, key, home_lock)
+
+
+def build(installation: Installation) -> Process:
+    """Put one process together from the roles in its settings; nothing runs until :meth:`Process.start`."""
+    settings, database, store = installation.settings, installation.database, installation.store
+    tokens = CallerTokens(installation.key)
     owner = f"{settings.node}-{os.getpid()}-{secrets.token_hex(3)}"
     runtime = JobRuntime(database, store, settings, tokens, owner=owner)
     wanted = settings.component_set()
@@ -169,42 +227,46 @@ def build(settings: Settings) -> Platform:
     integrator = Integrator(database, tokens, settings)
     for component in components:
         integrator.embed(component.component_type, component.app)
+    parts = [Part("jobs", runtime.start, runtime.stop, lambda: runtime.alive)]
+    parts += [Part(one.component_type, one.start, one.stop, one.alive) for one in components]
+    parts += [Part("components", integrator.start, integrator.stop, lambda: integrator.alive)]
+    platform = None
+    if settings.with_platform:
+        platform = _platform(installation, integrator, owner)
+        reconciler, housekeeping = platform.workflow_reconciler, platform.housekeeping
+        parts += [
+            Part("workflow", reconciler.start, reconciler.stop, lambda: reconciler.alive),
+            Part("housekeeping", housekeeping.start, housekeeping.stop),
+        ]
     signals.watch_disk("home", settings.home)
-    return Platform(
-        settings=settings, database=database, store=store, tokens=tokens, events=runtime.event_log, runtime=runtime,
-        components=components, integrator=integrator,
-        workflows=WorkflowService(database, integrator, ModelFinder(database)),
-        workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=settings.lease_seconds),
-        housekeeping=Housekeeping(database, store), home_lock=home_lock,
+    return Process(
+        installation=installation, tokens=tokens, configuration=defaults, events=runtime.event_log, runtime=runtime,
+        components=components, integrator=integrator, platform=platform, parts=parts,
     )  # fmt: skip
 
 
+def _platform(installation: Installation, integrator: Integrator, owner: str) -> PlatformParts:
+    """Return what only a process with the role ``platform`` has."""
+    database, store = installation.database, installation.store
+    lease = installation.settings.lease_seconds
+    return PlatformParts(
+        workflows=WorkflowService(database, integrator, ModelFinder(database)),
+        workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=lease),
+        housekeeping=Housekeeping(database, store),
+    )
+
+
 def refuse_open_bind(settings: Settings) -> None:
-    """Refuse to listen beyond this machine while nobody is asked who they are."""
-    if settings.host in {"127.0.0.1", "localhost", "::1"}:
+    """Refuse to listen beyond this machine while nobody is asked who they are.
+
+    A process without the role ``platform`` may: it answers to the platform's signed callers alone, and beyond that only
+    says how it is.
+    """
+    loopback = settings.host in {"127.0.0.1", "localhost", "::1"}
+    if loopback or settings.auth == "on" or not settings.with_platform:
         return
     raise InvalidRequest(
         f"with authentication off the server binds to loopback only, not to {settings.host}",
         where="BURNISH_HOST",
-        hint="use 127.0.0.1 and a tunnel; binding elsewhere needs authentication, which this version does not have yet",
+        hint="use 127.0.0.1 and a tunnel, or turn authentication on (--auth on, BURNISH_AUTH=on)",
     )
-
-
-def secret_key(settings: Settings) -> bytes:
-    """Return the key of this installation's own tokens, made on the first start.
-
-    Raises:
-        Unavailable: the file cannot be read or is too short.
-    """
-    path = settings.secret_key_file or settings.home / "secret.key"
-    if not path.exists() and settings.secret_key_file is None:
-        write_once(path, secrets.token_bytes(32))
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        raise Unavailable(f"the secret key cannot be read: {error.strerror}", where=str(path)) from error
-    if len(key) < 32:
-        raise Unavailable(
-            "the secret key is shorter than 32 bytes", where=str(path), hint="make one: head -c 32 /dev/urandom"
-        )
-    return key

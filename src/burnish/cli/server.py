@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from burnish.cli.processes import running_server
 from burnish.client.address import RUN_FILE, RunFile
 from burnish.core.errors import BurnishError, FieldProblem, HomeLocked, InvalidRequest, Unavailable
-from burnish.core.settings import Settings
+from burnish.core.settings import ALL_ROLES, Settings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -69,13 +70,12 @@ def _possible(settings: Settings) -> None:
     Raises:
         InvalidRequest: with the flag.
     """
-    for name in ("redis_url", "config"):
-        if getattr(settings, name) is not None:
-            flag = "--" + name.replace("_", "-")
-            raise InvalidRequest(f"{flag} does nothing in this version", where=flag, hint="leave it out")
-    if settings.auth == "on":
+    missing = ALL_ROLES - settings.component_set()
+    if settings.embedded_database and missing:
         raise InvalidRequest(
-            "there is no authentication yet: with --auth on nobody could come in", where="--auth", hint="leave it out"
+            f"on SQLite there is one process, which has to do everything; it would lack {', '.join(sorted(missing))}",
+            where="--components",
+            hint="leave --components out, or give all processes one PostgreSQL database (--database-url)",
         )
 
 
@@ -90,6 +90,7 @@ def run(settings: Settings) -> None:
     if settings.embedded_database:  # servers of one node may share a home on PostgreSQL (decision 3)
         refuse_second(settings.home)
     listener = bind(settings.host, settings.port)
+    settings = advertised(settings, listener)
     from burnish.app import create_app  # only now: a refusal needs no server code
 
     app = create_app(settings)
@@ -102,8 +103,8 @@ def run(settings: Settings) -> None:
         config,
         settings,
         listener,
-        drain=lambda: _platform(app).drain(),
-        end_streams=lambda: _platform(app).events.finish(),
+        drain=lambda: _process(app).drain(),
+        end_streams=lambda: _process(app).events.finish(),
     )
     try:
         server.run(sockets=[listener])
@@ -154,8 +155,49 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _platform(app: Any) -> Any:
-    return app.state.platform
+def advertised(settings: Settings, listener: socket.socket) -> Settings:
+    """Return the settings with the URL under which other processes reach this one.
+
+    Raises:
+        InvalidRequest: it binds to every address, and what others call this machine cannot be found out.
+    """
+    if settings.advertise_url is not None:
+        return settings
+    port = listener.getsockname()[1]
+    host = settings.host if settings.host not in ("0.0.0.0", "::", "") else own_address()  # noqa: S104 - what was asked for
+    if host is None:
+        raise InvalidRequest(
+            f"what other processes are to call this one cannot be told: it binds to {settings.host}, and neither the "
+            f"host name {socket.gethostname()} nor a route leads to an address of this machine",
+            where="BURNISH_ADVERTISE_URL",
+            hint=f"say it: BURNISH_ADVERTISE_URL=http://<address>:{port}",
+        )
+    return settings.model_copy(update={"advertise_url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+
+
+def own_address() -> str | None:
+    """Return the address by which other machines reach this one, by its name or its default route; None if unknown."""
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+        usable = [str(one[4][0]) for one in found if not _is_local(str(one[4][0]))]
+        if usable:
+            return usable[0]
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))  # nothing is sent: the kernel only chooses the address that it would send from
+            address = str(probe.getsockname()[0])
+            if not _is_local(address):
+                return address
+    return None
+
+
+def _is_local(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return parsed.is_loopback or parsed.is_link_local or parsed.is_unspecified
+
+
+def _process(app: Any) -> Any:
+    return app.state.process
 
 
 class _Lifespan:

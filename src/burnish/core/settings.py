@@ -11,6 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from burnish.core.protocol import COMPONENT_TYPES
 
+ALL_ROLES = frozenset(COMPONENT_TYPES) | {"platform"}
+"""What a process may be: any of the component types, and the platform."""
+
 NODE_FILE = "node"
 """In the home: the node's name, so that its jobs and replicas stay its own when the machine's name changes."""
 
@@ -96,6 +99,16 @@ class Settings(BaseSettings):
         return self.artifact_url or (self.home / "artifacts").resolve().as_uri()
 
     @property
+    def resolved_secret_key_file(self) -> Path:
+        """Where the installation's secret key lies: in the home, unless another file is named."""
+        return self.secret_key_file or self.home / "secret.key"
+
+    @property
+    def with_platform(self) -> bool:
+        """Whether this process has the role ``platform``: gateway, integrator, workflows, registry."""
+        return "platform" in self.component_set()
+
+    @property
     def jobs_dir(self) -> Path:
         """Folder of the jobs' own folders."""
         return self.home / "jobs"
@@ -116,10 +129,11 @@ class Settings(BaseSettings):
         Raises:
             ValueError: a name is none of them.
         """
-        everything = frozenset(COMPONENT_TYPES) | {"platform"}
         if self.components.strip() == "all":
-            return everything
+            return ALL_ROLES
         names = frozenset(name.strip() for name in self.components.split(",") if name.strip())
-        if unknown := sorted(names - everything):
-            raise ValueError(f"unknown component {unknown[0]!r}; known: {', '.join(sorted(everything))}, or all")
+        if unknown := sorted(names - ALL_ROLES):
+            raise ValueError(f"unknown component {unknown[0]!r}; known: {', '.join(sorted(ALL_ROLES))}, or all")
+        if not names:
+            raise ValueError(f"no component is named; known: {', '.join(sorted(ALL_ROLES))}, or all")
         return names

@@ -13,7 +13,7 @@ from burnish.infra.artifact_store import FileArtifactStore
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.belonging import OWNER_FILE, claim
 from burnish.infra.database import Database
-from burnish.wiring import Platform, build
+from burnish.wiring import build, open_installation
 from tests.support import databases
 
 
@@ -70,27 +70,28 @@ async def test_servers_that_start_together_agree(database: Database, home: Path,
     assert len({(one / OWNER_FILE).read_text() for one in homes}) == 1
 
 
-def _platform(url: str, home: Path) -> Platform:
-    return build(Settings(home=home, database_url=SecretStr(url), components="data_management", node="here"))
+def _settings(url: str, home: Path) -> Settings:
+    return Settings(home=home, database_url=SecretStr(url), components="data_management")
 
 
 async def test_a_server_on_another_database_does_not_start(database_url: str, other: Database, home: Path) -> None:
     """Breaks with: a server that begins to sweep before it knows that the home is its database's."""
-    first = _platform(database_url, home)
+    first = build(await open_installation(_settings(database_url, home)))
     await first.start()
     await first.stop()
-    second = _platform(other.url, home)
     with pytest.raises(Unavailable, match="belongs to the database"):
-        await second.start()
-    await second.stop()
+        await open_installation(_settings(other.url, home))
+    again = await open_installation(_settings(database_url, home))  # the refused one let go of the home
+    await again.close()
 
 
 @pytest.mark.postgres
 async def test_servers_on_postgres_share_a_home_and_not_with_one_on_sqlite(postgres_url: str, home: Path) -> None:
-    first, second = _platform(postgres_url, home), _platform(postgres_url, home)
+    first, second = [build(await open_installation(_settings(postgres_url, home))) for _ in range(2)]
     await first.start()
     await second.start()
+    assert first.settings.node == second.settings.node
     with pytest.raises(HomeLocked):
-        build(Settings(home=home, components="data_management", node="here"))
+        await open_installation(Settings(home=home, components="data_management"))
     await second.stop()
     await first.stop()

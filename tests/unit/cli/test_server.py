@@ -25,7 +25,7 @@ from burnish.core.errors import SchemaNewer
 class App:
     def __init__(self, settings):
         self.settings = settings
-        self.state = SimpleNamespace(platform=self)
+        self.state = SimpleNamespace(process=self)
         self.events = SimpleNamespace(finish=lambda: None)
     async def drain(self):
         if self.settings.environment == "slow":
@@ -142,9 +142,9 @@ def test_a_start_that_fails_as_expected_prints_the_error_alone(home: Path) -> No
         ("--port", "99999"),
         ("--components", "nonsense"),
         ("--auth", "maybe"),
-        ("--auth", "on"),
-        ("--redis-url", "redis://127.0.0.1"),
-        ("--config", "nowhere.yaml"),
+        ("--components", "platform"),
+        ("--components", "fine_tuning,model_serving"),
+        ("--components", ","),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(home: Path, arguments: tuple[str, str]) -> None:

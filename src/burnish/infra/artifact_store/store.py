@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -110,6 +110,18 @@ async def claim_store(session: AsyncSession, store_id: str, url: str) -> str:
             hint="point BURNISH_ARTIFACT_URL of every server at the same shared folder, or restore that folder",
         )
     return known.database_id
+
+
+async def key_fingerprint(session: AsyncSession) -> str | None:
+    """Return the fingerprint of the installation's secret key; None before the first process has claimed it."""
+    return await session.scalar(select(ArtifactStoreRow.key_fingerprint))
+
+
+async def claim_key(session: AsyncSession, fingerprint: str) -> str:
+    """Note the fingerprint of the secret key unless one is noted already; return the one that counts."""
+    statement = update(ArtifactStoreRow).where(ArtifactStoreRow.key_fingerprint.is_(None))
+    await session.execute(statement.values(key_fingerprint=fingerprint).execution_options(synchronize_session=False))
+    return str(await key_fingerprint(session))
 
 
 async def _insert_once(

@@ -48,4 +48,6 @@ class ArtifactStoreRow(Base):
     url: Mapped[str] = mapped_column(String(1000))
     database_id: Mapped[str] = mapped_column(String(64))
     """Made once with the database, whatever it is restored into; written into the store and into homes."""
+    key_fingerprint: Mapped[str | None] = mapped_column(String(64), default=None)
+    """Of the installation's secret key, so that a process with another one is refused; the key itself is in no row."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, case, delete, func, or_, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import Conflict
@@ -11,7 +13,7 @@ from burnish.core.states import JOB, JobState, check
 from burnish.infra import event_log, signals
 from burnish.infra.database import after_commit, epoch_now, notify, utcnow
 from burnish.infra.reconcile import wake
-from burnish.platform.jobs.tables import ClaimTable, JobTable, NodeTable
+from burnish.platform.jobs.tables import ClaimTable, HomeTable, JobTable, NodeTable
 
 FINISHED_TOPIC = "job:finished"
 QUEUE_TOPIC = "jobs:queue"
@@ -186,6 +188,32 @@ async def put_node(session: AsyncSession, node: NodeTable) -> None:
     """Insert or replace what is known of a node."""
     node.seen_at = await database_now(session)
     await session.merge(node)
+
+
+async def home(session: AsyncSession, home_id: str) -> HomeTable | None:
+    """Return what is known of a home."""
+    return await session.get(HomeTable, home_id)
+
+
+async def claim_node(session: AsyncSession, home_id: str, node: str) -> bool:
+    """Make a node's name this home's; False if it is another home's. Atomic: of several homes that try, one gets it."""
+    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    statement = insert(HomeTable.__table__).values(id=home_id, node=node, created_at=utcnow())  # type: ignore[arg-type]
+    await session.execute(statement.on_conflict_do_nothing())
+    owner = await session.scalar(select(HomeTable.id).where(HomeTable.node == node))
+    return owner == home_id
+
+
+async def give_node(session: AsyncSession, home_id: str, node: str) -> None:
+    """Give a node's name to a home, whosever it was."""
+    await session.execute(delete(HomeTable).where(or_(HomeTable.node == node, HomeTable.id == home_id)))
+    await claim_node(session, home_id, node)
+
+
+async def node_silent_seconds(session: AsyncSession, node: str) -> float | None:
+    """Return for how long no process of a node has described it; None if none ever has."""
+    statement = select(epoch_now() - NodeTable.seen_at).where(NodeTable.name == node)
+    return await session.scalar(statement)
 
 
 async def lock_admission(session: AsyncSession) -> list[NodeTable]:

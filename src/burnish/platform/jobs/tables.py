@@ -83,6 +83,17 @@ class NodeTable(Base):
     seen_at: Mapped[float] = mapped_column(Float, default=0.0)
 
 
+class HomeTable(Base):
+    """A home, and the node that its processes are: two homes are two nodes, also on one machine."""
+
+    __tablename__ = "homes"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Lies in the home, too."""
+    node: Mapped[str] = mapped_column(String(255), unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)
+
+
 class ClaimTable(Base):
     """Resources of a node that something other than a job holds: a serving replica, say."""
 
