@@ -5,28 +5,36 @@ documentation. A process reads one immutable :class:`Configuration` at a time, w
 layers, and how a change reaches every process, is ``burnish.platform.configuration``.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from burnish.core.settings import Settings
 from burnish.core.specs.base import digest_of
 
-
-def hot(default: Any, description: str, **rules: Any) -> Any:
-    """Declare a field whose change every process obeys at once."""
-    return Field(default=default, description=description, json_schema_extra={"change": "hot"}, **rules)
+Change = Literal["hot", "restart"]
 
 
-def cold(default: Any, description: str, **rules: Any) -> Any:
+def hot(default: Any, description: str, *, sensitive: bool = False, **rules: Any) -> Any:
+    """Declare a field whose change every process obeys at once. ``sensitive``: only administrators see its value."""
+    extra = {"change": "hot", "sensitive": sensitive}
+    return Field(default=default, description=description, json_schema_extra=extra, **rules)
+
+
+def cold(default: Any, description: str, *, sensitive: bool = False, **rules: Any) -> Any:
     """Declare a field whose change needs a restart; the platform says so where it is changed and shown."""
-    return Field(default=default, description=description, json_schema_extra={"change": "restart"}, **rules)
+    extra = {"change": "restart", "sensitive": sensitive}
+    return Field(default=default, description=description, json_schema_extra=extra, **rules)
 
 
 class Section(BaseModel):
     """Base of the sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Rate(Section):
@@ -88,8 +96,8 @@ class IntegratorConfiguration(Section):
     )
     allowed_networks: tuple[str, ...] = hot(
         ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
-        "Networks that a registered endpoint may lie in; metadata addresses never",
-    )
+        "Networks that a registered endpoint may lie in; metadata addresses never", sensitive=True,
+    )  # fmt: skip
     registrations_per_minute: int = hot(600, "Registrations that are accepted from one credential a minute", ge=1)
 
 
@@ -99,11 +107,14 @@ class OidcConfiguration(Section):
     issuer: str | None = hot(None, "URL of the provider; none: no such login")
     client_id: str = hot("burnish", "Our id there")
     client_secret: str | None = hot(
-        None, "`secret://name` of our secret there; none for a public client (PKCE)", pattern=r"^secret://"
-    )
+        None, "`secret://name` of our secret there; none for a public client (PKCE)", sensitive=True,
+        pattern=r"^secret://[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    )  # fmt: skip
     scopes: tuple[str, ...] = hot(("openid", "email", "profile"), "What we ask for")
     roles_claim: str | None = hot(None, "Claim that lists the user's groups")
-    role_bindings: dict[str, str] = hot({}, "Role by group: `ml-team: default/engineer`, `admins: */administrator`")
+    role_bindings: dict[str, str] = hot(
+        {}, "Role by group: `ml-team: default/engineer`, `admins: */administrator`", sensitive=True
+    )
     default_role: Literal["viewer", "engineer"] | None = hot(
         None, "Role in project `default` of whoever can log in; none: an administrator gives it"
     )
@@ -150,4 +161,107 @@ Current = Callable[[], Configuration]
 
 def defaults() -> Configuration:
     """Return the configuration without any layer over it (tests, and processes without a platform)."""
-    return Configuration()
+    return _DEFAULTS
+
+
+_DEFAULTS = Configuration()
+
+SAME_AS: Mapping[str, str] = MappingProxyType(
+    {
+        "log_level": "logging.level",
+        "cancel_grace_seconds": "jobs.cancel_grace_seconds",
+        "disk_reserve_bytes": "jobs.disk_reserve_bytes",
+        "upload_max_bytes": "gateway.max_upload_bytes",
+    }
+)
+"""Fields of the process's set-up that mean a key: given there, they are that key's process layer."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of the schema: a field that holds a value of its own (maps and lists are one value each)."""
+
+    key: str
+    default: JsonValue
+    description: str
+    change: Change
+    sensitive: bool
+
+    @property
+    def read_permission(self) -> str:
+        """What a caller needs to see its value."""
+        return "configuration:write" if self.sensitive else "configuration:read"
+
+    @property
+    def write_permissions(self) -> tuple[str, ...]:
+        """What a caller needs to change it: who may do what is not changed by whoever may change limits."""
+        own = ("identity:write",) if self.key.startswith("identity.") else ()
+        return ("configuration:write", *own)
+
+
+@functools.cache
+def schema() -> Mapping[str, Setting]:
+    """Return every key with what is known of it, in the order of the sections."""
+    return MappingProxyType({one.key: one for one in _walk(_DEFAULTS, "")})
+
+
+@functools.cache
+def sections() -> frozenset[str]:
+    """Return the names under which keys stand: ``gateway``, ``gateway.per_key``, ..."""
+    parts = (key.split(".") for key in schema())
+    return frozenset(".".join(path[:length]) for path in parts for length in range(1, len(path)))
+
+
+def _walk(section: BaseModel, prefix: str) -> Iterator[Setting]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _walk(value, f"{prefix}{name}.")
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        yield Setting(
+            key=prefix + name,
+            default=section.model_dump(mode="json")[name],
+            description=field.description or "",
+            change="restart" if extra.get("change") == "restart" else "hot",
+            sensitive=bool(extra.get("sensitive")),
+        )
+
+
+def values_of(configuration: Configuration) -> dict[str, JsonValue]:
+    """Return the value of every key, as JSON."""
+    return {key: value_at(configuration, key) for key in schema()}
+
+
+def value_at(configuration: Configuration, key: str) -> JsonValue:
+    """Return one key's value, as JSON."""
+    *path, name = key.split(".")
+    section: BaseModel = configuration
+    for part in path:
+        section = getattr(section, part)
+    value: JsonValue = section.model_dump(mode="json", include={name})[name]
+    return value
+
+
+def nested(values: Mapping[str, JsonValue]) -> dict[str, Any]:
+    """Return values by key as sections within sections."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        section = found
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return found
+
+
+def given_in(settings: Settings) -> dict[str, JsonValue]:
+    """Return, by key, what the process's set-up says of the configuration (:data:`SAME_AS`)."""
+    return {key: getattr(settings, name) for name, key in SAME_AS.items() if name in settings.model_fields_set}
+
+
+def of_settings(settings: Settings) -> Current:
+    """Return the configuration of a process without a platform: the defaults, and what its set-up says."""
+    values = {key: setting.default for key, setting in schema().items()} | given_in(settings)
+    fixed = Configuration.model_validate(nested(values))
+    return lambda: fixed
