@@ -48,6 +48,7 @@ from burnish.infra.storable import storable
 from burnish.platform.identity import Principal, current_principal
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.jobs import service
+from burnish.platform.jobs.limits import check_request, is_protocol, limited
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.jobs.schemas import Check, Kind, LightJob, Wait
 from burnish.platform.jobs.validation import validate
@@ -72,6 +73,7 @@ def component_app(
     routers: Sequence[APIRouter] = (),
     routes: Sequence[str] = (),
     extra_asgi: Mapping[str, ASGIApp] | None = None,
+    version: str = __version__,
 ) -> FastAPI:
     """Make a component: the protocol's routes, and ``routers`` of its own.
 
@@ -82,17 +84,18 @@ def component_app(
         routers: routes of its own, each handler behind the same caller check.
         routes: path prefixes that the gateway passes to this component.
         extra_asgi: raw ASGI apps by path prefix, for data paths (behind the caller check, too).
+        version: its own.
     """
     runtime.offer(component_type, kinds)
     app = FastAPI(
         title=f"Burnish component {component_type}",
-        version=__version__,
+        version=version,
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,
     )
     install_problems(app)
-    app.include_router(_protocol(component_type, kinds, runtime, routes))
+    app.include_router(_protocol(describe(component_type, kinds, routes, version), kinds, runtime))
     for router in routers:
         app.include_router(router)
     for prefix, raw in (extra_asgi or {}).items():
@@ -101,7 +104,9 @@ def component_app(
     return app
 
 
-def describe(component_type: str, kinds: Mapping[str, Kind], routes: Sequence[str] = ()) -> Description:
+def describe(
+    component_type: str, kinds: Mapping[str, Kind], routes: Sequence[str] = (), version: str = __version__
+) -> Description:
     """Return what a component says of itself."""
     offers = tuple(
         KindOffer(
@@ -110,7 +115,7 @@ def describe(component_type: str, kinds: Mapping[str, Kind], routes: Sequence[st
         )
         for name, kind in sorted(kinds.items())
     )  # fmt: skip
-    return Description(component_type=component_type, version=__version__, kinds=offers, routes=tuple(routes))
+    return Description(component_type=component_type, version=version, kinds=offers, routes=tuple(routes))
 
 
 class _CallerCheck:
@@ -132,16 +137,19 @@ class _CallerCheck:
             if not token:
                 raise Unauthenticated("the request carries no caller token", hint="call through the gateway")
             principal = scope[SCOPE_KEY] = self._tokens.verify(token, self._component_type)
-        except Unauthenticated as error:
+            if is_protocol(scope["path"]):
+                check_request(headers)
+                receive = limited(receive)
+        except BurnishError as error:
             await problem_response(error, trace)(scope, receive, send)
             return
         with bound(trace_id=trace, project_id=principal.project_id):
             await self._app(scope, receive, send)
 
 
-def _protocol(component_type: str, kinds: Mapping[str, Kind], runtime: JobRuntime, routes: Sequence[str]) -> APIRouter:
+def _protocol(description: Description, kinds: Mapping[str, Kind], runtime: JobRuntime) -> APIRouter:
     router = APIRouter(tags=["component protocol"])
-    description = describe(component_type, kinds, routes)
+    component_type = description.component_type
     _about(router, description, runtime)
     _submitting(router, component_type, kinds, runtime)
     _following(router, component_type, runtime)
@@ -169,7 +177,7 @@ def _submitting(router: APIRouter, component_type: str, kinds: Mapping[str, Kind
     async def validate_job(request: JobRequest, caller: Caller) -> Validation:
         """Answer each problem with its place (`spec.rank`), or the spec with its defaults and what it would need."""
         _own_project(request, caller)
-        return (await validate(request, kinds, runtime.database, runtime.store))[0]
+        return (await validate(request, kinds, runtime.database, runtime.store, component_type))[0]
 
     @router.post("/jobs", summary="Accept a job", responses=problems(400, 401, 403, 409, 422, 503, 507))
     async def submit_job(request: JobRequest, caller: Caller) -> JobView:
@@ -199,8 +207,9 @@ async def submit(request: JobRequest, component_type: str, kinds: Mapping[str, K
         known = await service.resubmitted(session, request, component_type)
     if known is not None:
         return known
-    await asyncio.to_thread(require_disk, runtime.settings.home, runtime.settings.disk_reserve_bytes)
-    answer, parsed = await validate(request, kinds, runtime.database, runtime.store)
+    reserve = runtime.configuration().jobs.disk_reserve_bytes
+    await asyncio.to_thread(require_disk, runtime.settings.home, reserve)
+    answer, parsed = await validate(request, kinds, runtime.database, runtime.store, component_type)
     if answer.problems or answer.spec is None or answer.resources is None:
         first = answer.problems[0].message if answer.problems else "the job is wrong"
         raise InvalidRequest(f"the job cannot be accepted: {first}", problems=answer.problems)

@@ -1,0 +1,133 @@
+"""What a component asks of the platform over HTTP: to register it, to keep it, to forget it; and for its keys."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import SecretStr
+
+from burnish.core.errors import BurnishError, NotFound, UpstreamFailed
+from burnish.core.protocol import Registration
+from burnish.infra.http import AiohttpTransport, Request
+from burnish.infra.problems import error_from_problem
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+_REFUSED_SECONDS = 15.0
+_TIMEOUT_SECONDS = 10.0
+_ANSWER_LIMIT = 1 << 20
+
+
+class PlatformClient:
+    """Calls the platform's API with this component's key."""
+
+    def __init__(self, url: str, api_key: SecretStr | None) -> None:
+        self.url = url.rstrip("/")
+        self._transport = AiohttpTransport(self.url)
+        self._headers = {"accept": "application/json"}
+        if api_key is not None:
+            self._headers["authorization"] = f"Bearer {api_key.get_secret_value()}"
+
+    async def jwks(self) -> Mapping[str, Any]:
+        """Return the public keys of caller tokens."""
+        answer = await self.call("GET", "/platform/identity/jwks")
+        if not isinstance(answer, dict):
+            raise UpstreamFailed("the platform answered with no JWK set", where="/platform/identity/jwks")
+        return answer
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Return the JSON of an answer.
+
+        Raises:
+            BurnishError: the platform refused, cannot be reached, or did not answer with JSON.
+        """
+        content = b"" if body is None else json.dumps(body).encode()
+        headers = self._headers | ({} if body is None else {"content-type": "application/json"})
+        request = Request(method, path, headers, content, deadline=time.time() + _TIMEOUT_SECONDS)
+        async with self._transport.send(request) as response:
+            text = await response.read(_ANSWER_LIMIT)
+        try:
+            answer = json.loads(text) if text else None
+        except ValueError as error:
+            raise UpstreamFailed(f"{self.url}{path} answered {response.status} without JSON", where=path) from error
+        if response.status >= 400:
+            raise error_from_problem(answer if isinstance(answer, dict) else {}, response.status)
+        return answer
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+
+class Registrar:
+    """Keeps a component registered: again whenever the platform has forgotten it, until it is deregistered."""
+
+    def __init__(
+        self, platform: PlatformClient, registration: Registration, *, seconds: float = HEARTBEAT_SECONDS,
+        tell: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self._platform = platform
+        self._registration = registration
+        self._path = f"/platform/components/{registration.component_id}"
+        self._seconds = seconds
+        self._tell = tell
+        self._registered = False
+        self._told = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to register."""
+        self._task = asyncio.create_task(self._keep(), name="component-registrar")
+
+    async def stop(self) -> None:
+        """Stop, and have the platform forget the component (if it can be reached)."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if not self._registered:
+            return
+        try:
+            await self._platform.call("DELETE", self._path)
+            self._tell(f"Deregistered at {self._platform.url}.")
+        except BurnishError as error:
+            log.warning("it could not be deregistered: %s", error.message)
+        self._registered = False
+
+    async def _keep(self) -> None:
+        while True:
+            wait = self._seconds
+            try:
+                if not self._registered or await self._forgotten():
+                    await self._register()
+                self._told = ""
+            except BurnishError as error:
+                wait = self._seconds if error.retryable else max(self._seconds, _REFUSED_SECONDS)
+                self._complain(error)
+            except Exception:
+                log.exception("registering failed")
+            await asyncio.sleep(wait)
+
+    async def _register(self) -> None:
+        await self._platform.call("POST", "/platform/components/register", self._registration.model_dump(mode="json"))
+        self._registered = True
+        self._tell(f"Registered at {self._platform.url} as {self._registration.component_id}.")
+
+    async def _forgotten(self) -> bool:
+        """Send a heartbeat; tell whether the platform knows this id no more, or thinks that it is elsewhere."""
+        try:
+            view = await self._platform.call("POST", f"{self._path}/heartbeat")
+        except NotFound:
+            return True
+        known = view.get("api_endpoint") if isinstance(view, dict) else None
+        return known is not None and known != self._registration.api_endpoint
+
+    def _complain(self, error: BurnishError) -> None:
+        if error.message != self._told:
+            self._told = error.message
+            hint = f" ({error.hint})" if error.hint else ""
+            log.warning("not registered at %s: %s%s", self._platform.url, error.message, hint)
