@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -21,14 +21,14 @@ Change = Literal["hot", "restart"]
 
 def hot(default: Any, description: str, *, sensitive: bool = False, **rules: Any) -> Any:
     """Declare a field whose change every process obeys at once. ``sensitive``: only administrators see its value."""
-    extra = {"change": "hot", "sensitive": sensitive}
-    return Field(default=default, description=description, json_schema_extra=extra, **rules)
+    extra: dict[str, JsonValue] = {"change": "hot", "sensitive": sensitive}
+    return Field(default=default, description=description, json_schema_extra=cast(Any, extra), **rules)
 
 
 def cold(default: Any, description: str, *, sensitive: bool = False, **rules: Any) -> Any:
     """Declare a field whose change needs a restart; the platform says so where it is changed and shown."""
-    extra = {"change": "restart", "sensitive": sensitive}
-    return Field(default=default, description=description, json_schema_extra=extra, **rules)
+    extra: dict[str, JsonValue] = {"change": "restart", "sensitive": sensitive}
+    return Field(default=default, description=description, json_schema_extra=cast(Any, extra), **rules)
 
 
 class Section(BaseModel):
@@ -101,6 +101,10 @@ class IntegratorConfiguration(Section):
     registrations_per_minute: int = hot(600, "Registrations that are accepted from one credential a minute", ge=1)
 
 
+GroupBinding = Annotated[str, Field(pattern=r"^(\*|[a-z0-9][a-z0-9_-]*)/(viewer|engineer|administrator)$")]
+"""``project/role``; the project ``*`` is all of them."""
+
+
 class OidcConfiguration(Section):
     """Login by an OpenID Connect provider."""
 
@@ -124,6 +128,9 @@ class IdentityConfiguration(Section):
     """Keys and sessions."""
 
     session_seconds: float = hot(43_200.0, "A login of the page or the CLI ends after this long", gt=0)
+    public_url: str | None = hot(
+        None, "URL under which browsers reach Burnish, for logins; the request's own by default", pattern=r"^https?://[^\s/]+"
+    )
     key_days: int = hot(0, "Days that a new key lives unless told otherwise; 0: until it is revoked", ge=0)
     oidc: OidcConfiguration = hot(OidcConfiguration(), "Login by an OpenID Connect provider")
 
