@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from burnish.core.configuration import Current, of_settings
 from burnish.core.settings import Settings
 from burnish.core.states import JobState
 from burnish.infra.artifact_store.protocol import ArtifactStore
@@ -38,16 +39,18 @@ class JobRuntime:
     def __init__(
         self, database: Database, artifact_store: ArtifactStore, settings: Settings, tokens: CallerTokens,
         owner: str | None = None, backend: Backend | None = None, event_log: EventLog | None = None,
+        configuration: Current | None = None,
     ) -> None:  # fmt: skip
         self.database = database
         self.store = artifact_store
         self.settings = settings
         self.tokens = tokens
+        self.configuration = configuration or of_settings(settings)
         self.owner = owner or f"{settings.node}.{secrets.token_hex(3)}"
         self.backend = backend or LocalBackend(settings.jobs_dir, hub_offline=settings.hub_offline)
         self.event_log = event_log or EventLog(database)
         self._kinds: dict[str, Mapping[str, Kind]] = {}
-        self._scheduler = Scheduler(database, settings, self.backend)
+        self._scheduler = Scheduler(database, settings, self.backend, self._kinds, self.configuration)
         self._turns: JobTurns | None = None
         self._loops: list[Reconciler] = []
         self._sweeper: asyncio.Task[None] | None = None
@@ -61,12 +64,17 @@ class JobRuntime:
         return self._kinds.get(component_type, {})
 
     async def start(self) -> None:
-        """Start the loops: hosts that live are found again, jobs that a shutdown paused go on."""
+        """Start the loops: hosts that live are found again, jobs that a shutdown paused go on.
+
+        A process that offers no kinds runs no jobs: none of this is its own.
+        """
+        if not self._kinds:
+            return
         await self._resume_paused()
         await asyncio.to_thread(self.settings.jobs_dir.mkdir, parents=True, exist_ok=True)
         self._turns = JobTurns(
             self.database, self.backend, artifact_url=self.settings.resolved_artifact_url,
-            grace_seconds=self.settings.cancel_grace_seconds,
+            grace_seconds=self.configuration().jobs.cancel_grace_seconds,
         )  # fmt: skip
         light = LightTurns(self.database, self.kinds_of)
         heavy_rows, light_rows = store.heavy_on(self.settings.node), store.light_of(self._kinds)
@@ -100,6 +108,8 @@ class JobRuntime:
     @property
     def alive(self) -> bool:
         """Whether every loop runs (readiness)."""
+        if not self._kinds:
+            return True
         return bool(self._loops) and self._scheduler.alive and all(loop.alive for loop in self._loops)
 
     async def pause_running(self, patience_seconds: float = 60.0) -> list[str]:
@@ -108,6 +118,8 @@ class JobRuntime:
         Nothing is admitted any more: a job that pauses frees room in which the next would start.
         Returns the ids of jobs that still run when the patience is over, or that cannot pause.
         """
+        if not self._kinds:
+            return []
         await self._scheduler.stop()
         async with self.database.write() as session:
             for job in await store.pausable_on_node(session, self.settings.node):

@@ -1,6 +1,6 @@
-"""The loop that admits queued jobs to this node.
+"""The loop that admits queued jobs to this node: those of the component types that its process offers.
 
-Decisions are made in one transaction under one lock, so that two servers of one node, or of one database, never give
+Several processes of one node share what it has by their rows. Decisions are made in one transaction under one lock, so that two servers of one node, or of one database, never give
 the same core away twice.
 """
 
@@ -9,11 +9,13 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from burnish.core.configuration import Current
 from burnish.core.errors import Unavailable
 from burnish.core.protocol import COMPONENT_TYPES
 from burnish.core.settings import Settings
@@ -35,14 +37,14 @@ _MEMORY_SHARE = 0.85
 _UNFINISHED = (JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.PAUSED)
 
 
-def node_capacity(settings: Settings) -> Capacity:
+def node_capacity(settings: Settings, disk_reserve_bytes: int) -> Capacity:
     """Return what this machine gives to jobs."""
     memory = settings.memory_bytes or int(_total_memory() * _MEMORY_SHARE)
     gpus = Path("/proc/driver/nvidia/gpus")
     count = len(list(gpus.iterdir())) if gpus.is_dir() else 0
     settings.home.mkdir(parents=True, exist_ok=True)
     disk = os.statvfs(settings.home)
-    free = max(0, disk.f_bavail * disk.f_frsize - settings.disk_reserve_bytes)
+    free = max(0, disk.f_bavail * disk.f_frsize - disk_reserve_bytes)
     return Capacity(settings.capacity_cpus, memory, count, free)
 
 
@@ -58,10 +60,15 @@ def _total_memory() -> int:
 class Scheduler:
     """Admits jobs to one node."""
 
-    def __init__(self, database: Database, settings: Settings, backend: Backend) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, backend: Backend, types: Collection[str], configuration: Current,
+    ) -> None:  # fmt: skip
+        """``types``: of the components that this process offers, as they are when the queue is looked at."""
         self._database = database
         self._settings = settings
         self._backend = backend
+        self._types = types
+        self._configuration = configuration
         self._task: asyncio.Task[None] | None = None
         self._node_at = 0.0
         self._measured_at = 0.0
@@ -104,14 +111,18 @@ class Scheduler:
             await topic.wait(seen, _LOOK_SECONDS)
 
     async def _describe_node(self) -> None:
-        capacity = await asyncio.to_thread(node_capacity, self._settings)
+        capacity = await self._capacity()
         node = NodeTable(
             name=self._settings.node, cpus=capacity.cpus, memory_bytes=capacity.memory_bytes,
             gpus=capacity.gpus, disk_bytes=capacity.disk_bytes,
         )  # fmt: skip
         async with self._database.write() as session:
-            await store.put_node(session, node)
+            await store.put_node(session, node, self._types)
         self._node_at = time.monotonic()
+
+    async def _capacity(self) -> Capacity:
+        reserve = self._configuration().jobs.disk_reserve_bytes
+        return await asyncio.to_thread(node_capacity, self._settings, reserve)
 
     async def _measure(self) -> None:
         """Set the gauges of jobs from the rows, so that they are right after a restart, too."""
@@ -130,16 +141,16 @@ class Scheduler:
     async def look(self) -> int:
         """Look at the queue once; return how many jobs were admitted."""
         async with self._database.read() as session:
-            if not await store.any_queued(session):
+            if not await store.any_queued(session, self._types):
                 return 0
-        capacity = await asyncio.to_thread(node_capacity, self._settings)
+        capacity = await self._capacity()
         async with self._database.write() as session:
             return await self._admit(session, capacity)
 
     async def _admit(self, session: AsyncSession, capacity: Capacity) -> int:
         await store.lock_admission(session)
         node = self._settings.node
-        queue = await store.queued(session, node)
+        queue = await store.queued(session, node, self._types)
         running = await store.on_node(session, node)
         claims = await store.claims(session, node)
         now = await store.database_now(session)

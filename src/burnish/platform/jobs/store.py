@@ -17,6 +17,7 @@ from burnish.platform.jobs.tables import ClaimTable, HomeTable, JobTable, NodeTa
 
 FINISHED_TOPIC = "job:finished"
 QUEUE_TOPIC = "jobs:queue"
+_OFFER_SECONDS = 60.0
 _FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 _ON_NODE = (JobState.STARTING, JobState.RUNNING)
 
@@ -130,11 +131,11 @@ async def page(
     return list((await session.execute(statement)).scalars())
 
 
-async def queued(session: AsyncSession, node: str) -> list[JobTable]:
-    """Return heavy jobs that wait for a node, locked, those that this node may take: priority, then first come."""
+async def queued(session: AsyncSession, node: str, types: Iterable[str]) -> list[JobTable]:
+    """Return heavy jobs of these component types that this node may take, locked: priority, then first come."""
     statement = (
         select(JobTable)
-        .where(JobTable.state == JobState.QUEUED, JobTable.run.is_not(None), or_(JobTable.node.is_(None), JobTable.node == node))
+        .where(_waits_for(types), or_(JobTable.node.is_(None), JobTable.node == node))
         .order_by(JobTable.priority.desc(), JobTable.queued_at, JobTable.id)
         .limit(500)
         .with_for_update()
@@ -159,9 +160,14 @@ async def unread_seconds(session: AsyncSession) -> float:
     return max(0.0, (await session.execute(statement)).scalar_one() or 0.0)
 
 
-async def any_queued(session: AsyncSession) -> bool:
-    """Tell whether any heavy job waits."""
-    statement = select(JobTable.id).where(JobTable.state == JobState.QUEUED, JobTable.run.is_not(None)).limit(1)
+def _waits_for(types: Iterable[str]) -> ColumnElement[bool]:
+    heavy = JobTable.run.is_not(None)
+    return (JobTable.state == JobState.QUEUED) & heavy & JobTable.component_type.in_(sorted(types))
+
+
+async def any_queued(session: AsyncSession, types: Iterable[str]) -> bool:
+    """Tell whether any heavy job of these component types waits."""
+    statement = select(JobTable.id).where(_waits_for(types)).limit(1)
     return (await session.execute(statement)).first() is not None
 
 
@@ -184,9 +190,12 @@ async def drop_claim(session: AsyncSession, owner_kind: str, owner_id: str) -> N
         await notify(session, QUEUE_TOPIC)
 
 
-async def put_node(session: AsyncSession, node: NodeTable) -> None:
-    """Insert or replace what is known of a node."""
-    node.seen_at = await database_now(session)
+async def put_node(session: AsyncSession, node: NodeTable, types: Iterable[str]) -> None:
+    """Insert or replace what is known of a node, by one of its processes, which offers these component types."""
+    now = await database_now(session)
+    known = await session.get(NodeTable, node.name, with_for_update=True, populate_existing=True)
+    node.seen_at = now
+    node.offers = {**((known.offers if known is not None else None) or {}), **dict.fromkeys(sorted(types), now)}
     await session.merge(node)
 
 
@@ -225,6 +234,14 @@ async def lock_admission(session: AsyncSession) -> list[NodeTable]:
 async def nodes(session: AsyncSession) -> list[NodeTable]:
     """Return all nodes."""
     return list((await session.execute(select(NodeTable).order_by(NodeTable.name))).scalars())
+
+
+async def nodes_that_offer(session: AsyncSession, component_type: str) -> list[NodeTable]:
+    """Return the nodes of which some process offered a component type lately; all, if none is known to."""
+    found = await nodes(session)
+    since = await database_now(session) - _OFFER_SECONDS
+    offering = [node for node in found if (node.offers or {}).get(component_type, 0.0) > since]
+    return offering or found
 
 
 async def counts(session: AsyncSession, component_type: str | None = None) -> dict[tuple[str, str, str], int]:

@@ -81,6 +81,8 @@ class NodeTable(Base):
     gpus: Mapped[int] = mapped_column(Integer, default=0)
     disk_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     seen_at: Mapped[float] = mapped_column(Float, default=0.0)
+    offers: Mapped[dict[str, float] | None] = mapped_column(JsonB)
+    """When (epoch of the database's clock) a process of it last offered each component type."""
 
 
 class HomeTable(Base):
@@ -91,6 +93,8 @@ class HomeTable(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     """Lies in the home, too."""
     node: Mapped[str] = mapped_column(String(255), unique=True)
+    lost_at: Mapped[float | None] = mapped_column(Float)
+    """Epoch of the database's clock: since then its jobs are others'. NULL while it is well; its next start ends that."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)
 
 

@@ -22,9 +22,13 @@ from burnish.platform.jobs.schemas import Check, Kind
 
 
 async def validate(
-    request: JobRequest, kinds: Mapping[str, Kind], database: Database, artifact_store: ArtifactStore
-) -> tuple[Validation, Any]:
-    """Check a job completely. Returns what to answer, and the parsed spec (None if it is wrong or incomplete)."""
+    request: JobRequest, kinds: Mapping[str, Kind], database: Database, artifact_store: ArtifactStore,
+    component_type: str = "",
+) -> tuple[Validation, Any]:  # fmt: skip
+    """Check a job completely. Returns what to answer, and the parsed spec (None if it is wrong or incomplete).
+
+    What it asks for is held against the nodes that offer ``component_type``.
+    """
     kind = kinds.get(request.kind)
     if kind is None:
         return Validation(problems=(_unknown_kind(request.kind, kinds),)), None
@@ -41,7 +45,7 @@ async def validate(
         return Validation(problems=tuple(problems)), None
     try:
         complete: BaseModel = parsed if kind.complete is None else await asyncio.to_thread(kind.complete, parsed)
-        nodes = await _capacities(database) if kind.run is not None else []
+        nodes = await _capacities(database, component_type) if kind.run is not None else []
         resources = request.resources or _at_most_a_node(kind.resources(complete), nodes)
     except BurnishError as error:
         problem = FieldProblem(where=error.where or "spec", message=error.message, hint=error.hint)
@@ -180,9 +184,9 @@ async def _missing_artifacts(
     return problems
 
 
-async def _capacities(database: Database) -> list[Capacity]:
+async def _capacities(database: Database, component_type: str) -> list[Capacity]:
     async with database.read() as session:
-        nodes = await store.nodes(session)
+        nodes = await store.nodes_that_offer(session, component_type)
     return [Capacity(n.cpus, n.memory_bytes, n.gpus, n.disk_bytes) for n in nodes]
 
 
