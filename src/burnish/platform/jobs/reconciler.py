@@ -25,7 +25,7 @@ from burnish.platform.jobs import recording, store
 from burnish.platform.jobs.backends.protocol import Backend
 from burnish.platform.jobs.decide import Facts, Step, decide
 from burnish.platform.jobs.files import HostEvent, HostResult, JobOrder
-from burnish.platform.jobs.tables import JobTable
+from burnish.platform.jobs.tables import NEW_FOLDER, JobTable
 from burnish.platform.jobs.watchdog import memory_error, wall_error
 
 log = logging.getLogger(__name__)
@@ -209,13 +209,15 @@ class JobTurns:
         """Start the host of the committed incarnation, once in this turn; whoever has the folder's lock is the host."""
         job, folder = watched.job, self._folder(watched.job)
         if watched.started_here_at is None:
+            if job.events_offset == NEW_FOLDER:
+                await self._in_thread(self._backend.remove, folder)
             end = await self._in_thread(self._backend.events_end, folder)
             async with (
                 turn.write() as session
             ):  # the lease is ours at this moment: a server that was frozen starts nothing
                 row = await self._row(session, job)
                 # A power cut may have taken lines that were read already: new ones must not hide behind the old offset.
-                row.events_offset = min(row.events_offset, end)
+                row.events_offset = 0 if row.events_offset == NEW_FOLDER else min(row.events_offset, end)
             watched.job = job = row
             if await self._in_thread(self._backend.start, folder, self._order(job)):
                 watched.started_here_at = time.monotonic()

@@ -16,7 +16,7 @@ from burnish.infra.storable import cleaned
 from burnish.platform.jobs import store
 from burnish.platform.jobs.files import HostEvent, HostResult
 from burnish.platform.jobs.service import CHECKPOINT_OWNER, OUTPUT_OWNER, release_unfinished, requeue_paused
-from burnish.platform.jobs.tables import JobTable
+from burnish.platform.jobs.tables import NEW_FOLDER, JobTable
 
 
 async def attached(session: AsyncSession, job: JobTable, process: ProcessId) -> None:
@@ -140,6 +140,36 @@ async def lost(session: AsyncSession, job: JobTable, why: str, ran_seconds: floa
         await store.change_state(session, job, JobState.PAUSED, reason=f"its host was lost: {why}")
         return
     await store.change_state(session, job, JobState.QUEUED, reason=f"its host was lost ({why}); again from {start}")
+
+
+async def moved(session: AsyncSession, job: JobTable, node: str, seen_at: float) -> None:
+    """The job's node is lost: any other may take it. No fault of the job's, so it does not count as one of its restarts.
+
+    ``seen_at``: when the node was last heard of; its host is charged for the time until then.
+    """
+    previous = JobState(job.state)
+    began = job.host_started_at
+    _forget_host(job, job.ran_seconds + (0.0 if began is None else max(0.0, seen_at - began)))
+    job.node = job.directory = None
+    job.events_offset = NEW_FOLDER
+    job.lease_owner = job.lease_until = job.due_at = None  # a process of that node that lives on writes nothing more
+    start = "the beginning" if job.checkpoint is None else f"its checkpoint at step {job.checkpoint_step}"
+    reason = f"its node {node} is lost; it goes on elsewhere from {start}"
+    if job.cancel_requested_at is not None:
+        await cancelled(session, job, f"its node {node} is lost")
+    elif previous == JobState.PAUSED and job.paused_by_shutdown:
+        await requeue_paused(session, job)
+    elif previous in (JobState.STARTING, JobState.RUNNING):
+        wanted = (
+            JobState.PAUSED if job.pause_requested_at is not None and not job.paused_by_shutdown else JobState.QUEUED
+        )
+        if wanted == JobState.QUEUED:
+            job.pause_requested_at, job.paused_by_shutdown = None, False
+        await store.change_state(session, job, wanted, reason=reason)
+    else:
+        data = {"state": previous, "previous": previous, "reason": reason}
+        await store.append_event(session, job, "state", data)
+        await store.wake_queue(session)
 
 
 def _forget_host(job: JobTable, ran_seconds: float) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from burnish.core.configuration import Current, of_settings
 from burnish.core.settings import Settings
-from burnish.core.states import JobState
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database, utcnow
 from burnish.infra.event_log import EventLog
@@ -50,7 +49,9 @@ class JobRuntime:
         self.backend = backend or LocalBackend(settings.jobs_dir, hub_offline=settings.hub_offline)
         self.event_log = event_log or EventLog(database)
         self._kinds: dict[str, Mapping[str, Kind]] = {}
-        self._scheduler = Scheduler(database, settings, self.backend, self._kinds, self.configuration)
+        self._scheduler = Scheduler(
+            database, settings, self.backend, self._kinds, self.configuration, came_back=self._sweep_now
+        )
         self._turns: JobTurns | None = None
         self._loops: list[Reconciler] = []
         self._sweeper: asyncio.Task[None] | None = None
@@ -154,22 +155,25 @@ class JobRuntime:
 
     async def _sweep_often(self) -> None:
         while True:
-            try:
-                await self.sweep()
-            except Exception:
-                log.exception("the sweep of jobs' folders failed")
+            await self._sweep_now()
             await asyncio.sleep(_SWEEP_SECONDS)
 
+    async def _sweep_now(self) -> None:
+        try:
+            await self.sweep()
+        except Exception:
+            log.exception("the sweep of jobs' folders failed")
+
     async def sweep(self) -> list[str]:
-        """End hosts without a live row and remove folders of jobs that have ended; return their ids."""
+        """End hosts without a live row here and remove folders of jobs that have ended or moved away; return their ids."""
         folders = await asyncio.to_thread(self.backend.folders)
         async with self.database.read() as session:
-            states = await store.states_of(session, folders)
+            wanted = await store.folders_of(session, folders)
         removed = []
         for job_id, folder in folders.items():
-            state = states.get(job_id)
-            ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
-            if not ended and (state is not None or await asyncio.to_thread(_is_young, folder)):
+            if wanted.get(job_id) == str(folder):
+                continue
+            if job_id not in wanted and await asyncio.to_thread(_is_young, folder):
                 continue
             await asyncio.to_thread(self.backend.remove, folder)
             removed.append(job_id)

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,13 +62,24 @@ class Scheduler:
 
     def __init__(
         self, database: Database, settings: Settings, backend: Backend, types: Collection[str], configuration: Current,
+        came_back: Callable[[], Awaitable[object]],
     ) -> None:  # fmt: skip
-        """``types``: of the components that this process offers, as they are when the queue is looked at."""
+        """Make it, not started.
+
+        Args:
+            database: of the jobs.
+            settings: name the node and limit what it gives.
+            backend: says where a job's folder is to be.
+            types: of the components that this process offers, as they are when the queue is looked at.
+            configuration: the disk reserve.
+            came_back: called when others have taken the node for lost: what it had is theirs by now.
+        """
         self._database = database
         self._settings = settings
         self._backend = backend
         self._types = types
         self._configuration = configuration
+        self._came_back = came_back
         self._task: asyncio.Task[None] | None = None
         self._node_at = 0.0
         self._measured_at = 0.0
@@ -118,6 +129,10 @@ class Scheduler:
         )  # fmt: skip
         async with self._database.write() as session:
             await store.put_node(session, node, self._types)
+            was_lost = await store.unmark_lost(session, node.name)
+        if was_lost:
+            log.warning("node %s had been lost to the others: what they took over ends here", node.name)
+            await self._came_back()
         self._node_at = time.monotonic()
 
     async def _capacity(self) -> Capacity:

@@ -225,6 +225,29 @@ async def node_silent_seconds(session: AsyncSession, node: str) -> float | None:
     return await session.scalar(statement)
 
 
+async def node_seen_at(session: AsyncSession, node: str) -> float:
+    """Return when a process of the node last described it; 0 if none ever has."""
+    return await session.scalar(select(NodeTable.seen_at).where(NodeTable.name == node)) or 0.0
+
+
+async def mark_lost(session: AsyncSession, node: str) -> None:
+    """Note that a node is lost, until one of its processes says otherwise."""
+    since = update(HomeTable).where(HomeTable.node == node, HomeTable.lost_at.is_(None)).values(lost_at=epoch_now())
+    await session.execute(since.execution_options(synchronize_session=False))
+
+
+async def unmark_lost(session: AsyncSession, node: str) -> bool:
+    """Note that a node is there; tell whether it had been lost."""
+    back = update(HomeTable).where(HomeTable.node == node, HomeTable.lost_at.is_not(None)).values(lost_at=None)
+    found = await session.execute(back.returning(HomeTable.id).execution_options(synchronize_session=False))
+    return bool(found.all())
+
+
+async def lost_nodes(session: AsyncSession) -> list[str]:
+    """Return the nodes that are lost."""
+    return list(await session.scalars(select(HomeTable.node).where(HomeTable.lost_at.is_not(None))))
+
+
 async def lock_admission(session: AsyncSession) -> list[NodeTable]:
     """Take the lock of admission until the transaction ends: one server decides at a time. Returns all nodes."""
     statement = select(NodeTable).order_by(NodeTable.name).with_for_update()
@@ -265,13 +288,25 @@ async def first_pending_reason(session: AsyncSession, component_type: str) -> st
     return (await session.execute(statement)).scalar_one_or_none()
 
 
-async def states_of(session: AsyncSession, job_ids: Iterable[str]) -> dict[str, JobState]:
-    """Return the states of those of the jobs that exist."""
+async def folders_of(session: AsyncSession, job_ids: Iterable[str]) -> dict[str, str | None]:
+    """Return, for those of the jobs that exist, the folder of each that has not ended (None for others)."""
     ids = list(job_ids)
     if not ids:
         return {}
-    rows = await session.execute(select(JobTable.id, JobTable.state).where(JobTable.id.in_(ids)))
-    return {row[0]: JobState(row[1]) for row in rows}
+    rows = await session.execute(select(JobTable.id, JobTable.state, JobTable.directory).where(JobTable.id.in_(ids)))
+    return {row[0]: None if JobState(row[1]) in _FINAL else row[2] for row in rows}
+
+
+async def unfinished_on(session: AsyncSession, node: str) -> list[JobTable]:
+    """Return a node's heavy jobs that have not ended, locked."""
+    statement = select(JobTable).where(JobTable.node == node, JobTable.run.is_not(None), JobTable.state.not_in(_FINAL))
+    statement = statement.order_by(JobTable.id).with_for_update().execution_options(populate_existing=True)
+    return list((await session.execute(statement)).scalars())
+
+
+async def wake_queue(session: AsyncSession) -> None:
+    """Have every scheduler look at the queue."""
+    await notify(session, QUEUE_TOPIC)
 
 
 async def rows_of(session: AsyncSession, job_ids: Iterable[str]) -> list[JobTable]:

@@ -9,6 +9,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from burnish.infra.database import Base, JsonB, UtcDateTime, utcnow
 from burnish.infra.reconcile import Reconciled
 
+NEW_FOLDER = -1
+"""As ``events_offset``: the job comes from another node, so what lies in its folder here is an earlier start's."""
+
 
 class JobTable(Reconciled, Base):
     """A job: what is wanted of it, and what is so."""

@@ -1,0 +1,228 @@
+"""Jobs of several processes: each admits what it offers, nodes share nothing, and a lost node's jobs go on elsewhere."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from burnish.core.errors import Unavailable
+from burnish.core.settings import Settings
+from burnish.core.states import JobState
+from burnish.infra.database import Database
+from burnish.infra.processes import identify
+from burnish.platform.jobs import store
+from burnish.platform.jobs.moving import move_off
+from burnish.platform.jobs.nodes import settle_node
+from burnish.platform.jobs.runtime import JobRuntime
+from burnish.platform.jobs.tables import JobTable, NodeTable
+from tests.support.jobs_bench import COMPONENT, ROOT, Bench, gone
+from tests.support.jobs_kinds import KINDS
+
+
+@pytest.fixture
+async def bench(database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    made = Bench(database_url, home, cpus=3)
+    yield made
+    for runtime in (made.runtime, getattr(made, "elsewhere", made.runtime)):
+        await runtime.stop()
+        for folder in runtime.backend.folders().values():
+            runtime.backend.remove(folder)
+    await made.database.dispose()
+
+
+def _elsewhere(bench: Bench, home: Path) -> JobRuntime:
+    """Another home, another node, the same database and artifacts."""
+    home.mkdir(exist_ok=True)
+    runtime = bench.new_runtime(home=home, node="there", artifact_url=bench.settings.resolved_artifact_url)
+    runtime.settings.jobs_dir.mkdir(exist_ok=True)
+    bench.elsewhere = runtime  # type: ignore[attr-defined] # stopped by the fixture
+    return runtime
+
+
+async def _silence(database: Database, node: str) -> None:
+    """Make it so that the node was last heard of a minute ago."""
+    async with database.write() as session:
+        await session.execute(update(NodeTable).where(NodeTable.name == node).values(seen_at=NodeTable.seen_at - 60))
+
+
+async def test_a_process_admits_only_kinds_that_it_offers(bench: Bench) -> None:
+    """Breaks with: a scheduler that admits whatever is queued."""
+    other = JobRuntime(bench.database, bench.store, bench.settings, bench.runtime.tokens)
+    other.offer("evaluation", KINDS)
+    await other.start()
+    await bench.submit("job_1", "count", {"to": 1})
+    looks = other._scheduler.beats
+    while other._scheduler.beats < looks + 2:
+        await asyncio.sleep(0.05)
+    assert (await bench.view("job_1")).state == JobState.QUEUED
+    await bench.runtime.start()
+    assert (await bench.ended("job_1")).state == JobState.SUCCEEDED
+    await other.stop()
+
+
+async def test_a_process_without_components_runs_no_jobs_and_is_no_node(bench: Bench) -> None:
+    bare = JobRuntime(bench.database, bench.store, bench.settings, bench.runtime.tokens)
+    await bare.start()
+    assert bare.alive
+    assert await bare.pause_running() == []
+    async with bench.database.read() as session:
+        assert await store.nodes(session) == []
+    await bare.stop()
+
+
+@pytest.mark.postgres
+async def test_two_processes_of_a_home_share_what_the_node_has(
+    postgres_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: each process counting its own jobs alone."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    bench = Bench(postgres_url, home, cpus=2)
+    second = bench.new_runtime()
+    await bench.runtime.start()
+    await second.start()
+    try:
+        for number in range(6):
+            await bench.submit(f"job_{number}", "count", {"to": 5, "seconds": 0.05})
+        most = 0
+        while True:
+            async with bench.database.read() as session:
+                running = len(await store.on_node(session, "here"))
+                most = max(most, running)
+                if not running and not await store.any_queued(session, [COMPONENT]):
+                    break
+            await asyncio.sleep(0.02)
+        assert most == 2
+        for number in range(6):
+            view = await bench.view(f"job_{number}")
+            assert (view.state, view.restarts) == (JobState.SUCCEEDED, 0)
+    finally:
+        await second.stop()
+        await bench.runtime.stop()
+        await bench.database.dispose()
+
+
+async def test_a_lost_nodes_job_goes_on_elsewhere_from_its_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    """Breaks with: a job that begins anew, that its old host can still end, or whose old host outlives its node's return."""
+    spec = {"to": 60, "seconds": 0.05, "checkpoint_every": 5}
+    await bench.runtime.start()
+    await bench.submit("job_1", "count", spec)
+    await bench.until("job_1", lambda one: one.progress is not None and one.progress.done >= 10)
+    await bench.runtime.stop()  # the process is gone; its host lives on, as in a partition
+    before = await bench.view("job_1")
+    assert before.pid is not None
+    host = identify(before.pid)
+    assert host is not None
+    async with bench.database.write() as session:
+        assert await move_off(session, "here", "tests") is False, "it was alive a moment ago"
+    assert (await bench.view("job_1")).state == JobState.RUNNING
+    await _silence(bench.database, "here")
+    for _ in range(2):  # again is harmless
+        async with bench.database.write() as session:
+            assert await move_off(session, "here", "tests") is True
+    assert (await bench.view("job_1")).state == JobState.QUEUED
+    elsewhere = _elsewhere(bench, tmp_path / "there")
+    await elsewhere.start()
+    await bench.until("job_1", lambda one: one.state == JobState.RUNNING)
+    await bench.runtime.start()  # the node comes back
+    await gone(host.pid)
+    view = await bench.ended("job_1")
+    assert (view.state, view.restarts) == (JobState.SUCCEEDED, 0), view.error
+    assert view.result is not None
+    assert view.result["counted"] == 60
+    assert int(str(view.result["resumed_from"])) >= 10
+    steps = await bench.steps("job_1")
+    assert max(steps) == 60
+    async with bench.database.read() as session:
+        row = await store.find(session, "job_1")
+        assert row is not None
+        assert row.node == "there"
+
+
+async def test_the_result_of_a_host_on_a_lost_node_is_refused(bench: Bench) -> None:
+    """It ended in its folder before the node came back; the same node takes the job again, in a folder made anew.
+
+    Breaks with: a folder that is believed because it has the job's name.
+    """
+    await bench.runtime.start()
+    await bench.submit("job_1", "count", {"to": 12, "seconds": 0.05})
+    await bench.counted("job_1", 1)
+    await bench.runtime.stop()
+    pid = (await bench.view("job_1")).pid
+    assert pid is not None
+    await gone(pid)
+    assert (bench.folder("job_1") / "result.1.json").exists()
+    await _silence(bench.database, "here")
+    async with bench.database.write() as session:
+        await move_off(session, "here", "tests")
+    bench.runtime = bench.new_runtime()
+    await bench.runtime.start()
+    view = await bench.ended("job_1")
+    assert view.state == JobState.SUCCEEDED
+    async with bench.database.read() as session:
+        row = await store.find(session, "job_1")
+        assert row is not None
+        assert row.incarnation == 2
+    steps = await bench.steps("job_1")
+    assert steps[-12:] == list(range(1, 13))
+
+
+async def test_what_was_asked_of_a_job_holds_when_its_node_is_lost(bench: Bench) -> None:
+    """A cancel cancels, a pause pauses, what a shutdown paused is queued, and a job in the queue is anybody's."""
+    await bench.runtime.start()
+    for name in ("cancelled", "paused", "shut"):
+        await bench.submit(f"job_{name}", "count", {"to": 1000, "seconds": 0.05})
+        await bench.counted(f"job_{name}", 1)
+    await bench.pause("job_paused")
+    await bench.until("job_paused", lambda one: one.state == JobState.PAUSED)
+    pids = [(await bench.view(f"job_{name}")).pid for name in ("cancelled", "shut")]
+    await bench.runtime.stop()
+    for pid in filter(None, pids):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    await bench.cancel("job_cancelled")
+    async with bench.database.write() as session:
+        await session.execute(update(JobTable).where(JobTable.id == "job_shut").values(paused_by_shutdown=True))
+    await _silence(bench.database, "here")
+    async with bench.database.write() as session:
+        await move_off(session, "here", "tests")
+    states = {name: (await bench.view(f"job_{name}")).state for name in ("cancelled", "paused", "shut")}
+    assert states == {"cancelled": "cancelled", "paused": "paused", "shut": "queued"}
+    async with bench.database.read() as session:
+        rows = await store.rows_of(session, ["job_paused", "job_shut"])
+        assert {row.node for row in rows} == {None}
+
+
+async def test_two_homes_of_one_machine_are_two_nodes(database: Database, tmp_path: Path) -> None:
+    """Breaks with: homes that take the machine's name each."""
+    homes = [tmp_path / name for name in ("one", "two", "three")]
+    for one in homes:
+        one.mkdir()
+    found = await asyncio.gather(*(settle_node(database, Settings(home=one)) for one in homes))
+    names = [one.node for one in found]
+    assert len(set(names)) == 3
+    assert os.uname().nodename in names
+    again = [(await settle_node(database, Settings(home=one))).node for one in homes]
+    assert again == names
+    (homes[0] / "node").unlink()  # the database knows it as well
+    assert (await settle_node(database, Settings(home=homes[0]))).node == names[0]
+
+
+async def test_a_name_that_is_asked_for_is_one_homes(database: Database, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for one in (first, second):
+        one.mkdir()
+    await settle_node(database, Settings(home=first, node="gpu-1"))
+    async with database.write() as session:
+        node = NodeTable(name="gpu-1", cpus=1, memory_bytes=1)
+        await store.put_node(session, node, ["fine_tuning"])
+    with pytest.raises(Unavailable, match="another home's"):
+        await settle_node(database, Settings(home=second, node="gpu-1"))
+    await _silence(database, "gpu-1")  # the home is gone for good, and the machine has a new one
+    await _silence(database, "gpu-1")
+    assert (await settle_node(database, Settings(home=second, node="gpu-1"))).node == "gpu-1"
