@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from burnish.cli import chat, completion, components, dataset, demo, deployment, job, model, serve, workflow
+from burnish.cli import chat, completion, component, components, dataset, demo, deployment, job, model, serve, workflow
 from burnish.cli.options import ADDRESSED, Exit
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(dataset.app, name="dataset")
 app.add_typer(model.app, name="model")
 app.add_typer(deployment.app, name="deployment")
 app.add_typer(job.app, name="job")
+app.add_typer(component.app, name="component")
 
 
 def _version(wanted: bool) -> None:

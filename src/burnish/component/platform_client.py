@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from burnish.core.errors import BurnishError, NotFound, UpstreamFailed
+from burnish.core.errors import BurnishError, Conflict, NotFound, UpstreamFailed
 from burnish.core.protocol import Registration
 from burnish.infra.http import AiohttpTransport, Request
 from burnish.infra.problems import error_from_problem
@@ -17,6 +17,7 @@ from burnish.infra.problems import error_from_problem
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
+GENERATION_HEADER = "burnish-generation"
 _REFUSED_SECONDS = 15.0
 _TIMEOUT_SECONDS = 10.0
 _ANSWER_LIMIT = 1 << 20
@@ -27,6 +28,8 @@ class PlatformClient:
 
     def __init__(self, url: str, api_key: SecretStr | None) -> None:
         self.url = url.rstrip("/")
+        self.generation: int | None = None
+        """The number that the platform gave the latest registration, if it numbers them."""
         self._transport = AiohttpTransport(self.url)
         self._headers = {"accept": "application/json"}
         if api_key is not None:
@@ -50,12 +53,15 @@ class PlatformClient:
         request = Request(method, path, headers, content, deadline=time.time() + _TIMEOUT_SECONDS)
         async with self._transport.send(request) as response:
             text = await response.read(_ANSWER_LIMIT)
+            generation = response.headers.get(GENERATION_HEADER, "")
         try:
             answer = json.loads(text) if text else None
         except ValueError as error:
             raise UpstreamFailed(f"{self.url}{path} answered {response.status} without JSON", where=path) from error
         if response.status >= 400:
             raise error_from_problem(answer if isinstance(answer, dict) else {}, response.status)
+        if generation.isdecimal():
+            self.generation = int(generation)
         return answer
 
     async def close(self) -> None:
@@ -118,10 +124,12 @@ class Registrar:
         self._tell(f"Registered at {self._platform.url} as {self._registration.component_id}.")
 
     async def _forgotten(self) -> bool:
-        """Send a heartbeat; tell whether the platform knows this id no more, or thinks that it is elsewhere."""
+        """Send a heartbeat; tell whether the platform knows this id no more, or another incarnation of it, or thinks that it is elsewhere."""
         try:
-            view = await self._platform.call("POST", f"{self._path}/heartbeat")
-        except NotFound:
+            view = await self._platform.call(
+                "POST", f"{self._path}/heartbeat", {"generation": self._platform.generation}
+            )
+        except (NotFound, Conflict):
             return True
         known = view.get("api_endpoint") if isinstance(view, dict) else None
         return known is not None and known != self._registration.api_endpoint

@@ -111,13 +111,13 @@ def from_file(path: Path) -> Fetch:
     Raises:
         InvalidRequest: it cannot be read, or has no key.
     """
+    try:
+        document: Mapping[str, Any] = json.loads(path.read_bytes())
+        verifier_of(document)
+    except (OSError, ValueError, InvalidRequest) as error:
+        raise InvalidRequest(f"{path} is no JWK set: {error}", where="--jwks") from error
 
     async def fetch() -> Mapping[str, Any]:
         return document
 
-    try:
-        document: Any = json.loads(path.read_bytes())
-        verifier_of(document)
-    except (OSError, ValueError, InvalidRequest) as error:
-        raise InvalidRequest(f"{path} is no JWK set: {error}", where="--jwks") from error
     return fetch

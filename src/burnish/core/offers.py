@@ -193,7 +193,7 @@ def _bad_words(root: Mapping[str, Any], schema: Mapping[str, Any], place: str) -
 
 def _leads_somewhere(root: Mapping[str, Any], reference: Any) -> bool:
     if not isinstance(reference, str) or not reference.startswith("#/"):
-        return reference == "#"
+        return bool(reference == "#")
     target: Any = root
     for part in reference.removeprefix("#/").split("/"):
         target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
