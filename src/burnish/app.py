@@ -103,7 +103,7 @@ def create_app(settings: Settings | None = None, components: set[str] | None = N
 def gateway(process: Process, parts: PlatformParts) -> Gateway:
     """Return what answers everything that does not come from another process of Burnish."""
     face = OpenAIFace(process.integrator)
-    return Gateway(platform_app(process, parts), face, process.integrator, process.tokens, process.settings)
+    return Gateway(platform_app(process, parts), face, process.integrator, process.settings)
 
 
 def about_app(process: Process) -> FastAPI:

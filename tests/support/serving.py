@@ -102,7 +102,7 @@ async def fake_server(
     integrator.embed(component.component_type, component.app)
     platform = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     install_problems(platform)
-    gateway = Gateway(platform, OpenAIFace(integrator), integrator, tokens, settings)
+    gateway = Gateway(platform, OpenAIFace(integrator), integrator, settings)
     await runtime.start()
     await component.start()
     await integrator.start()

@@ -132,6 +132,16 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
             **_context.get(),
+def bind(**fields: str) -> None:
+    """Put fields on every record that this task logs from here on: for tasks that end with what they are about."""
+    _context.set({**_context.get(), **fields})
+
+
+def bind_only(**fields: str) -> None:
+    """Like :func:`bind`, without what whoever started this task had bound."""
+    _context.set(fields)
+
+
             **redact_fields(_extra(record)),
         }
         if trouble := _trouble(record):

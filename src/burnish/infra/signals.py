@@ -69,6 +69,12 @@ REQUEST_SECONDS = _histogram(
     "platform_request_duration_seconds", "From a request's arrival to the end of its answer", "method", "route"
 )
 REQUESTS_IN_PROGRESS = _gauge("platform_requests_in_progress", "HTTP requests being answered")
+LIMITED = _counter("platform_gateway_limited_total", "Requests refused by a rate limit or quota, by its setting", "limit")
+LIMITS_LOCAL = _counter("platform_gateway_local_limits_total", "Requests limited by one process because Redis is away")
+SHED = _counter("platform_gateway_shed_total", "Requests refused because the process was full or draining", "priority")
+IN_FLIGHT = _gauge("platform_gateway_in_flight", "Requests that passed admission and are being answered", "priority")
+OVERDUE = _counter("platform_gateway_overdue_total", "Requests ended by a timeout, by which one", "timeout")
+REFUSED = _counter("platform_gateway_refused_total", "Connections closed because what came was no fit HTTP", "reason")
 
 # This process and its machine, measured when they are read
 MEMORY = _gauge("platform_memory_usage_bytes", "Resident memory of this server process")

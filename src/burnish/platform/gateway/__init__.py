@@ -1,9 +1,11 @@
-"""The outermost ASGI app: names, checks, routes, measures and streams every request.
+"""The outermost ASGI app: names, authenticates, limits, admits, routes, streams and counts every request.
 
 Invariants: a request is answered or its connection broken, never forgotten; a body passes through as a stream, within
-its limit, both ways; a client that hangs up cancels what it asked for; every error explains itself.
+its limit, both ways; a client that hangs up cancels what it asked for; no request waits for a dead Redis; what a client
+claims about itself (callers, deadlines, addresses) never passes; every error explains itself.
 """
 
 from burnish.platform.gateway.app import Gateway
+from burnish.platform.gateway.limits import Limiter, MemoryLimiter, RedisLimiter, SharedLimiter
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "Limiter", "MemoryLimiter", "RedisLimiter", "SharedLimiter"]

@@ -1,15 +1,19 @@
 """What is checked before a request goes anywhere: whom it names as its host, where it comes from, how large it is."""
 
 import ipaddress
+import math
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import unquote_plus, urlsplit
 
+from burnish.core.configuration import GatewayConfiguration
 from burnish.core.errors import BurnishError, Forbidden, MalformedRequest, TooLarge
-from burnish.core.settings import Settings
 from burnish.infra.asgi import Message, Receive
 
-BODY_BYTES = 16 << 20
-"""Limit of a body that is read as a whole: everything but an upload."""
+TIMEOUT_HEADER = "x-request-timeout"
+"""A client's own: seconds until it no longer waits for the answer."""
+_LONGEST_SECONDS = 86_400.0
 
 
 class Misdirected(BurnishError):
@@ -17,6 +21,13 @@ class Misdirected(BurnishError):
 
     code = "misdirected"
     status = 421
+
+
+class BodyTooSlow(BurnishError):
+    """The request's body came so slowly that it was given up."""
+
+    code = "body_too_slow"
+    status = 408
 
 
 def is_loopback(host: str | None) -> bool:
@@ -60,9 +71,13 @@ def check_text(path: str, query: bytes) -> None:
     Raises:
         MalformedRequest: names the part of the URL.
     """
-    for place, text in (("path", path), ("query", unquote_plus(query.decode("latin-1")))):
-        if "\0" in text:
-            raise MalformedRequest(f"there is a NUL (%00) in the {place} of the URL", where=place, hint="leave it out")
+    where = "path" if "\0" in path else "query" if b"\0" in query or _nul_in(query) else None
+    if where is not None:
+        raise MalformedRequest(f"there is a NUL (%00) in the {where} of the URL", where=where, hint="leave it out")
+
+
+def _nul_in(query: bytes) -> bool:
+    return b"%00" in query and "\0" in unquote_plus(query.decode("latin-1"))
 
 
 def _hostname(url: str) -> str | None:
@@ -72,28 +87,73 @@ def _hostname(url: str) -> str | None:
         return None
 
 
-def body_limit(path: str, headers: Mapping[str, str], to_component: bool, settings: Settings) -> int:
-    """Return how many bytes the body may have: an upload's limit for what a component streams, else 16 MiB."""
-    is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
-    streamed = (to_component and not is_json) or path == "/v1/files"
-    return settings.upload_max_bytes if streamed else BODY_BYTES
+def patience_of(headers: Mapping[str, str]) -> float | None:
+    """Return for how many seconds the client waits for its answer, if it says so.
+
+    Raises:
+        MalformedRequest: it says something else.
+    """
+    given = headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise MalformedRequest(
+            f"the timeout {given[:40]!r} is no number of seconds", where="X-Request-Timeout",
+            hint=f"give seconds, more than 0 and at most {_LONGEST_SECONDS:.0f}",
+        )  # fmt: skip
+    return seconds
+
+
+def is_upload(path: str, headers: Mapping[str, str], to_component: bool) -> bool:
+    """Tell whether the body is an upload: streamed to a component, or a file of ``/v1``; not JSON that is read whole."""
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return False
+    if path == "/v1/files":
+        return True
+    return to_component and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How slowly a body may come."""
+
+    silence: float = 30.0
+    """Seconds without a byte."""
+    grace: float = 30.0
+    """Seconds of waiting after which :attr:`rate` holds."""
+    rate: float = 1024.0
+    """Bytes a second on average, of the time that it was waited for."""
 
 
 class LimitedBody:
-    """A request's body that ends with an error when it grows beyond its limit."""
+    """A request's body that ends with an error when it grows beyond its limit, and knows how it comes."""
 
-    def __init__(self, receive: Receive, headers: Mapping[str, str], limit: int) -> None:
+    def __init__(self, receive: Receive, headers: Mapping[str, str], limit: int, setting: str) -> None:
         self._receive = receive
         self._left = self._limit = limit
-        self.error: TooLarge | None = None
+        self._setting = setting
+        self._waiting_since: float | None = None
+        self._waited = 0.0
+        self.error: BurnishError | None = None
         self.gone = False
         """Whether the client hung up."""
         length = headers.get("content-length")
+        self.pending = length not in (None, "0") or "transfer-encoding" in headers
+        """Whether more of it is to come."""
         if length is not None:
             if not length.isdecimal():
                 raise MalformedRequest(f"the content-length {length[:40]!r} is no number", where="content-length")
             if int(length) > limit:
                 raise self._too_large()
+
+    @property
+    def received(self) -> int:
+        """Bytes so far."""
+        return self._limit - self._left
 
     async def __call__(self) -> Message:
         """Return the next message.
@@ -101,16 +161,52 @@ class LimitedBody:
         Raises:
             TooLarge: the body has more bytes than allowed.
         """
+        self._waiting_since = began = time.monotonic()
         message = await self._receive()
+        self._waited += time.monotonic() - began
+        self._waiting_since = None
         if message["type"] == "http.disconnect":
             self.gone = True
+            return message
+        self.pending = bool(message.get("more_body", False))
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             raise self._too_large()
         return message
 
+    def too_slow(self, pace: Pace) -> BodyTooSlow | None:
+        """Return the error of a body that somebody waits for and that does not come, or hardly."""
+        if not self.pending or self._waiting_since is None:
+            return None
+        waits = time.monotonic() - self._waiting_since
+        waited = self._waited + waits
+        if waits <= pace.silence and (waited <= pace.grace or self.received >= pace.rate * waited):
+            return None
+        error = BodyTooSlow(
+            f"after {waited:.0f} s {self.received} bytes of the body are here, and more is to come", where="body",
+            hint=f"send it faster: no pause of {pace.silence:.0f} s, {pace.rate:.0f} bytes a second on average",
+        )  # fmt: skip
+        self.error = error
+        return error
+
     def _too_large(self) -> TooLarge:
-        self.error = TooLarge(
-            f"the body is larger than {self._limit} bytes", where="body", hint="send less, or raise the limit"
-        )
-        return self.error
+        error = TooLarge(
+            f"the body is larger than {self._limit} bytes", where="body",
+            hint=f"send less, or raise the limit: it is set by {self._setting}",
+        )  # fmt: skip
+        self.error = error
+        return error
+
+
+def body_of(
+    receive: Receive, headers: Mapping[str, str], gateway: GatewayConfiguration, *, upload: bool
+) -> LimitedBody:
+    """Return the body with the limit of its kind.
+
+    Raises:
+        TooLarge: it says that it is larger.
+        MalformedRequest: its length is no number.
+    """
+    if upload:
+        return LimitedBody(receive, headers, gateway.max_upload_bytes, "gateway.max_upload_bytes")
+    return LimitedBody(receive, headers, gateway.max_body_bytes, "gateway.max_body_bytes")

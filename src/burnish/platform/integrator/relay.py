@@ -13,6 +13,13 @@ _BUFFERED_BYTES = 1 << 20
 """A body that says that it is this small is read first, so that it can be sent to another instance."""
 
 
+DEADLINE_KEY = "burnish.deadline"
+"""In a scope: unix time after which the client does not wait for the answer, or None."""
+
+_WATCH_AFTER_SECONDS = 0.02
+"""Most answers are there before; only then somebody has to watch whether the client still is."""
+
+
 class ClientGone(Exception):
     """The client hung up; nobody waits for an answer."""
 
@@ -39,22 +46,24 @@ async def relay(
     """
     body = _Body(receive)
     content = await _content(scope, body)
-    request = Request(scope["method"], _target(scope), _headers(scope), content)
-    passing = asyncio.create_task(_pass(call, request, send), name="relay")
-    watching = asyncio.create_task(body.gone(), name="relay-watch")
+    request = Request(scope["method"], _target(scope), _headers(scope), content, scope.get(DEADLINE_KEY))
+    watch = _Watch(body)
     try:
-        await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        await _pass(call, request, send)
+    except asyncio.CancelledError:
+        if not watch.hung_up:
+            raise
+        watch.current.uncancel()
+        raise ClientGone from None
+    except Exception:
+        if body.error is not None:
+            raise body.error from None
+        if watch.hung_up:
+            watch.current.uncancel()
+            raise ClientGone from None
+        raise
     finally:
-        hung_up = watching.done() and not passing.done()
-        for task in (passing, watching):
-            task.cancel()
-        outcome = (await asyncio.gather(passing, watching, return_exceptions=True))[0]
-    if body.error is not None and outcome is not None:
-        raise body.error
-    if hung_up:
-        raise ClientGone
-    if isinstance(outcome, Exception):
-        raise outcome
+        watch.stop()
 
 
 async def _pass(call: Callable[[Request], AbstractAsyncContextManager[Response]], request: Request, send: Send) -> None:
@@ -64,6 +73,32 @@ async def _pass(call: Callable[[Request], AbstractAsyncContextManager[Response]]
         async for chunk in response.chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Watch:
+    """Cancels the task that relays when the client has hung up."""
+
+    def __init__(self, body: "_Body") -> None:
+        current = asyncio.current_task()
+        assert current is not None, "a relay runs in a task"
+        self.current: asyncio.Task[Any] = current
+        self.hung_up = False
+        self._body = body
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._watch(), name="relay-watch")
+
+    async def _watch(self) -> None:
+        await self._body.gone()
+        self.hung_up = True
+        self.current.cancel()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
 
 class _Body:

@@ -1,16 +1,16 @@
 """The raw ASGI app under ``/v1``."""
 
+import inspect
 import re
 from collections.abc import MutableMapping
-from functools import partial
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import orjson
-
-from burnish.core.errors import BurnishError, NotFound
-from burnish.core.openai import envelope
-from burnish.infra.asgi import Message, Receive, Send
-from burnish.platform.identity import LOCAL
+from burnish.core.errors import NotFound
+from burnish.infra.asgi import Receive, Send
+from burnish.infra.http import Request, Response
+from burnish.platform.identity import Principal
+from burnish.platform.identity.permission import authorize
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.integrator import Integrator
 from burnish.platform.integrator.relay import relay
@@ -22,32 +22,46 @@ _ROUTES = (
     (re.compile(r"/v1/models/?"), "/v1/models"),
     (re.compile(r"/v1/models/.+"), "/v1/models/{model}"),
 )
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,300})"')
+_PEEKED_BYTES = 1 << 20
 
 
 class OpenAIFace:
-    """Passes what the serving component answers, and puts the platform's own errors into OpenAI's envelope."""
+    """Passes what the serving component answers, from the instance that has the model loaded if there is one.
+
+    Errors are raised: the gateway puts them into OpenAI's envelope.
+    """
 
     def __init__(self, integrator: Integrator) -> None:
         self._integrator = integrator
+        self._prefers = "prefer" in inspect.signature(integrator.send).parameters
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request. A failure after the answer began is raised: the server breaks the connection."""
-        started = False
+        """Answer one request.
 
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
+        Raises:
+            NotFound: there is no such path.
+            Forbidden: the caller may not ask models, or see them.
+            BurnishError: what the way to the component, or the body, has to say. The answer may have begun.
+        """
+        template = route_of(scope["path"])
+        if template is None:
+            raise NotFound(f"Unknown request URL: {scope['method']} {scope['path']}")
+        caller: Principal = scope[SCOPE_KEY]
+        authorize(caller, permission_of(caller, template))
 
-        try:
-            if route_of(scope["path"]) is None:
-                raise NotFound(f"Unknown request URL: {scope['method']} {scope['path']}")
-            principal = scope.get(SCOPE_KEY, LOCAL)
-            await relay(partial(self._integrator.send, _SERVING, principal=principal), scope, receive, noted)
-        except BurnishError as error:
-            if started:
-                raise
-            await answer_error(send, error)
+        def call(request: Request) -> AbstractAsyncContextManager[Response]:
+            hint: dict[str, Any] = {"prefer": model_in(request.body)} if self._prefers else {}
+            return self._integrator.send(_SERVING, request, caller, **hint)
+
+        await relay(call, scope, receive, send)
+
+
+def permission_of(caller: Principal, template: str) -> str:
+    """Return what a route needs: whoever may ask models may also see which there are."""
+    if template.startswith("/v1/models") and not caller.may("inference:run"):
+        return "deployment:read"
+    return "inference:run"
 
 
 def route_of(path: str) -> str | None:
@@ -55,12 +69,9 @@ def route_of(path: str) -> str | None:
     return next((template for pattern, template in _ROUTES if pattern.fullmatch(path)), None)
 
 
-async def answer_error(send: Send, error: BurnishError) -> None:
-    """Answer with OpenAI's envelope."""
-    body = orjson.dumps(envelope(error))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    retry_after = error.retry_after or (1 if error.status in (429, 503) else None)
-    if retry_after is not None:
-        headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def model_in(body: object) -> str | None:
+    """Return what a body seems to name as its model. A hint: it is not parsed, only looked at."""
+    if not isinstance(body, bytes) or len(body) > _PEEKED_BYTES:
+        return None
+    found = _MODEL.search(body)
+    return found[1].decode("utf-8", "replace") if found is not None else None

@@ -18,7 +18,7 @@ from burnish.infra.http import AsgiTransport, Response
 from burnish.infra.http import Request as OutgoingRequest
 from burnish.platform.gateway import Gateway
 from burnish.platform.gateway.checks import is_loopback
-from burnish.platform.identity import CallerTokens, Principal
+from burnish.platform.identity import Principal
 from burnish.platform.integrator import Integrator
 from burnish.platform.jobs.component_app import install_problems
 from burnish.platform.openai_api import OpenAIFace
@@ -91,7 +91,7 @@ class Running:
 
 def gateway_over(upstream: Upstream, platform: FastAPI, **settings: Any) -> Gateway:
     integrator = cast(Integrator, upstream)
-    return Gateway(platform, OpenAIFace(integrator), integrator, CallerTokens(b"k" * 32), Settings(**settings))
+    return Gateway(platform, OpenAIFace(integrator), integrator, Settings(**settings))
 
 
 @pytest.fixture
@@ -291,6 +291,7 @@ async def test_with_authentication_on_nobody_is_let_in_without_a_credential() ->
         listening(gateway_over(Upstream(), platform, auth="on")) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
-        answer = await client.get("/platform/health")
+        answer = await client.get("/platform/jobs")
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == "Bearer"
         assert (await client.get("/v1/models")).json()["error"]["type"] == "authentication_error"

@@ -1,0 +1,115 @@
+"""Which limits a request comes under, and the answer to one that has reached a limit."""
+
+import math
+import re
+
+from burnish.core.configuration import Configuration, Current, Rate
+from burnish.core.errors import Busy
+from burnish.infra import signals
+from burnish.platform.gateway.limits import Bucket, Limiter, Verdict
+from burnish.platform.identity import Principal
+
+_KEPT = 10_000
+
+
+class RateLimited(Busy):
+    """A rate limit or quota is reached; the message says which, and where it is set."""
+
+    code = "rate_limited"
+
+
+class Rates:
+    """Counts requests by key, project and route, under the limits that are configured at that moment.
+
+    A key is a credential: with authentication off there is none, and the limits of projects and their routes hold.
+    """
+
+    def __init__(self, limiter: Limiter, configuration: Current) -> None:
+        self._limiter = limiter
+        self._configuration = configuration
+        self._of: Configuration | None = None
+        self._routes: tuple[tuple[str, re.Pattern[str], Rate], ...] = ()
+        self._plans: dict[tuple[str | None, str, str | None], tuple[Bucket, ...]] = {}
+
+    async def check(self, caller: Principal, path: str) -> Verdict | None:
+        """Count a request; None if nothing limits it. Whether it may pass is in the verdict: see :func:`refusal`."""
+        configuration = self._configuration()
+        if configuration is not self._of:
+            self._follow(configuration)
+        route = self._route_of(path) if self._routes else None
+        buckets = self._plans.get((caller.credential, caller.project_id, route))
+        if buckets is None:
+            buckets = self._plan(caller, route, configuration)
+        return await self._limiter.take(buckets) if buckets else None
+
+    def _follow(self, configuration: Configuration) -> None:
+        self._of = configuration
+        self._plans = {}
+        self._routes = tuple(
+            (template, _pattern(template), rate) for template, rate in configuration.gateway.per_route.items()
+        )
+
+    def _route_of(self, path: str) -> str | None:
+        return next((template for template, pattern, _ in self._routes if pattern.fullmatch(path)), None)
+
+    def _plan(self, caller: Principal, route: str | None, configuration: Configuration) -> tuple[Bucket, ...]:
+        gateway, project = configuration.gateway, caller.project_id
+        buckets = []
+        if caller.credential is not None:
+            buckets.append(_bucket("gateway.per_key", caller.credential, gateway.per_key))
+        buckets.append(_bucket("gateway.per_project", project, gateway.per_project))
+        if route is not None:
+            who = caller.credential or project
+            buckets.append(_bucket(f"gateway.per_route.{route}", who, gateway.per_route[route]))
+        if quota := gateway.requests_per_day.get(project):
+            limit = f"gateway.requests_per_day.{project}"
+            buckets.append(Bucket(limit, limit, quota, None))
+        if len(self._plans) > _KEPT:
+            self._plans.clear()
+        plan = tuple(one for one in buckets if one is not None)
+        self._plans[caller.credential, project, route] = plan
+        return plan
+
+
+def refusal(verdict: Verdict) -> RateLimited:
+    """Return the error of a request that a bucket refused, and count it."""
+    bucket = verdict.bucket
+    signals.LIMITED.labels(bucket.limit).inc()
+    amount = (
+        f"{bucket.size} requests a day" if bucket.rate is None
+        else f"{bucket.rate:g} requests a second on average and {bucket.size} at once"
+    )  # fmt: skip
+    return RateLimited(
+        f"the limit {bucket.limit} is reached: it allows {amount}",
+        where=bucket.limit,
+        hint=f"wait for as long as Retry-After says; it is set by {bucket.limit} in the configuration",
+        retry_after=max(0.001, verdict.reset),
+    )
+
+
+def headers_of(verdict: Verdict) -> list[tuple[bytes, bytes]]:
+    """Return the headers that tell a client where it stands: size of the tightest bucket, what is left, seconds until it is full."""
+    return [
+        (b"x-ratelimit-limit", b"%d" % verdict.bucket.size),
+        (b"x-ratelimit-remaining", b"%d" % verdict.remaining),
+        (b"x-ratelimit-reset", b"%d" % math.ceil(verdict.reset)),
+    ]
+
+
+def _bucket(limit: str, whose: str, rate: Rate) -> Bucket | None:
+    """Return the bucket; None where the limit is lifted."""
+    if rate.requests_per_second <= 0:
+        return None
+    return Bucket(limit, f"{limit}:{whose}", rate.burst, rate.requests_per_second)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """Return what matches the paths of a route's template: ``{name}`` stands for one segment, ``{path:path}`` for all."""
+    parts = re.split(r"(\{[^}]*\})", template.rstrip("/") or "/")
+    return re.compile("".join(_part(one) for one in parts) + "/?")
+
+
+def _part(text: str) -> str:
+    if not text.startswith("{"):
+        return re.escape(text)
+    return ".+" if text.endswith(":path}") else "[^/]+"
