@@ -6,14 +6,18 @@ never fails half-way for want of the lock). On PostgreSQL a frozen server holds 
 froze: between two statements ``idle_in_transaction_session_timeout`` ends it. Between preparing a statement and running
 it, which the driver does in two messages, PostgreSQL calls the session active and no limit of PostgreSQL 15 applies (a
 ``statement_timeout`` is held back while a message is read): there the other servers end it.
+
+A PostgreSQL that is away (stopped, frozen, cut off) is noticed by :mod:`burnish.infra.outage`: units of work then fail
+at once, and as it answers again every topic is notified, so that loops which wait for one go on.
 """
 
 import asyncio
 import errno
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -21,7 +25,7 @@ import asyncpg
 from sqlalchemy import JSON, DateTime, MetaData, event
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection, Dialect, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -32,13 +36,15 @@ from sqlalchemy.types import Float, TypeDecorator
 
 from burnish.core.errors import OutOfDisk, Unavailable
 from burnish.infra import signals
+from burnish.infra.outage import CONNECTION_TROUBLE, Outage
 
 log = logging.getLogger(__name__)
 
 _CHANNEL = "burnish"
 _CALLBACKS = "burnish_after_commit"
+_HOOKS = "burnish_before_commit"
 _LOCK_SECONDS = 5.0
-_CONNECTION_TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+_CONNECT_SECONDS = 5.0
 
 _END_FROZEN = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -152,13 +158,14 @@ class Database:
         self._listener: asyncio.Task[None] | None = None
         self._send = asyncio.Event()
         self._closing = asyncio.Event()
+        self._outage = Outage(self._connect, began=lambda: signals.DATABASE_AWAY.set(1), ended=self._is_back)
         if url.startswith("sqlite"):
             self.dialect: Literal["sqlite", "postgresql"] = "sqlite"
             self._readers = _sqlite_engine(url, pool_size, "BEGIN")
             self._writers = _sqlite_engine(url, 1, "BEGIN IMMEDIATE")
         else:
             self.dialect = "postgresql"
-            self._readers = self._writers = _postgresql_engine(url, pool_size, self.server_settings)
+            self._readers = self._writers = _postgresql_engine(url, pool_size, self.server_settings, self._outage)
         self._read_sessions = async_sessionmaker(self._readers, expire_on_commit=False, autoflush=False)
         self._write_sessions = async_sessionmaker(self._writers, expire_on_commit=False)
 
@@ -187,7 +194,7 @@ class Database:
         """A session for reading: one consistent view, rolled back at its end.
 
         Raises:
-            Unavailable: the database cannot be reached.
+            Unavailable: the database is away; within 2 s, once :meth:`start` was called.
         """
         return self._session(self._read_sessions, commit=False)
 
@@ -195,7 +202,8 @@ class Database:
         """The unit of work: commits at its end, rolls back on any exception.
 
         Raises:
-            Unavailable: the database cannot be reached, or a lock was not had in time.
+            Unavailable: the database is away (told within 2 s, once :meth:`start` was called), or a lock was not had in
+                time. A commit that was under way then may have happened.
             OutOfDisk: the database's disk is full.
         """
         return self._session(self._write_sessions, commit=True)
@@ -205,17 +213,19 @@ class Database:
         self, sessions: async_sessionmaker[AsyncSession], *, commit: bool
     ) -> AsyncIterator[AsyncSession]:
         try:
-            async with sessions() as session:
-                session.info["burnish_database"] = self
-                yield session
-                if commit:
-                    await session.commit()
-                else:
-                    session.expunge_all()  # a rollback expires what was loaded; the caller may keep it
-                    await session.rollback()
+            with self._outage.unit():
+                async with sessions() as session:
+                    session.info["burnish_database"] = self
+                    yield session
+                    if commit:
+                        await session.commit()
+                    else:
+                        session.expunge_all()  # a rollback expires what was loaded; the caller may keep it
+                        await session.rollback()
         except (DBAPIError, OSError, PoolTimeoutError) as error:
             if (typed := _typed(error)) is not None:
                 signals.DATABASE_UNAVAILABLE.inc()
+                self._outage.suspect()
                 raise typed from error
             raise
         for callback in session.info.get(_CALLBACKS, ()):
@@ -232,9 +242,15 @@ class Database:
             self._outgoing.add(name)
             self._send.set()
 
+    @property
+    def away(self) -> bool:
+        """Whether the database does not answer; may be read in any thread."""
+        return self._outage.away
+
     async def start(self) -> None:
-        """Start passing notices between processes (PostgreSQL); waiting works without, by polling."""
+        """Start the watch, and passing notices between processes (PostgreSQL); waiting works without, by polling."""
         if self.dialect == "postgresql" and self._notifier is None:
+            self._outage.start()
             self._notifier = asyncio.create_task(self._notify_others(), name="database-notify")
             self._listener = asyncio.create_task(self._listen(), name="database-listen")
 
@@ -246,13 +262,20 @@ class Database:
             if task is not None:
                 await task
         self._notifier = self._listener = None
+        await self._outage.stop()
         await self._readers.dispose()
         if self._writers is not self._readers:
             await self._writers.dispose()
         await asyncio.sleep(0)  # let closed transports tell the loop so, which may end right after
 
     async def _connect(self) -> asyncpg.Connection:
-        return await asyncpg.connect(self.dsn, timeout=5, server_settings=self.server_settings)
+        return await asyncpg.connect(self.dsn, timeout=_CONNECT_SECONDS, server_settings=self.server_settings)
+
+    def _is_back(self) -> None:
+        """Let whatever waits look again: notices were lost meanwhile."""
+        signals.DATABASE_AWAY.set(0)
+        for topic in self._topics.values():
+            topic.notify()
 
     async def _notify_others(self) -> None:
         """Send collected topics on a connection of its own: a NOTIFY inside a transaction would serialize commits."""
@@ -263,9 +286,12 @@ class Database:
             topics, self._outgoing = self._outgoing, set()
             try:
                 if connection is None or connection.is_closed():
-                    connection = await self._connect()
-                await connection.executemany("SELECT pg_notify($1, $2)", [(_CHANNEL, topic) for topic in topics])
-            except _CONNECTION_TROUBLE:
+                    connection = await self._outage.open(self._connect())
+                    self._outage.given_back(connection)
+                await connection.executemany(
+                    "SELECT pg_notify($1, $2)", [(_CHANNEL, topic) for topic in topics], timeout=5
+                )
+            except CONNECTION_TROUBLE:
                 await _close(connection)
                 connection = None
                 await self._pause(0.5)
@@ -278,14 +304,14 @@ class Database:
         while not self._closing.is_set():
             connection: asyncpg.Connection | None = None
             try:
-                connection = await self._connect()
+                connection = await self._outage.open(self._connect())
+                self._outage.given_back(connection)  # broken off as soon as any other is found dead
                 await connection.add_listener(_CHANNEL, heard)
                 while not connection.is_closed() and not await self._pause(self._lock_seconds / 2):
-                    ended = await connection.fetch(_END_FROZEN, self._lock_seconds, timeout=5)
+                    ended = await connection.fetch(_END_FROZEN, self._lock_seconds, timeout=2)
                     if ended:
                         log.warning("ended %d transactions of a server that froze within a statement", len(ended))
-                await connection.remove_listener(_CHANNEL, heard)
-            except _CONNECTION_TROUBLE:
+            except CONNECTION_TROUBLE:
                 await self._pause(0.5)
             finally:
                 await _close(connection)
@@ -299,8 +325,32 @@ class Database:
 
 async def _close(connection: asyncpg.Connection | None) -> None:
     if connection is not None:
-        with suppress(*_CONNECTION_TROUBLE):
+        with suppress(*CONNECTION_TROUBLE):
             await connection.close(timeout=1)
+
+
+BeforeCommit = Callable[[AsyncSession], Awaitable[None]]
+
+_every_commit: ContextVar[BeforeCommit | None] = ContextVar("burnish_before_every_commit", default=None)
+
+
+def before_every_commit(hook: BeforeCommit | None) -> None:
+    """Await ``hook`` in each unit of work that this task (or one that it starts) commits from now on; None ends that."""
+    _every_commit.set(hook)
+
+
+def before_commit(session: AsyncSession, hook: BeforeCommit) -> None:
+    """Await ``hook`` as the last thing before the session's unit of work commits; once, however often it is given."""
+    hooks: list[BeforeCommit] = session.info.setdefault(_HOOKS, [])
+    if hook not in hooks:
+        hooks.append(hook)
+
+
+async def _run_hooks(session: AsyncSession) -> None:
+    hooks: list[BeforeCommit] = session.info.get(_HOOKS, [])
+    every = _every_commit.get()
+    for hook in hooks if every is None or every in hooks else [*hooks, every]:
+        await hook(session)
 
 
 def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
@@ -336,15 +386,47 @@ def _sqlite_engine(url: str, size: int, begin: str) -> AsyncEngine:
     return engine
 
 
-def _postgresql_engine(url: str, size: int, server_settings: dict[str, str]) -> AsyncEngine:
-    return create_async_engine(
+def _postgresql_engine(url: str, size: int, server_settings: dict[str, str], outage: Outage) -> AsyncEngine:
+    async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
+        return await outage.open(asyncpg.connect(*arguments, **options))
+
+    engine = create_async_engine(
         url,
         pool_size=2 * size,
         max_overflow=0,  # an overflow connection is closed as it is given back: under load that is a connect each time
         pool_use_lifo=True,
         pool_timeout=10,
-        connect_args={"timeout": 5, "command_timeout": 30, "server_settings": server_settings},
-    )
+        connect_args={
+            "timeout": _CONNECT_SECONDS, "command_timeout": 30, "server_settings": server_settings, "async_creator_fn": connect,
+        },
+    )  # fmt: skip
+    _watched(engine, outage)
+    return engine
+
+
+def _watched(engine: AsyncEngine, outage: Outage) -> None:
+    """Tell the watch what each connection waits for, and pass over those that are dead."""
+    sync = engine.sync_engine
+
+    def tell(told: Callable[[asyncpg.Connection], None], connection: Connection | None) -> None:
+        if connection is not None and not connection.closed and not connection.invalidated:
+            told(connection.connection.driver_connection)
+
+    event.listen(sync, "before_cursor_execute", lambda connection, *_: tell(outage.asks, connection))
+    event.listen(sync, "after_cursor_execute", lambda connection, *_: tell(outage.heard, connection))
+    event.listen(sync, "commit", lambda connection: tell(outage.asks, connection))
+    event.listen(sync, "rollback", lambda connection: tell(outage.asks, connection))
+    event.listen(sync, "handle_error", lambda context: tell(outage.settled, context.connection))
+
+    @event.listens_for(sync, "checkin")
+    def _given_back(connection: Any, _record: Any) -> None:
+        if connection is not None:
+            outage.given_back(connection.driver_connection)
+
+    @event.listens_for(sync, "checkout")
+    def _taken(connection: Any, _record: Any, _proxy: Any) -> None:
+        if not outage.taken(connection.driver_connection):
+            raise DisconnectionError("the connection was lost while nobody used it")
 
 
 def _typed(error: Exception) -> Unavailable | OutOfDisk | None:
@@ -356,7 +438,7 @@ def _typed(error: Exception) -> Unavailable | OutOfDisk | None:
         return OutOfDisk("the database's disk is full", hint="free space on the database's disk; nothing was written")
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
     if lost or isinstance(error, OSError | PoolTimeoutError | OperationalError | InterfaceError):
-        transient = ("locked", "unable to open", "disk I/O")
+        transient = ("locked", "unable to open", "disk I/O", "readonly")
         if isinstance(original, sqlite3.OperationalError) and not any(word in text for word in transient):
             return None  # a missing table, a syntax error: ours
         return Unavailable(f"the database does not answer: {text or type(original).__name__}",

@@ -36,6 +36,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from burnish.core.errors import Unavailable
 from burnish.infra import signals
 from burnish.infra.database import Database, epoch_now, notify
+from burnish.infra.outage import CONNECTION_TROUBLE
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ _CLOCK_SECONDS = 2.0
 _NEVER = 1e12
 _FARTHEST_LEASE_SECONDS = 60.0
 """Leases that are shorter than this by every server's settings are never mistaken for those of before a set-back."""
+_RENEW_AGAIN_SECONDS = 0.5
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -236,8 +238,9 @@ class Reconciler:
                 claimed = await self._exchange(free) if free > 0 or self._ended else []
                 failures = 0
             except Unavailable as error:
-                log.warning("%s: %s", self.name, error.message)
-                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, 4)])
+                log.log(logging.DEBUG if failures else logging.WARNING, "%s: %s", self.name, error.message)
+                # Until then, or until the database is back or the loop is to end: both notify the topic.
+                await self._topic.wait(self._topic.version, _BACKOFF_SECONDS[min(failures, 4)])
                 failures += 1
                 continue
             except Exception:
@@ -387,10 +390,15 @@ class _Renewer:
 
     async def _run(self) -> None:
         connection: asyncpg.Connection | None = None
-        while not await asyncio.to_thread(self._stopping.wait, self._lease / 3):
+        pause = self._lease / 3
+        while not await asyncio.to_thread(self._stopping.wait, pause):
             with self._lock:
                 held = list(self._held.items())
+            pause = min(_RENEW_AGAIN_SECONDS, self._lease / 3)
+            if self._database.away:
+                continue
             if not held:
+                pause = self._lease / 3
                 continue
             try:
                 if connection is None or connection.is_closed():
@@ -398,15 +406,17 @@ class _Renewer:
                         self._database.dsn, timeout=2, server_settings=self._database.server_settings
                     )
                 await connection.executemany(
-                    self._sql, [(key, token, self._lease) for key, token in held], timeout=self._lease
+                    self._sql, [(key, token, self._lease) for key, token in held], timeout=self._lease / 3
                 )
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                pause = self._lease / 3
+            except CONNECTION_TROUBLE as error:
                 log.warning("leases were not renewed: %s", error)
                 if connection is not None:
                     connection.terminate()
                 connection = None
         if connection is not None:
-            await connection.close(timeout=1)
+            with suppress(*CONNECTION_TROUBLE):
+                await connection.close(timeout=1)
 
 
 class ClockWatch:

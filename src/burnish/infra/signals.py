@@ -112,6 +112,7 @@ RECONCILE_SECONDS = _histogram("platform_reconcile_turn_seconds", "Duration of a
 EVENTS = _counter("platform_events_total", "Events appended to the event log", "type")
 FOLLOWERS = _gauge("platform_event_followers", "Streams that follow the event log")
 DATABASE_UNAVAILABLE = _counter("platform_database_unavailable_total", "Units of work that the database did not serve")
+DATABASE_AWAY = _gauge("platform_database_away", "1 while the database does not answer and what needs it is refused")
 
 # Components
 INSTANCES = _gauge("platform_component_instances", "Component instances by state", "component_type", "state")
@@ -120,6 +121,18 @@ COMPONENT_REQUESTS = _counter(
 )
 COMPONENT_SECONDS = _histogram(
     "platform_component_request_seconds", "Until a component's answer began", "component_type"
+)
+COMPONENT_RETRIES = _counter(
+    "platform_component_retries_total", "Requests to components that were sent again elsewhere", "component_type", "reason"
+)
+COMPONENT_EJECTIONS = _counter(
+    "platform_component_ejections_total", "Times an instance was left out because its calls failed", "component_type"
+)
+COMPONENT_CIRCUITS = _gauge(
+    "platform_component_circuits", "Instances by their circuit here: closed, open, half_open", "component_type", "state"
+)
+INSTANCE_SECONDS = _gauge(
+    "platform_component_instance_latency_seconds", "Until an instance's answers begin (of 100 instances at most)", "component_id"
 )
 PROBES_FAILED = _counter("platform_component_probe_failures_total", "Failed health checks", "component_type")
 

@@ -1,0 +1,255 @@
+"""PostgreSQL away in every way that it can be: what needs it is refused soon, nothing is lost, and it is soon over."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from burnish.core.errors import Unavailable
+from burnish.infra.database import Database
+from tests.support.postgres import PostgresServer, running_server
+from tests.support.proxy import Proxy
+
+REFUSED_SECONDS = 2.0
+BACK_SECONDS = 10.0
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    """A server that only this module uses: it is stopped and frozen here."""
+    with running_server() as server:
+        server.execute("CREATE TABLE kept (id text PRIMARY KEY)")
+        yield server
+
+
+@asynccontextmanager
+async def opened(server: PostgresServer, port: int | None = None) -> AsyncIterator[Database]:
+    url = make_url(server.url("postgres")).set(port=port or server.port)
+    database = Database(url.render_as_string(hide_password=False), pool_size=2)
+    await database.start()
+    try:
+        await asyncio.gather(*(insert(database, f"first-{os.urandom(6).hex()}") for _ in range(6)))
+        yield database
+    finally:
+        await database.dispose()
+
+
+async def insert(database: Database, key: str) -> str:
+    async with database.write() as session:
+        await session.execute(text("INSERT INTO kept VALUES (:key)"), {"key": key})
+    return key
+
+
+def processes(server: PostgresServer) -> list[int]:
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return [server.pid, *map(int, children)]
+
+
+@contextmanager
+def stopped(server: PostgresServer) -> Iterator[None]:
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextmanager
+def frozen(server: PostgresServer) -> Iterator[None]:
+    everybody = processes(server)
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(everybody):
+            os.kill(pid, signal.SIGCONT)
+
+
+class Load:
+    """Writers that go on whatever happens, and what they were told."""
+
+    def __init__(self, database: Database, writers: int = 8) -> None:
+        self.database = database
+        self.accepted: list[str] = []
+        self.refusals: list[float] = []
+        self.slowest = 0.0
+        self.last_at = 0.0
+        self._stopping = False
+        self._tasks = [asyncio.create_task(self._write(number)) for number in range(writers)]
+
+    async def _write(self, writer: int) -> None:
+        count = 0
+        while not self._stopping:
+            count += 1
+            began = time.monotonic()
+            try:
+                self.accepted.append(await insert(self.database, f"{id(self)}-{writer}-{count}"))
+                self.last_at = time.monotonic()
+            except Unavailable:
+                self.refusals.append(time.monotonic() - began)
+                await asyncio.sleep(0.02)
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            await asyncio.sleep(0.002)
+
+    async def until_written(self, since: float, seconds: float) -> float:
+        """Wait for something to be accepted after ``since``; return how long that took."""
+        async with asyncio.timeout(seconds):
+            while self.last_at < since:
+                await asyncio.sleep(0.01)
+        return self.last_at - since
+
+    async def stop(self) -> None:
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+
+async def disturbed(
+    server: PostgresServer, database: Database, begin: Callable[[], object], end: Callable[[], object], seconds: float = 3
+) -> None:  # fmt: skip
+    """Disturb the database under load for a while and check the promises."""
+    load = Load(database)
+    await load.until_written(time.monotonic(), 10)
+    await asyncio.to_thread(begin)
+    await asyncio.sleep(seconds)
+    assert load.refusals
+    assert database.away
+    started = time.monotonic()
+    with pytest.raises(Unavailable) as refusal:
+        await insert(database, "refused")
+    assert time.monotonic() - started < 0.1, "once it is known to be away nobody waits"
+    assert refusal.value.retry_after
+    await asyncio.to_thread(end)
+    took = await load.until_written(time.monotonic(), BACK_SECONDS)
+    await load.stop()
+    assert max(load.refusals) < REFUSED_SECONDS, sorted(load.refusals)[-5:]
+    assert load.slowest < REFUSED_SECONDS
+    assert set(load.accepted) <= kept(server), "something that was answered is lost"
+    refused_after = len(load.refusals)
+    await asyncio.gather(*(insert(database, f"after-{os.urandom(6).hex()}") for _ in range(20)))
+    print(f"refused {refused_after}, slowest {load.slowest:.2f} s, accepting again after {took:.2f} s")
+
+
+def kept(server: PostgresServer) -> set[str]:
+    return set(server.execute("SELECT id FROM kept").splitlines())
+
+
+async def test_a_stopped_database_is_refused_and_comes_back(own_server: PostgresServer) -> None:
+    """Breaks with: a pool that hands out connections which its server closed."""
+    outage = stopped(own_server)
+    async with opened(own_server) as database:
+        await disturbed(own_server, database, outage.__enter__, lambda: outage.__exit__(None, None, None))
+
+
+async def test_a_frozen_database_is_refused_soon_and_comes_back(own_server: PostgresServer) -> None:
+    """Breaks with: waiting for a statement as long as a statement may take."""
+    outage = frozen(own_server)
+    async with opened(own_server) as database:
+        await disturbed(own_server, database, outage.__enter__, lambda: outage.__exit__(None, None, None))
+
+
+async def test_a_network_that_swallows_everything_is_refused_soon(own_server: PostgresServer) -> None:
+    """Breaks with: connections that are thought good after the network is whole again."""
+    with Proxy(("127.0.0.1", own_server.port)) as proxy:
+        async with opened(own_server, proxy.port) as database:
+            await disturbed(own_server, database, lambda: proxy.set("stall"), lambda: proxy.set("pass"))
+
+
+async def test_a_database_that_answers_garbage_is_refused_soon(own_server: PostgresServer) -> None:
+    """Breaks with: an error of the driver that is taken for a fault of ours."""
+    with Proxy(("127.0.0.1", own_server.port)) as proxy:
+        async with opened(own_server, proxy.port) as database:
+            await disturbed(own_server, database, lambda: proxy.set("garbage"), lambda: proxy.set("pass"))
+
+
+async def test_half_open_connections_are_found_while_the_database_lives(own_server: PostgresServer) -> None:
+    """Breaks with: a database that counts as living on one connection while all others wait for ever."""
+    with Proxy(("127.0.0.1", own_server.port)) as proxy:
+        async with opened(own_server, proxy.port) as database:
+            proxy.set("half-open")
+            began = time.monotonic()
+            tried = await asyncio.gather(
+                *(insert(database, f"half-{n}-{began}") for n in range(3)), return_exceptions=True
+            )
+            assert time.monotonic() - began < REFUSED_SECONDS
+            assert all(isinstance(one, Unavailable) for one in tried)
+            began = time.monotonic()
+            await asyncio.gather(*(insert(database, f"whole-{n}-{began}") for n in range(20)))
+            assert time.monotonic() - began < REFUSED_SECONDS, "those that nobody used meanwhile are dead too"
+
+
+async def test_connections_that_died_while_idle_disturb_nobody(own_server: PostgresServer) -> None:
+    """Breaks with: a first request after the outage that pays for it."""
+    async with opened(own_server) as database:
+        await asyncio.to_thread(own_server.stop)
+        await asyncio.to_thread(own_server.start)
+        async with asyncio.timeout(BACK_SECONDS):
+            while database.away:
+                await asyncio.sleep(0.01)
+        await asyncio.gather(*(insert(database, f"idle-{os.urandom(6).hex()}") for _ in range(20)))
+
+
+async def test_a_statement_that_takes_long_is_no_outage(own_server: PostgresServer) -> None:
+    """Breaks with: a limit on statements in place of a question whether the database lives; a busy process that takes
+    its own lateness for the database's."""
+    async with opened(own_server) as database:
+
+        async def slow() -> None:
+            async with database.read() as session:
+                await session.execute(text("SELECT pg_sleep(4)"))
+
+        statements = [asyncio.create_task(slow()) for _ in range(3)]
+        ends = time.monotonic() + 4
+        while time.monotonic() < ends:
+            await asyncio.sleep(0.05)
+            time.sleep(0.8)  # noqa: ASYNC251 - the process itself is slow
+            assert not database.away
+        await asyncio.gather(*statements)
+        await insert(database, f"slow-{ends}")
+
+
+async def test_a_lock_that_is_held_is_no_outage(own_server: PostgresServer) -> None:
+    """Breaks with: a connection that waits for a lock taken for a dead one."""
+    async with opened(own_server) as database:
+        holding = asyncio.Event()
+
+        async def hold() -> None:
+            async with database.write() as session:
+                await session.execute(text("LOCK TABLE kept IN ACCESS EXCLUSIVE MODE"))
+                holding.set()
+                await asyncio.sleep(2.5)
+
+        holder = asyncio.create_task(hold())
+        await holding.wait()
+        began = time.monotonic()
+        await insert(database, f"locked-{began}")
+        assert time.monotonic() - began > 2
+        await holder
+        assert not database.away
+
+
+async def test_a_caller_that_gives_up_within_a_unit_of_work_leaves_a_whole_pool(own_server: PostgresServer) -> None:
+    """Breaks with: units of work that are counted for ever, connections that nobody gives back."""
+    async with opened(own_server) as database:
+
+        async def slow() -> None:
+            async with database.read() as session:
+                await session.execute(text("SELECT pg_sleep(30)"))
+
+        for _ in range(3):
+            tasks = [asyncio.create_task(slow()) for _ in range(4)]
+            await asyncio.sleep(0.1)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(insert(database, f"cancel-{os.urandom(6).hex()}") for _ in range(20)))
+        assert not database.away
