@@ -4,7 +4,7 @@ import secrets
 import time
 from typing import Literal
 
-Prefix = Literal["wf", "job", "ds", "mdl", "dep", "rev", "rep", "evt", "req", "prj", "inc"]
+Prefix = Literal["wf", "job", "ds", "mdl", "dep", "rev", "rep", "evt", "req", "prj", "inc", "key", "bnd", "ses"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base 32: no i, l, o, u
 

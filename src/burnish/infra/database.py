@@ -218,6 +218,7 @@ class Database:
                     session.info["burnish_database"] = self
                     yield session
                     if commit:
+                        await _run_hooks(session)
                         await session.commit()
                     else:
                         session.expunge_all()  # a rollback expires what was loaded; the caller may keep it

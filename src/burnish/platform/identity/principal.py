@@ -1,18 +1,27 @@
 """The principal of a request, and the signed token that carries it between processes."""
 
+import base64
+import hashlib
+import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from starlette.requests import Request
 
 from burnish.core.errors import Unauthenticated
 from burnish.core.permissions import PLATFORM_WIDE, permissions_of
+from burnish.platform.identity.keys import derived
 
 SCOPE_KEY = "burnish.principal"
-_ALGORITHM = "HS256"
+_ALGORITHM = "EdDSA"
 _LEEWAY_SECONDS = 30
 """How far the clocks of two servers may be apart."""
+_REMEMBERED = 1000
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,31 @@ class Principal:
         roles = self.everywhere if permission in PLATFORM_WIDE else self.roles | self.everywhere
         return permission in permissions_of(roles) and (self.scopes is None or permission in self.scopes)
 
-    def acting(self) -> "Principal":
-        """Return the same subject and project as Burnish's own processes carry them, to give a component work."""
-        return Principal(self.subject, self.project_id, frozenset({"platform"}))
+    def may_everywhere(self, permission: str) -> bool:
+        """Tell whether this caller has a permission in every project."""
+        return permission in permissions_of(self.everywhere) and (self.scopes is None or permission in self.scopes)
+
+    def permissions(self) -> frozenset[str]:
+        """Return everything that this caller may do in this project."""
+        found = permissions_of(self.roles - self.everywhere) - PLATFORM_WIDE | permissions_of(self.everywhere)
+        return found if self.scopes is None else found & self.scopes
+
+    def acting(self, *permissions: str) -> "Principal":
+        """Return the same subject and project as Burnish's own processes carry them, to give a component work.
+
+        Args:
+            permissions: beyond that, those that the submitter was found to have when the work was submitted, and
+                that it needs now.
+        """
+        roles = frozenset({"platform", "administrator"} if permissions else {"platform"})
+        return Principal(self.subject, self.project_id, roles, frozenset({"component:work", *permissions}))
 
 
 LOCAL = Principal("local", "default", frozenset({"administrator"}), everywhere=frozenset({"administrator"}))
 """Everyone, while authentication is off (loopback only)."""
+
+ANONYMOUS = Principal("anonymous")
+"""Whoever shows no credential, on a route that needs none."""
 
 
 async def current_principal(request: Request) -> Principal:
@@ -53,7 +80,16 @@ async def current_principal(request: Request) -> Principal:
     Raises:
         Unauthenticated: the request reached a handler without having passed either.
     """
-    principal = request.scope.get(SCOPE_KEY)
+    return principal_in(request.scope)
+
+
+def principal_in(scope: Mapping[str, Any]) -> Principal:
+    """Return the principal of an ASGI scope.
+
+    Raises:
+        Unauthenticated: there is none.
+    """
+    principal = scope.get(SCOPE_KEY)
     if not isinstance(principal, Principal):
         raise Unauthenticated("the request carries no caller", hint="send it through the gateway")
     return principal
@@ -68,30 +104,20 @@ class _Signed:
     """Wall clock less monotonic clock: when the wall clock is set anew, another token is signed."""
 
 
-class CallerTokens:
-    """Signs and verifies caller tokens with a key that only Burnish's own processes hold."""
+class CallerVerifier:
+    """Verifies caller tokens by public keys alone: for processes that never sign."""
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) < 32:
-            raise ValueError("the key of caller tokens needs at least 32 bytes")
-        self._key = key
-        self._cache: dict[tuple[Principal, str], _Signed] = {}
+    def __init__(self, jwks: Mapping[str, Any]) -> None:
+        """Take the keys of ``GET /platform/identity/jwks``.
 
-    def sign(self, principal: Principal, audience: str, ttl: float = 60) -> str:
-        """Return a token for ``audience`` (a component type), valid for ``ttl`` seconds; re-used for half of that."""
-        now, age = time.time(), time.monotonic()
-        found = self._cache.get((principal, audience))
-        if found is not None and age < found.until and abs(now - age - found.offset) < _LEEWAY_SECONDS / 2:
-            return found.token
-        claims = {
-            "sub": principal.subject, "prj": principal.project_id, "rol": sorted(principal.roles),
-            "aud": audience, "iat": int(now), "exp": int(now + ttl),
-        }  # fmt: skip
-        token = jwt.encode(claims, self._key, algorithm=_ALGORITHM)
-        if len(self._cache) > 1000:
-            self._cache.clear()
-        self._cache[(principal, audience)] = _Signed(token, age + ttl / 2, now - age)
-        return token
+        Raises:
+            ValueError: there is no Ed25519 key among them.
+        """
+        found = [jwt.PyJWK(dict(key)) for key in jwks.get("keys", ()) if key.get("kty") == "OKP"]
+        self._keys = {str(key.key_id): key.key for key in found}
+        if not self._keys:
+            raise ValueError("there is no Ed25519 key in the key set")
+        self._verified: dict[tuple[str, str], tuple[Principal, float]] = {}
 
     def verify(self, token: str, audience: str) -> Principal:
         """Return the principal of a token.
@@ -99,12 +125,85 @@ class CallerTokens:
         Raises:
             Unauthenticated: it is not ours, has expired, or is meant for another audience.
         """
+        known = self._verified.get((token, audience))
+        if known is not None and time.time() < known[1]:
+            return known[0]
         try:
-            claims = jwt.decode(
-                token, self._key, algorithms=[_ALGORITHM], audience=audience, leeway=_LEEWAY_SECONDS,
-                # one signed "in the future" is ours all the same: the clock was set back, or another server's is ahead
-                options={"require": ["exp", "aud", "sub"], "verify_iat": False},
-            )  # fmt: skip
-        except jwt.PyJWTError as error:
+            claims = self._claims(token, audience)
+            principal = _principal_of(claims)
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
             raise Unauthenticated(f"the caller token is not valid: {error}", hint="call through the gateway") from error
-        return Principal(str(claims["sub"]), str(claims["prj"]), frozenset(claims["rol"]))
+        if len(self._verified) >= _REMEMBERED:
+            self._verified.clear()
+        self._verified[(token, audience)] = (principal, float(claims["exp"]))
+        return principal
+
+    def _claims(self, token: str, audience: str) -> dict[str, Any]:
+        key = self._keys.get(str(jwt.get_unverified_header(token).get("kid")))
+        if key is None:
+            raise jwt.InvalidKeyError("it is signed with a key that is not known here")
+        return dict(jwt.decode(
+            token, key, algorithms=[_ALGORITHM], audience=audience, leeway=_LEEWAY_SECONDS,
+            # one signed "in the future" is ours all the same: the clock was set back, or another server's is ahead
+            options={"require": ["exp", "aud", "sub"], "verify_iat": False},
+        ))  # fmt: skip
+
+
+class CallerTokens(CallerVerifier):
+    """Signs and verifies caller tokens with a key that only Burnish's own processes hold."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < 32:
+            raise ValueError("the key of caller tokens needs at least 32 bytes")
+        self._private = Ed25519PrivateKey.from_private_bytes(derived(key, b"burnish caller tokens"))
+        self._jwk = _jwk_of(self._private.public_key())
+        self._cache: dict[tuple[Principal, str], _Signed] = {}
+        super().__init__(self.public_jwks())
+
+    def public_jwks(self) -> dict[str, list[dict[str, str]]]:
+        """Return the public key as a JSON Web Key Set (RFC 7517, RFC 8037)."""
+        return {"keys": [dict(self._jwk)]}
+
+    def sign(self, principal: Principal, audience: str, ttl: float = 60) -> str:
+        """Return a token for ``audience`` (a component type), valid for ``ttl`` seconds; re-used for half of that."""
+        now, age = time.time(), time.monotonic()
+        found = self._cache.get((principal, audience))
+        if found is not None and age < found.until and abs(now - age - found.offset) < _LEEWAY_SECONDS / 2:
+            return found.token
+        claims = {**_claims_of(principal), "aud": audience, "iat": int(now), "exp": int(now + ttl)}
+        token = jwt.encode(claims, self._private, algorithm=_ALGORITHM, headers={"kid": self._jwk["kid"]})
+        if len(self._cache) >= _REMEMBERED:
+            self._cache.clear()
+        self._cache[(principal, audience)] = _Signed(token, age + ttl / 2, now - age)
+        return token
+
+
+def _claims_of(principal: Principal) -> dict[str, Any]:
+    return {
+        "sub": principal.subject, "prj": principal.project_id, "rol": sorted(principal.roles),
+        "evw": sorted(principal.everywhere), "scp": None if principal.scopes is None else sorted(principal.scopes),
+        "crd": principal.credential, "cmp": None if principal.component is None else list(principal.component),
+    }  # fmt: skip
+
+
+def _principal_of(claims: Mapping[str, Any]) -> Principal:
+    bare = Principal(
+        str(claims["sub"]), str(claims["prj"]), frozenset(claims["rol"]),
+        scopes=None if claims["scp"] is None else frozenset(claims["scp"]), everywhere=frozenset(claims["evw"]),
+        credential=claims["crd"],
+    )  # fmt: skip
+    if claims["cmp"] is None:
+        return bare
+    component_id, component_type = claims["cmp"]
+    return replace(bare, component=(str(component_id), str(component_type)))
+
+
+def _jwk_of(public: Ed25519PublicKey) -> dict[str, str]:
+    raw = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    needed = {"crv": "Ed25519", "kty": "OKP", "x": _base64url(raw)}
+    thumbprint = hashlib.sha256(json.dumps(needed, sort_keys=True, separators=(",", ":")).encode()).digest()  # RFC 7638
+    return {**needed, "alg": _ALGORITHM, "use": "sig", "kid": _base64url(thumbprint)}
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

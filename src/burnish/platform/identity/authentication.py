@@ -1,0 +1,309 @@
+"""Who sends a request: a key or a session becomes a principal, fast, and also while the database is away.
+
+What the database said of a credential is used for a few seconds, or until some process tells (topic ``identity``) that
+what somebody may do has changed. A credential that is not good costs the same whatever is wrong with it: one digest,
+one look-up, and one answer.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.configuration import Current, defaults
+from burnish.core.errors import BurnishError, NotFound, Unauthenticated, Unavailable
+from burnish.core.permissions import EVERY_PROJECT
+from burnish.infra.database import Database, utcnow
+from burnish.platform.identity import audit, store
+from burnish.platform.identity.keys import NO_PREFIX, KeyDigests, prefix_of, same
+from burnish.platform.identity.principal import Principal
+from burnish.platform.identity.service import no_project
+from burnish.platform.identity.tables import SubjectRow
+
+log = logging.getLogger(__name__)
+
+FRESH_SECONDS = 3.0
+_LOOKUP_SECONDS = 1.0
+_AWAY_SECONDS = 1.0
+"""After a look-up that failed nobody waits for another one for this long."""
+_LOOKUPS = 8
+"""At once: strangers with made-up keys do not take the database away from everybody."""
+_REMEMBERED = 10_000
+_WRITE_USES_SECONDS = 10.0
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_COOKIE = "burnish_session"
+_NO_DIGEST = "0" * 64
+_PROJECT_HEADERS = ("burnish-project", "openai-project")
+
+
+class Sessions(Protocol):
+    """What is asked of the sessions of people who logged in."""
+
+    async def principal_of(self, token: str) -> Principal | None:
+        """Return whose session it is, and for which project (``*``: any) and scopes it holds; None: no live session."""
+
+    async def check_csrf(self, token: str, given: str | None) -> None:
+        """Raise Forbidden unless ``given`` is the session's own token against cross-site requests."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the database said of a credential for a project."""
+
+    found: Principal | BurnishError
+    expires_at: datetime | None = None
+    key_id: str | None = None
+
+
+@dataclass
+class _Known:
+    answer: _Answer
+    version: int
+    """Of the topic when it was looked up."""
+    at: float
+    """When it was looked up, on the monotonic clock."""
+
+
+class Authenticator:
+    """Turns a request's headers into the principal who sent it. One a process."""
+
+    def __init__(
+        self,
+        database: Database,
+        digests: KeyDigests,
+        *,
+        configuration: Current = defaults,
+        sessions: Sessions | None = None,
+    ) -> None:
+        self._database = database
+        self._digests = digests
+        self._configuration = configuration
+        self._sessions = sessions
+        self._topic = database.topic(store.TOPIC)
+        self._known: dict[tuple[str, str | None], _Known] = {}
+        self._running: dict[tuple[str, str | None], asyncio.Task[_Answer]] = {}
+        self._away_until = 0.0
+        self._gate = asyncio.Semaphore(_LOOKUPS)
+        self._uses: dict[str, datetime] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._refusals = audit.RefusalWriter(database)
+
+    async def start(self) -> None:
+        """Start writing down when keys were used, and what was refused."""
+        await self._refusals.start()
+        self._tasks = [asyncio.create_task(self._keep_uses(), name="key-uses")]
+
+    async def stop(self) -> None:
+        """Write what is left, and stop."""
+        for task in (*self._tasks, *self._running.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._running.values(), return_exceptions=True)
+        self._tasks = []
+        await self._refusals.stop()
+        await self.write_uses()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its loops run."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    async def authenticate(self, headers: Mapping[str, str], *, method: str) -> Principal:
+        """Return who sent a request.
+
+        Args:
+            headers: the request's, with lower-case names.
+            method: the request's.
+
+        Raises:
+            Unauthenticated: no credential, or none that is good: whatever is wrong with it, the answer is the same.
+            NotFound: the project that was asked for is none, or one in which the caller has no role.
+            Forbidden: a page's request that changes something lacks the token against cross-site requests.
+            Unavailable: the database is away, and the credential was not seen lately.
+        """
+        token = _bearer(headers)
+        if token is not None:
+            return await self._principal(token, _project(headers))
+        cookie = _cookie(headers)
+        if cookie is None or self._sessions is None:
+            raise Unauthenticated(
+                "the request carries no credential", where="Authorization",
+                hint="log in (`burnish login`), or send a key: `Authorization: Bearer bk_...`",
+            )  # fmt: skip
+        principal = await self._principal(cookie, _project(headers))
+        if method not in _SAFE_METHODS:
+            await self._sessions.check_csrf(cookie, headers.get("x-csrf-token"))
+        return principal
+
+    async def _principal(self, token: str, project: str | None) -> Principal:
+        digest = self._digests.of(token)
+        known = self._known.get((digest, project))
+        if known is None or not self._fresh(known):
+            known = await self._renewed(digest, project, token, known)
+        answer = known.answer
+        if isinstance(answer.found, BurnishError):
+            if isinstance(answer.found, Unauthenticated):
+                audit.failed_login(_telling(token))
+            raise answer.found.with_traceback(None)
+        if answer.expires_at is not None and answer.expires_at <= utcnow():
+            raise _not_good()
+        if answer.key_id is not None:
+            self._uses[answer.key_id] = utcnow()
+        return answer.found
+
+    def _fresh(self, known: _Known) -> bool:
+        return known.version == self._topic.version and time.monotonic() - known.at < FRESH_SECONDS
+
+    async def _renewed(self, digest: str, project: str | None, token: str, known: _Known | None) -> _Known:
+        """Ask the database; while it is away, honour what it said not long ago."""
+        key = (digest, project)
+        version, now = self._topic.version, time.monotonic()
+        if now >= self._away_until:
+            task = self._running.get(key)
+            if task is None:
+                task = self._running[key] = asyncio.create_task(self._look_up(digest, project, token), name="look-up")
+                task.add_done_callback(lambda done: self._ended(key, done))
+            await asyncio.wait({task}, timeout=_LOOKUP_SECONDS)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                return self._remember(key, _Known(task.result(), version, now))
+            self._away_until = time.monotonic() + _AWAY_SECONDS
+        stale = self._configuration().gateway.authenticated_stale_seconds
+        if known is not None and isinstance(known.answer.found, Principal) and now - known.at < stale:
+            return known
+        raise Unavailable(
+            "who you are cannot be looked up: the database does not answer", retry_after=2,
+            hint="send the request again in a moment; keys that were used lately go on working meanwhile",
+        )  # fmt: skip
+
+    def _ended(self, key: tuple[str, str | None], task: "asyncio.Task[_Answer]") -> None:
+        self._running.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Unavailable):
+            log.error("a credential could not be looked up", exc_info=error)
+
+    def _remember(self, key: tuple[str, str | None], known: _Known) -> _Known:
+        if len(self._known) >= _REMEMBERED:
+            for old in sorted(self._known, key=lambda one: self._known[one].at)[: _REMEMBERED // 2]:
+                del self._known[old]
+        self._known[key] = known
+        return known
+
+    async def _look_up(self, digest: str, project: str | None, token: str) -> _Answer:
+        async with self._gate:
+            try:
+                if self._sessions is not None and not token.startswith("bk_"):
+                    held = await self._sessions.principal_of(token)
+                    if held is not None:
+                        return _Answer(await self._of_subject(held, project))
+                return await self._of_key(digest, project, prefix_of(token))
+            except (NotFound, Unauthenticated) as error:
+                return _Answer(error)
+
+    async def _of_key(self, digest: str, project: str | None, prefix: str) -> _Answer:
+        async with self._database.read() as session:
+            row = await store.key_by_prefix(session, prefix)
+        good = same(_NO_DIGEST if row is None else row[0].digest, digest) and prefix != NO_PREFIX
+        if row is None or not good:
+            raise _not_good()
+        key, owner = row
+        if key.revoked_at is not None or owner.disabled_at is not None:
+            raise _not_good()
+        if key.expires_at is not None and key.expires_at <= utcnow():
+            raise _not_good()
+        scopes = None if key.scopes is None else frozenset(key.scopes)
+        if key.component_id is not None and key.component_type is not None:
+            if project not in (None, store.DEFAULT_PROJECT):
+                raise no_project(str(project))
+            role = frozenset({"component"})
+            instance = (key.component_id, key.component_type)
+            found = Principal(key.subject, store.DEFAULT_PROJECT, role, scopes, role, key.id, instance)
+        else:
+            held = Principal(key.subject, key.project_id, scopes=scopes, credential=key.id)
+            found = await self._of_subject(held, project)
+        return _Answer(found, key.expires_at, key.id)
+
+    async def _of_subject(self, held: Principal, project: str | None) -> Principal:
+        """Return the principal in the project asked for.
+
+        ``held`` says where the credential holds: in one project, or (``*``) in every one in which its owner has a role.
+        """
+        anywhere = held.project_id == EVERY_PROJECT
+        async with self._database.read() as session:
+            owner: SubjectRow | None = await store.subject(session, held.subject)
+            if owner is None or owner.disabled_at is not None:
+                raise _not_good()
+            if project is None:
+                project = await _default_project(session, held) if anywhere else held.project_id
+            if not anywhere and project != held.project_id:
+                raise no_project(project)
+            grant = await store.grant(session, held.subject, project)
+        if not grant.project_exists or not (grant.roles | grant.everywhere):
+            raise no_project(project)
+        everywhere = grant.everywhere if anywhere else frozenset()
+        return Principal(
+            held.subject, project, grant.roles | grant.everywhere, held.scopes, everywhere, held.credential
+        )
+
+    async def write_uses(self) -> None:
+        """Write down when keys were used since the last time."""
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        try:
+            async with self._database.write() as session:
+                await store.used(session, uses)
+        except BurnishError as error:
+            log.warning("when keys were used could not be written down: %s", error.message)
+
+    async def _keep_uses(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_USES_SECONDS)
+            try:
+                await self.write_uses()
+            except Exception:
+                log.exception("when keys were used could not be written down")
+
+
+async def _default_project(session: AsyncSession, held: Principal) -> str:
+    """Return the project of a credential for every project when none is named: ``default``, or the first that it may."""
+    bound = [one.project_id for one in await store.bindings_of(session, held.subject)]
+    if EVERY_PROJECT in bound or store.DEFAULT_PROJECT in bound or not bound:
+        return store.DEFAULT_PROJECT
+    return bound[0]
+
+
+def _not_good() -> Unauthenticated:
+    return Unauthenticated(
+        "the credential is not valid", where="Authorization",
+        hint="it may be mistyped, expired or revoked; an administrator mints another",
+    )  # fmt: skip
+
+
+def _bearer(headers: Mapping[str, str]) -> str | None:
+    """Return what the request shows as its bearer; the empty string where it shows something else."""
+    given = headers.get("authorization")
+    if given is None:
+        return None
+    scheme, _, token = given.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _cookie(headers: Mapping[str, str]) -> str | None:
+    for part in headers.get("cookie", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == _COOKIE and value:
+            return value.strip('"')
+    return None
+
+
+def _project(headers: Mapping[str, str]) -> str | None:
+    return next((headers[name] for name in _PROJECT_HEADERS if headers.get(name)), None)
+
+
+def _telling(token: str) -> str:
+    """Return what may be written down of a credential that was not good."""
+    prefix = prefix_of(token)
+    return "unknown" if prefix == NO_PREFIX else f"bk_{prefix}"
