@@ -1,5 +1,6 @@
 """``burnish login``, ``logout`` and ``whoami``."""
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,18 +38,23 @@ def login(
     from burnish.client import Client, credentials
 
     _refuse_argument(key)
-    with Client(url) as client:
-        ways = client.login_methods()
+    with Client(url, api_key="") as client:
+        ways = client.identity.login_methods()
         if ways.authentication == "off":
             return _say_off(client.url, as_json)
         types = {way.type for way in ways.methods}
-        secret = _piped() if key else _by_browser(client, browser, timeout) if "oidc" in types else _asked(client.url)
-        found = _checked(client.url, secret)
+        by_browser = key is None and "oidc" in types
+        if by_browser:
+            found = _by_browser(client, browser, timeout)
+        else:
+            found = _checked(client.url, _piped() if key else _asked(client.url))
         credentials.store(client.url, found)
         if as_json:
             return print_json({"url": client.url, **found.model_dump(mode="json", exclude={"key"})})
         until = f" until {found.expires_at:%Y-%m-%d %H:%M} UTC" if found.expires_at else ""
         console().print(f"[green]✓[/] logged in to {client.url} as {found.subject}{until}", soft_wrap=True)
+        if os.environ.get("BURNISH_API_KEY"):
+            console().print("[yellow]BURNISH_API_KEY is set and goes before this login: unset it[/]", soft_wrap=True)
     return None
 
 
@@ -56,13 +62,13 @@ def logout(url: Url = None, as_json: Json = False) -> None:
     """Forget the key that is kept for a server. A key that `burnish login` got by the browser is revoked, too."""
     from burnish.cli.output import console, print_json
     from burnish.client import Client, credentials
+    from burnish.client.address import find_url
     from burnish.core.errors import BurnishError
 
-    with Client(url, use_stored=False) as anonymous:
-        address = anonymous.url
+    address = find_url(url)
     found = credentials.forget(address)
     revoked = False
-    if found is not None and found.expires_at is not None and found.key_id is not None:
+    if found is not None and found.by_browser and found.key_id is not None:
         try:
             with Client(address, api_key=found.key) as client:
                 client.identity.revoke_key(found.key_id)
@@ -119,19 +125,24 @@ def _asked(url: str) -> str:
     return answer.strip()
 
 
-def _by_browser(client: "Client", browser: bool, timeout: float) -> str:
+def _by_browser(client: "Client", browser: bool, timeout: float) -> "Credential":
     import platform
 
     from burnish.cli.browser import Listener
     from burnish.cli.output import console
+    from burnish.client.credentials import Credential
 
     with Listener() as listener:
         address = listener.login_url(client.url)
         opened = browser and listener.open(address)
-        text = "Your browser opens" if opened else "Open this address in a browser on this machine"
+        text = "Logging in with your browser" if opened else "Open this address in a browser on this machine"
         console(stderr=True).print(f"{text}: {address}", soft_wrap=True, markup=False)
         code = listener.wait(timeout)
-    return client.exchange_login_code(code, listener.verifier, f"burnish login on {platform.node()[:60]}").key
+    name = "".join(one if " " <= one <= "~" else "-" for one in platform.node())[:60]
+    made = client.identity.exchange_login_code(code, listener.verifier, f"burnish login on {name}")
+    return Credential(
+        key=made.key, key_id=made.key_id, subject=made.subject, expires_at=made.expires_at, by_browser=True
+    )
 
 
 def _checked(url: str, key: str) -> "Credential":
@@ -140,10 +151,8 @@ def _checked(url: str, key: str) -> "Credential":
     from burnish.client.credentials import Credential
     from burnish.core.errors import Unauthenticated
 
-    if not key.isascii() or not key.isprintable() or not key or " " in key:
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise Unauthenticated("that is no key", where="key", hint="a key begins with bk_ and has no spaces")
     with Client(url, api_key=key) as client:
         me = client.identity.me()
-    return Credential(
-        key=key, key_id=me.credential, subject=me.subject, expires_at=me.expires_at
-    )
+    return Credential(key=key, key_id=me.credential, subject=me.subject)

@@ -36,9 +36,9 @@ class Credential(BaseModel):
     key_id: str | None = None
     subject: str | None = None
     """Whose it is, for people."""
-    project: str | None = None
-    """Project that is meant unless another is named."""
     expires_at: datetime | None = None
+    by_browser: bool = False
+    """Made for this program by a login, and so revoked by ``burnish logout``."""
 
 
 class _File(BaseModel):

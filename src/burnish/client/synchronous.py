@@ -12,6 +12,7 @@ import httpx
 from burnish.client import calls, views, wire
 from burnish.client.calls import Call
 from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff
+from burnish.client.identity import Identity
 from burnish.core.errors import BurnishError, DeadlineExceeded
 from burnish.core.pages import Page
 from burnish.core.protocol import Event, JobView
@@ -25,7 +26,7 @@ class Client:
 
     Args:
         url: Base URL; by default ``BURNISH_URL``, the running server of ``home``, or port 8000.
-        api_key: By default ``BURNISH_API_KEY``, else the key that ``burnish login`` keeps for this server.
+        api_key: By default ``BURNISH_API_KEY``, else the key that ``burnish login`` keeps for this server; empty: none.
         home: The home folder whose server is meant; by default ``BURNISH_HOME`` or ``~/.burnish``.
         project: The project that is meant; by default ``BURNISH_PROJECT``, else the key's own.
         transport: An httpx transport, for tests.
@@ -44,6 +45,7 @@ class Client:
         self.models = Models(self)
         self.deployments = Deployments(self)
         self.jobs = Jobs(self)
+        self.identity = Identity(self)
 
     @property
     def url(self) -> str:

@@ -34,8 +34,8 @@ class Address:
 
     def __init__(self, url: str | None, api_key: str | None, home: Path | None, project: str | None = None) -> None:
         self._fixed, self._home = url, home
-        self._given = api_key or os.environ.get("BURNISH_API_KEY")
-        self._named = project or os.environ.get("BURNISH_PROJECT")
+        self._given = os.environ.get("BURNISH_API_KEY") or None if api_key is None else api_key
+        self._project = project or os.environ.get("BURNISH_PROJECT")
         self.url = find_url(url, home)
         self._stored = self._find()
 
@@ -47,25 +47,20 @@ class Address:
         return self.url
 
     def _find(self) -> credentials.Credential | None:
-        return None if self._given else credentials.find(self.url)
+        return credentials.find(self.url) if self._given is None else None
 
     @property
     def api_key(self) -> str | None:
         """The key that is sent."""
-        return self._given or (self._stored.key if self._stored else None)
-
-    @property
-    def project(self) -> str | None:
-        """The project that is asked for; None: the key's own."""
-        return self._named or (self._stored.project if self._stored else None)
+        return self._stored.key if self._given is None and self._stored else self._given
 
     def headers(self) -> dict[str, str]:
         """Headers of every request."""
         headers = {"user-agent": f"burnish-python/{__version__}"}
-        if (key := self.api_key) is not None:
+        if key := self.api_key:
             headers["authorization"] = f"Bearer {key}"
-        if (project := self.project) is not None:
-            headers[PROJECT_HEADER] = project
+        if self._project:
+            headers[PROJECT_HEADER] = self._project
         return headers
 
     def mended(self, error: BurnishError) -> BurnishError:
