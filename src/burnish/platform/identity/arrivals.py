@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from burnish.core.configuration import OidcConfiguration
 from burnish.core.errors import Forbidden
 from burnish.core.ids import new_id
+from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import utcnow
 from burnish.platform.identity import login_store, store
 from burnish.platform.identity.oidc import Identity
@@ -35,7 +36,9 @@ async def arrive(session: AsyncSession, identity: Identity, settings: OidcConfig
     row = await _user(session, identity)
     if row.disabled_at is not None:
         raise Forbidden(
-            f"{row.id} was disabled", where=row.id, hint="an administrator can let the user in again: burnish user enable"
+            f"{row.id} was disabled",
+            where=row.id,
+            hint="an administrator can let the user in again: burnish user enable",
         )
     row.email = identity.email or row.email
     row.display_name = identity.name or row.display_name
@@ -75,9 +78,12 @@ async def _bind(session: AsyncSession, subject: str, wanted: set[tuple[str, str]
     superfluous = [row for pair, row in present.items() if row.source == SOURCE and pair not in wanted]
     missing = sorted(wanted - present.keys())
     for row in superfluous:
+        if (row.project_id, row.role) == (EVERY_PROJECT, store.ADMINISTRATOR) and await _is_the_last(session, subject):
+            log.warning("%s has left the administrators' group, and stays one: there is no other", subject)
+            continue
         await store.delete_row(session, row)
     for project, role in missing:
-        if project != "*" and await store.project(session, project) is None:
+        if project != EVERY_PROJECT and await store.project(session, project) is None:
             log.warning("a group of %s gives %s in project %s, which there is not", subject, role, project)
             continue
         await store.insert_row(
@@ -89,3 +95,7 @@ async def _bind(session: AsyncSession, subject: str, wanted: set[tuple[str, str]
         )  # fmt: skip
     if superfluous or missing:
         await store.changed(session)
+
+
+async def _is_the_last(session: AsyncSession, subject: str) -> bool:
+    return set(await store.lock_administrators(session)) <= {subject}

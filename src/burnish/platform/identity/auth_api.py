@@ -14,7 +14,8 @@ from starlette.requests import Request
 from burnish.core.errors import InvalidRequest
 from burnish.infra.problems import problems
 from burnish.platform.identity.logins import LOGIN_SECONDS, CommandLine, CommandLineKey, Logins, ProviderAnswer
-from burnish.platform.identity.principal import Principal, current_principal
+from burnish.platform.identity.permission import anyone, authenticated
+from burnish.platform.identity.principal import Principal
 from burnish.platform.identity.sessions import (
     COOKIE,
     CSRF_COOKIE,
@@ -28,7 +29,8 @@ from burnish.platform.identity.sessions import (
 
 BROWSER_COOKIE = "burnish_login"
 PREFIX = "/platform/auth"
-Caller = Annotated[Principal, Depends(current_principal)]
+Caller = Annotated[Principal, Depends(authenticated())]
+_OPEN = [Depends(anyone())]
 _Text = Annotated[str, Query(min_length=1, max_length=2048)]
 _Challenge = Annotated[str, Query(pattern=r"^[A-Za-z0-9_-]{43}$", description="Base64url of the verifier's SHA-256")]
 
@@ -67,7 +69,9 @@ class Exchange(BaseModel):
 
     code: SecretStr = Field(min_length=1, max_length=255)
     verifier: SecretStr = Field(min_length=43, max_length=128)
-    name: str = Field(default="burnish login", min_length=1, max_length=100, pattern=r"^[ -~]+$", description="Of the key")
+    name: str = Field(
+        default="burnish login", min_length=1, max_length=100, pattern=r"^[ -~]+$", description="Of the key"
+    )
 
 
 class SessionView(BaseModel):
@@ -95,7 +99,7 @@ def router(logins: Logins) -> APIRouter:
 
 
 def _browser(routes: APIRouter, logins: Logins) -> None:
-    @routes.get("/methods", summary="Ways to log in", operation_id="login_methods")
+    @routes.get("/methods", summary="Ways to log in", operation_id="login_methods", dependencies=_OPEN)
     async def methods() -> Methods:
         """Tell how one can log in here. Open."""
         issuer = logins.issuer
@@ -106,6 +110,7 @@ def _browser(routes: APIRouter, logins: Logins) -> None:
 
     @routes.get(
         "/login", summary="Log in by the provider", operation_id="login", status_code=302, response_class=Response,
+        dependencies=_OPEN,
         responses={302: {"description": "To the provider"}, **problems(404, 409, 422, 503)},
     )  # fmt: skip
     async def login(
@@ -123,7 +128,7 @@ def _browser(routes: APIRouter, logins: Logins) -> None:
 
     @routes.get(
         "/callback", summary="Come back from the provider", operation_id="login_callback", status_code=302,
-        response_class=Response,
+        response_class=Response, dependencies=_OPEN,
         responses={302: {"description": "Logged in: to `next`, or to the command line"}, **problems(401, 403, 404, 409, 422, 503)},
     )  # fmt: skip
     async def callback(
@@ -142,20 +147,18 @@ def _browser(routes: APIRouter, logins: Logins) -> None:
 
 def _command_line(routes: APIRouter, logins: Logins) -> None:
     @routes.post(
-        "/exchange", summary="Turn a login code into a key", operation_id="exchange_login_code",
+        "/exchange", summary="Turn a login code into a key", operation_id="exchange_login_code", dependencies=_OPEN,
         responses=problems(401, 403, 409, 422, 503),
     )  # fmt: skip
     async def exchange(body: Exchange, response: Response) -> CommandLineKey:
         """Give the command line a key that lives as long as a session. Open; the code and its verifier are the proof."""
         response.headers["cache-control"] = "no-store"
-        return await logins.exchange(
-            body.code.get_secret_value(), body.verifier.get_secret_value(), body.name
-        )
+        return await logins.exchange(body.code.get_secret_value(), body.verifier.get_secret_value(), body.name)
 
 
 def _session(routes: APIRouter, logins: Logins) -> None:
     @routes.post(
-        "/session", summary="Log in with a key", operation_id="create_session",
+        "/session", summary="Log in with a key", operation_id="create_session", dependencies=_OPEN,
         responses=problems(401, 403, 409, 422, 503),
     )  # fmt: skip
     async def create_session(body: KeyLogin, request: Request, response: Response) -> SessionView:
@@ -219,7 +222,9 @@ def _callback_url(request: Request, logins: Logins) -> str:
 
 
 def _redirect(url: str) -> RedirectResponse:
-    return RedirectResponse(url, status_code=302, headers={"cache-control": "no-store", "referrer-policy": "no-referrer"})
+    return RedirectResponse(
+        url, status_code=302, headers={"cache-control": "no-store", "referrer-policy": "no-referrer"}
+    )
 
 
 def _private(request: Request, path: str) -> dict[str, Any]:

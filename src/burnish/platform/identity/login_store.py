@@ -99,4 +99,3 @@ async def take(session: AsyncSession, key: str, now: datetime) -> Mapping[str, A
     )
     found = (await session.execute(statement)).one_or_none()
     return found[0] if found is not None and found[1] > now else None
-

@@ -20,9 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import Current, defaults
 from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidRequest, Unauthenticated
+from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import arrivals, audit, login_store, store
-from burnish.platform.identity.keys import KeyDigests
+from burnish.platform.identity.credentials import Credentials
 from burnish.platform.identity.oidc import Attempt, Identity, Provider
 from burnish.platform.identity.principal import Principal
 from burnish.platform.identity.sessions import NewSession, Sessions, digest_of
@@ -119,13 +120,13 @@ class Logins:
     """Carries logins from their beginning to their end. With ``authenticator`` None authentication is off."""
 
     def __init__(
-        self, database: Database, provider: Provider, sessions: Sessions, keys: KeyDigests, *,
+        self, database: Database, provider: Provider, sessions: Sessions, credentials: Credentials, *,
         authenticator: Authenticates | None, configuration: Current = defaults,
     ) -> None:  # fmt: skip
         self._database = database
         self._provider = provider
         self._sessions = sessions
-        self._keys = keys
+        self._credentials = credentials
         self._authenticator = authenticator
         self._configuration = configuration
 
@@ -169,9 +170,7 @@ class Logins:
             )
         return Begun(attempt.url, browser)
 
-    async def finish(
-        self, state: str, browser: str | None, answer: ProviderAnswer, *, old: str | None
-    ) -> Landed:
+    async def finish(self, state: str, browser: str | None, answer: ProviderAnswer, *, old: str | None) -> Landed:
         """End a login when the provider has sent the browser back.
 
         Args:
@@ -215,7 +214,10 @@ class Logins:
                 hint=f"run `burnish login` again; a code is good once, for {CODE_SECONDS:g} s, for the program that asked for it",
             )  # fmt: skip
         async with self._database.write() as session:
-            return await self._mint(session, granted.subject, name)
+            caller = Principal(granted.subject, EVERY_PROJECT)
+            until = utcnow() + timedelta(seconds=self._sessions.seconds)
+            made = await self._credentials.issue(session, caller, name, EVERY_PROJECT, until)
+        return CommandLineKey(key=str(made.key), key_id=made.id, subject=granted.subject, expires_at=made.expires_at)
 
     async def open_session(self, key: str, *, old: str | None) -> tuple[Principal, NewSession]:
         """Begin a session with an API key; the session that the browser had ends.
@@ -236,14 +238,14 @@ class Logins:
             if old is not None:
                 await self._sessions.revoke(session, old)
             made = await self._sessions.create(session, caller.subject, key_id=caller.credential)
-            audit.note(session, caller, "login:ok", caller.subject, {"by": "key", "session": made.id})
+            await audit.note(session, caller, "login:ok", caller.subject, {"by": "key", "session": made.id})
         return caller, made
 
     async def close_session(self, token: str, caller: Principal) -> None:
         """End a session at once."""
         async with self._database.write() as session:
             if await self._sessions.revoke(session, token):
-                audit.note(session, caller, "login:ended", caller.subject, {"session": caller.credential})
+                await audit.note(session, caller, "login:ended", caller.subject, {"session": caller.credential})
 
     async def expiry(self, token: str) -> datetime | None:
         """Return until when a session lives unless it is used."""
@@ -285,7 +287,7 @@ class Logins:
         target, caller = pending.command_line, Principal(subject)
         if target is None:
             made = await self._sessions.create(session, subject)
-            audit.note(session, caller, "login:ok", subject, {"by": "oidc", "session": made.id})
+            await audit.note(session, caller, "login:ok", subject, {"by": "oidc", "session": made.id})
             return Landed(pending.next, made)
         code = secrets.token_urlsafe(32)
         granted = Granted(subject=subject, challenge=target.challenge)
@@ -298,7 +300,7 @@ def local_path(path: str) -> str:
     """Return ``path`` if it leads nowhere but to this server.
 
     Raises:
-        InvalidRequest: it could be another host's (``//evil``, ``/\\evil``, a scheme) or is no path.
+        InvalidRequest: it could be another host's (``//evil``, a scheme, a backslash) or is no path.
     """
     parts = urlsplit(path)
     odd = "\\" in path or not path.isprintable() or any(character.isspace() for character in path)
@@ -321,7 +323,11 @@ def loopback_url(url: str) -> str:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    plain = bool(host and port) and url.isprintable() and not (parts.username or parts.password or parts.query or parts.fragment)
+    plain = (
+        bool(host and port)
+        and url.isprintable()
+        and not (parts.username or parts.password or parts.query or parts.fragment)
+    )
     if not plain or parts.scheme != "http" or host not in {"127.0.0.1", "::1"}:
         raise InvalidRequest(
             f"the command line's address must be a port of this machine, not {_printable(url)!r}", where="cli",
@@ -342,4 +348,3 @@ def _same(one: str, other: str) -> bool:
 
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)[:200]
-

@@ -20,7 +20,7 @@ from burnish.core.errors import Forbidden
 from burnish.core.ids import new_id
 from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import Database, utcnow
-from burnish.platform.identity import login_store
+from burnish.platform.identity import login_store, store
 from burnish.platform.identity.principal import Principal
 from burnish.platform.identity.tables import SessionRow
 
@@ -114,7 +114,10 @@ class Sessions:
 
     async def revoke(self, session: AsyncSession, token: str) -> bool:
         """End a session at once; tell whether there was one."""
-        return await login_store.revoke(session, digest_of(token), utcnow())
+        ended = await login_store.revoke(session, digest_of(token), utcnow())
+        if ended:
+            await store.changed(session)  # no process answers from memory
+        return ended
 
 
 def digest_of(token: str) -> str:
@@ -151,7 +154,9 @@ def check_same_site(headers: Mapping[str, str], public_url: str | None) -> None:
     own = {headers.get("host", ""), (public_url or "").rpartition("://")[2].partition("/")[0]}
     foreign = origin is not None and origin.rpartition("://")[2] not in own
     if foreign or headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
-        raise Forbidden("a page of another site cannot log in here", where="Origin", hint="log in on this server's own page")
+        raise Forbidden(
+            "a page of another site cannot log in here", where="Origin", hint="log in on this server's own page"
+        )
 
 
 def over_https(scope: Mapping[str, Any]) -> bool:
