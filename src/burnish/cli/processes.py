@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from burnish.client.address import RunFile, read_run_file
 from burnish.core.errors import DeadlineExceeded
@@ -26,6 +26,8 @@ class Stopped(BaseModel):
     home: Path
     server: int | None
     """The pid of the server that was ended; None when none ran."""
+    others: tuple[int, ...] = ()
+    """Pids of this home's other processes that were ended."""
     left: tuple[int, ...] = ()
     """Jobs' hosts and replicas that run on, to be found by the next start."""
     ended: tuple[int, ...] = ()
@@ -34,6 +36,8 @@ class Stopped(BaseModel):
     def lines(self) -> list[str]:
         """Return what a person is told."""
         said = [f"stopped the server (pid {self.server})" if self.server else f"no server runs on {self.home}"]
+        if self.others:
+            said.append(f"stopped {len(self.others)} more process(es) of this home: {_pids(self.others)}")
         if self.ended:
             said.append(f"ended {len(self.ended)} process(es) that it had left running: {_pids(self.ended)}")
         if self.left:
@@ -47,6 +51,44 @@ class RunningServer:
 
     pid: int
     url: str
+    components: str = "all"
+    """What it offers, as ``--components`` takes it."""
+
+
+class ProcessFile(BaseModel):
+    """``<home>/run/process-<pid>.json``: one of the processes that share a home, written once it is ready."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    url: str
+    components: str
+    started_ticks: int
+
+
+def process_file(home: Path, pid: int) -> Path:
+    """Return where a process of a home says who it is."""
+    return home / "run" / f"process-{pid}.json"
+
+
+def running_servers(home: Path) -> list[RunningServer]:
+    """Return every process of ``home`` that serves and is alive, by pid."""
+    found = []
+    for path in (home / "run").glob("process-*.json"):
+        with contextlib.suppress(OSError, ValidationError):
+            one = ProcessFile.model_validate_json(path.read_text())
+            if started_ticks(one.pid) == one.started_ticks:
+                found.append(RunningServer(one.pid, one.url, one.components))
+    return sorted(found, key=lambda one: one.pid)
+
+
+def started_ticks(pid: int) -> int | None:
+    """Return when a process started, in ticks since the boot, which with its pid names it; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def running_server(home: Path) -> RunningServer | None:
@@ -84,14 +126,23 @@ def stop_server(home: Path, *, everything: bool, timeout: float) -> Stopped:
         DeadlineExceeded: it has not ended within ``timeout`` seconds.
     """
     server = running_server(home)
-    if server is not None:
-        # SIGINT is the server's "drain: checkpoint and pause the jobs, end the replicas"; SIGTERM leaves them.
-        os.kill(server.pid, signal.SIGINT if everything else signal.SIGTERM)
-        _wait_gone(server.pid, timeout)
+    others = [one for one in running_servers(home) if server is None or one.pid != server.pid]
+    # SIGINT is the server's "drain: checkpoint and pause the jobs, end the replicas"; SIGTERM leaves them.
+    number = signal.SIGINT if everything else signal.SIGTERM
+    for one in ([server] if server else []) + others:  # one after the other: the last of a home drains what it has
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one.pid, number)
+        _wait_gone(one.pid, timeout)
     rest = children_of_home(home)
     ended = _end(rest) if everything else ()
     left = tuple(sorted(process.pid for process in rest)) if not everything else ()
-    return Stopped(home=home, server=server.pid if server else None, left=left, ended=ended)
+    return Stopped(
+        home=home,
+        server=server.pid if server else None,
+        others=tuple(one.pid for one in others),
+        left=left,
+        ended=ended,
+    )
 
 
 def _wait_gone(pid: int, timeout: float) -> None:

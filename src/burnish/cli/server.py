@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
-from burnish.cli.processes import running_server
+from burnish.cli.processes import ProcessFile, process_file, running_server, running_servers, started_ticks
 from burnish.client.address import RUN_FILE, RunFile
 from burnish.core.errors import BurnishError, FieldProblem, HomeLocked, InvalidRequest, Unavailable
 from burnish.core.settings import ALL_ROLES, Settings
@@ -112,7 +112,7 @@ def run(settings: Settings) -> None:
         if edge.failure is None:
             raise
     finally:
-        server.remove_run_file()
+        server.remove_run_files()
         listener.close()
     if edge.failure is not None:
         raise edge.failure
@@ -238,6 +238,10 @@ class _Server(uvicorn.Server):
     ) -> None:  # fmt: skip
         super().__init__(config)
         self._home = settings.home
+        self._components = (
+            "all" if settings.component_set() == ALL_ROLES else ",".join(sorted(settings.component_set()))
+        )
+        self._with_platform = settings.with_platform
         self._drain = drain
         self._end_streams = end_streams
         self._interrupted = False
@@ -248,7 +252,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._write_run_file()
+            self._write_run_files()
             print(f"Burnish is ready at {self.url} (home {self._home}, pid {os.getpid()})", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -298,16 +302,35 @@ class _Server(uvicorn.Server):
             self.failure = error
         print("Drained. The next `burnish serve` on this home goes on from here.", flush=True)
 
-    def _write_run_file(self) -> None:
-        folder = self._home / "run"
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{RUN_FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(RunFile(pid=os.getpid(), url=self.url).model_dump()))
-        draft.rename(folder / RUN_FILE)
+    def _write_run_files(self) -> None:
+        """Say who this process is; that clients of this home come here, only if they can be answered here."""
+        pid = os.getpid()
+        one = ProcessFile(pid=pid, url=self.url, components=self._components, started_ticks=started_ticks(pid) or 0)
+        _write_whole(process_file(self._home, pid), one.model_dump_json())
+        if self._with_platform:
+            _write_whole(self._home / "run" / RUN_FILE, RunFile(pid=pid, url=self.url).model_dump_json())
 
-    def remove_run_file(self) -> None:
-        """Remove the run file if it is this process's."""
+    def remove_run_files(self) -> None:
+        """Take back what this process said; clients of this home are sent to another one, if there is one."""
+        process_file(self._home, os.getpid()).unlink(missing_ok=True)
         path = self._home / "run" / RUN_FILE
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(path.read_text()).get("pid") == os.getpid():
+            if json.loads(path.read_text()).get("pid") != os.getpid():
+                return
+            heir = next((one for one in running_servers(self._home) if has_platform(one.components)), None)
+            if heir is None:
                 path.unlink()
+            else:
+                _write_whole(path, RunFile(pid=heir.pid, url=heir.url).model_dump_json())
+
+
+def has_platform(components: str) -> bool:
+    """Tell whether a process with these components is one that clients ask."""
+    return components == "all" or "platform" in components.split(",")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.rename(path)
