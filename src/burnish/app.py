@@ -2,17 +2,21 @@
 
 import logging
 from collections.abc import MutableMapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from burnish.core.errors import FieldProblem
 from burnish.core.settings import Settings
 from burnish.core.version import __version__
 from burnish.infra import logging as own_logging
 from burnish.infra import signals
 from burnish.infra.asgi import ASGIApp, Receive, Send
+from burnish.platform.configuration import api as configuration_api
+from burnish.platform.configuration import check_file, secret_api
 from burnish.platform.documentation import api as documentation
 from burnish.platform.documentation.openapi import merged
 from burnish.platform.gateway import Gateway
@@ -50,7 +54,12 @@ class Application:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        process = build(await open_installation(self._settings))
+        installation = await open_installation(self._settings)
+        try:
+            process = build(installation)
+        except BaseException:
+            await installation.close()
+            raise
         self.state.process = process
         try:
             await process.start()
@@ -100,10 +109,17 @@ def create_app(settings: Settings | None = None, components: set[str] | None = N
     return Application(settings)
 
 
+def check_configuration_file(path: Path) -> tuple[FieldProblem, ...]:
+    """Return everything that is wrong with a configuration file, in whichever environment; no server is needed."""
+    return check_file(path)
+
+
 def gateway(process: Process, parts: PlatformParts) -> Gateway:
     """Return what answers everything that does not come from another process of Burnish."""
     face = OpenAIFace(process.integrator)
-    return Gateway(platform_app(process, parts), face, process.integrator, process.settings)
+    return Gateway(
+        platform_app(process, parts), face, process.integrator, process.settings, configuration=process.configuration
+    )
 
 
 def about_app(process: Process) -> FastAPI:
@@ -134,6 +150,8 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     app.include_router(workflow_api.router(database, events, parts.workflows))
     app.include_router(jobs_api.router(database, events))
     app.include_router(model_registry_api.router(database))
+    app.include_router(configuration_api.router(database, parts.live_configuration))
+    app.include_router(secret_api.router(database, parts.live_configuration, parts.secrets))
     app.include_router(documentation.router())
 
     @app.get("/openapi.json", include_in_schema=False)

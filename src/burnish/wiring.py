@@ -12,6 +12,7 @@ import burnish.components.model_serving.tables
 import burnish.infra.artifact_store.tables
 import burnish.infra.event_log.tables
 import burnish.infra.idempotency.tables
+import burnish.platform.configuration.tables
 import burnish.platform.integrator.tables
 import burnish.platform.jobs.tables
 import burnish.platform.model_registry.tables
@@ -22,15 +23,17 @@ from burnish.components.evaluation.component import build as build_evaluation
 from burnish.components.fine_tuning.component import build as build_fine_tuning
 from burnish.components.hyperparameter_optimization.component import build as build_hyperparameter_optimization
 from burnish.components.model_serving.component import build as build_model_serving
-from burnish.core.configuration import Current, defaults
+from burnish.core.configuration import Current
 from burnish.core.errors import InvalidRequest
 from burnish.core.settings import Settings
 from burnish.infra import belonging, signals
+from burnish.infra import logging as own_logging
 from burnish.infra.artifact_store import ArtifactStore, open_store
 from burnish.infra.database import Base, Database
 from burnish.infra.event_log import EventLog
 from burnish.infra.home import HomeLock
 from burnish.infra.migrations import schema_problem, upgrade
+from burnish.platform.configuration import LiveConfiguration, Secrets
 from burnish.platform.identity import CallerTokens
 from burnish.platform.integrator import Integrator
 from burnish.platform.jobs.embedding import Component
@@ -94,6 +97,8 @@ class PlatformParts:
     workflows: WorkflowService
     workflow_reconciler: WorkflowReconciler
     housekeeping: Housekeeping
+    live_configuration: LiveConfiguration
+    secrets: Secrets
 
 
 @dataclass
@@ -221,31 +226,35 @@ def build(installation: Installation) -> Process:
     settings, database, store = installation.settings, installation.database, installation.store
     tokens = CallerTokens(installation.key)
     owner = f"{settings.node}-{os.getpid()}-{secrets.token_hex(3)}"
-    runtime = JobRuntime(database, store, settings, tokens, owner=owner)
+    live = LiveConfiguration(database, settings, owner)
+    live.subscribe("logging", lambda now: own_logging.set_level(now.logging.level))
+    runtime = JobRuntime(database, store, settings, tokens, owner=owner, configuration=live.current)
     wanted = settings.component_set()
     components = [make(runtime) for name, make in BUILDERS.items() if name in wanted]
     integrator = Integrator(database, tokens, settings)
     for component in components:
         integrator.embed(component.component_type, component.app)
-    parts = [Part("jobs", runtime.start, runtime.stop, lambda: runtime.alive)]
+    parts = [Part("configuration", live.start, live.stop, lambda: live.alive)]
+    parts += [Part("jobs", runtime.start, runtime.stop, lambda: runtime.alive)]
     parts += [Part(one.component_type, one.start, one.stop, one.alive) for one in components]
     parts += [Part("components", integrator.start, integrator.stop, lambda: integrator.alive)]
     platform = None
     if settings.with_platform:
-        platform = _platform(installation, integrator, owner)
+        platform = _platform(installation, live, integrator, owner)
         reconciler, housekeeping = platform.workflow_reconciler, platform.housekeeping
         parts += [
             Part("workflow", reconciler.start, reconciler.stop, lambda: reconciler.alive),
             Part("housekeeping", housekeeping.start, housekeeping.stop),
+            Part("secrets", platform.secrets.start, platform.secrets.stop),
         ]
     signals.watch_disk("home", settings.home)
     return Process(
-        installation=installation, tokens=tokens, configuration=defaults, events=runtime.event_log, runtime=runtime,
+        installation=installation, tokens=tokens, configuration=live.current, events=runtime.event_log, runtime=runtime,
         components=components, integrator=integrator, platform=platform, parts=parts,
     )  # fmt: skip
 
 
-def _platform(installation: Installation, integrator: Integrator, owner: str) -> PlatformParts:
+def _platform(installation: Installation, live: LiveConfiguration, integrator: Integrator, owner: str) -> PlatformParts:
     """Return what only a process with the role ``platform`` has."""
     database, store = installation.database, installation.store
     lease = installation.settings.lease_seconds
@@ -253,6 +262,8 @@ def _platform(installation: Installation, integrator: Integrator, owner: str) ->
         workflows=WorkflowService(database, integrator, ModelFinder(database)),
         workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=lease),
         housekeeping=Housekeeping(database, store),
+        live_configuration=live,
+        secrets=Secrets(database, installation.key),
     )
 
 

@@ -4,6 +4,8 @@ Code logs with the standard library (``logging.getLogger(__name__)``); ``extra={
 a job is about is bound once (:func:`bound`) and stands on every record below it, tasks included.
 """
 
+import base64
+import json
 import logging
 import re
 import secrets
@@ -15,6 +17,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal, TextIO
+from urllib.parse import quote, quote_plus
 
 import orjson
 
@@ -31,6 +34,9 @@ _QUIET = {
 }
 
 _HIDDEN = "***"
+_SHORT = 5
+_hidden_values: set[str] = set()
+_known: re.Pattern[str] | None = None
 _TELLING_NAME = r"(?:pass(?:word|wd|phrase)|secret(?:[_-]?key)?|api[_-]?key|access[_-]?key|private[_-]?key|token|authorization|cookie)"
 _SECRET_FIELD = re.compile(rf"(?:^|[_-]){_TELLING_NAME}$", re.IGNORECASE)
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -45,10 +51,62 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without what looks like a secret: keys, tokens, passwords in URLs and assignments, private keys."""
+    """Return ``text`` without secrets: known values (:func:`hide`), and what looks like one (keys, tokens, passwords)."""
+    text = redact_known(text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_known(text: str) -> str:
+    """Return ``text`` without the values that this process knows to be secret. Costs nothing while there are none."""
+    return text if _known is None else _known.sub(_HIDDEN, text)
+
+
+def redact_known_fields(value: Any) -> Any:
+    """Return JSON without the values that this process knows to be secret."""
+    if _known is None:
+        return value
+    if isinstance(value, str):
+        return redact_known(value)
+    if isinstance(value, Mapping):
+        return {redact_known(str(key)): redact_known_fields(inner) for key, inner in value.items()}
+    return [redact_known_fields(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def hide(value: str) -> None:
+    """Keep a value out of all logs and errors of this process from now on, also in base64, hexadecimal and quoted forms.
+
+    Values of up to five characters are left alone: they would blot out ordinary text. Of a text of several lines (a
+    private key) each longer line is hidden too.
+    """
+    global _known
+    new = {value, value.strip(), *(line for line in value.splitlines() if len(line) > 2 * _SHORT)}
+    new = {one for one in new if len(one) > _SHORT} - _hidden_values
+    if not new:
+        return
+    _hidden_values.update(new)
+    forms = sorted({form for one in _hidden_values for form in _forms(one)}, key=len, reverse=True)
+    _known = re.compile("|".join(map(re.escape, forms)))
+
+
+def _forms(value: str) -> Iterator[str]:
+    """Yield a value as it stands in JSON, in a ``repr``, in a URL, and encoded; cut to what no neighbour changes."""
+    data = value.encode("utf-8", "surrogatepass")
+    yield value
+    yield repr(value)[1:-1]
+    yield json.dumps(value)[1:-1]
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield quote(data, safe="")
+    yield quote_plus(data)
+    yield data.hex()
+    yield data.hex().upper()
+    for shift in range(3):  # inside a longer text that is encoded whole, a value begins at any of three places
+        coded = base64.b64encode(b"\0" * shift + data).decode()
+        inner = coded[(0, 2, 3)[shift] : len(coded) - (0, 3, 2)[(shift + len(data)) % 3]]
+        if len(inner) > _SHORT:
+            yield inner
+            yield inner.translate(str.maketrans("+/", "-_"))
 
 
 def redact_fields(value: Any, name: str = "") -> Any:
@@ -72,6 +130,16 @@ def bound(**fields: str | None) -> Iterator[None]:
         yield
     finally:
         _context.reset(token)
+
+
+def bind(**fields: str) -> None:
+    """Put fields on every record that this task logs from here on: for tasks that end with what they are about."""
+    _context.set({**_context.get(), **fields})
+
+
+def bind_only(**fields: str) -> None:
+    """Like :func:`bind`, without what whoever started this task had bound."""
+    _context.set(fields)
 
 
 def context() -> Mapping[str, str]:
@@ -112,11 +180,17 @@ def configure(level: Level = "info", format: Literal["json", "text"] = "json", s
             root.removeHandler(old)
     handler.burnish = True  # type: ignore[attr-defined]
     root.addHandler(handler)
-    root.setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    set_level(level)
+
+
+def set_level(level: Level) -> None:
+    """Log this and what is worse from now on; chatty libraries only what matters."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
 
@@ -132,21 +206,11 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
             **_context.get(),
-def bind(**fields: str) -> None:
-    """Put fields on every record that this task logs from here on: for tasks that end with what they are about."""
-    _context.set({**_context.get(), **fields})
-
-
-def bind_only(**fields: str) -> None:
-    """Like :func:`bind`, without what whoever started this task had bound."""
-    _context.set(fields)
-
-
             **redact_fields(_extra(record)),
         }
         if trouble := _trouble(record):
             document["exception"] = redact(trouble)
-        return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return redact_known(orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS).decode())
 
 
 class TextFormatter(logging.Formatter):

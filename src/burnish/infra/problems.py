@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from burnish.core.errors import BurnishError, ErrorBody, all_errors, error_class
+from burnish.infra.logging import redact_known_fields
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -80,7 +81,7 @@ def error_from_problem(document: Mapping[str, Any], status: int) -> BurnishError
 
 
 def _document(body: ErrorBody, status: int, trace_id: str | None) -> dict[str, Any]:
-    document = body.model_dump(mode="json")
+    document = redact_known_fields(body.model_dump(mode="json"))
     message = document.pop("message")
     return {
         "type": f"urn:burnish:error:{body.code}", "title": _title(status), "status": status, "detail": message,

@@ -124,6 +124,12 @@ async def claim_key(session: AsyncSession, fingerprint: str) -> str:
     return str(await key_fingerprint(session))
 
 
+async def change_key(session: AsyncSession, fingerprint: str) -> None:
+    """Note that from now on processes start with the secret key of this fingerprint."""
+    statement = update(ArtifactStoreRow).values(key_fingerprint=fingerprint)
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
 async def _insert_once(
     session: AsyncSession, table: type[ArtifactRow | ArtifactReferenceRow | ArtifactStoreRow], **values: Any
 ) -> None:

@@ -1,5 +1,11 @@
-"""The configuration: versioned, of many environments, seen by every process within a second; and secrets.
+"""Configuration and secrets: layers, versions by environment, hot reload in every process.
 
-Invariants: a process sees one version whole, never a part of one; a version is never changed, only followed by the
-next; a secret's value is decrypted at its use alone and stands in no row, log, event, error or environment.
+Invariants: a process obeys one configuration at a time, whole; a change is checked whole before any of it is stored, and
+versions are never altered; a secret's value leaves by :meth:`Secrets.resolve` alone.
 """
+
+from burnish.platform.configuration.file import check_file
+from burnish.platform.configuration.live import LiveConfiguration
+from burnish.platform.configuration.secrets import Secrets
+
+__all__ = ["LiveConfiguration", "Secrets", "check_file"]
