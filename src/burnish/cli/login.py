@@ -74,7 +74,7 @@ def logout(url: Url = None, as_json: Json = False) -> None:
                 client.identity.revoke_key(found.key_id)
             revoked = True
         except BurnishError as error:  # it is forgotten here all the same, and ends by itself
-            console(stderr=True).print(f"[yellow]the key could not be revoked:[/] {error.message}", soft_wrap=True)
+            console(stderr=True).print(f"the key could not be revoked: {error.message}", soft_wrap=True, markup=False)
     if as_json:
         return print_json({"url": address, "forgotten": found is not None, "revoked": revoked})
     said = f"[green]✓[/] logged out of {address}" if found else f"no key is kept for {address}"

@@ -5,7 +5,24 @@ from collections.abc import Sequence
 
 import typer
 
-from burnish.cli import chat, completion, component, components, dataset, demo, deployment, job, model, serve, workflow
+from burnish.cli import (
+    audit,
+    chat,
+    completion,
+    component,
+    components,
+    dataset,
+    demo,
+    deployment,
+    job,
+    key,
+    login,
+    model,
+    project,
+    serve,
+    user,
+    workflow,
+)
 from burnish.cli.options import ADDRESSED, Exit
 
 app = typer.Typer(
@@ -16,13 +33,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, demo, workflow, chat, components, completion):
+for module in (serve, demo, login, workflow, chat, components, completion):
     module.register(app)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(model.app, name="model")
 app.add_typer(deployment.app, name="deployment")
 app.add_typer(job.app, name="job")
 app.add_typer(component.app, name="component")
+app.add_typer(key.app, name="key")
+app.add_typer(user.app, name="user")
+app.add_typer(user.service_account_app, name="service-account")
+app.add_typer(project.app, name="project")
+app.add_typer(project.role_app, name="role")
+app.add_typer(audit.app, name="audit")
 
 
 def _version(wanted: bool) -> None:
