@@ -81,7 +81,7 @@ class Edge:
 
     def __init__(self, process: Process) -> None:
         apps: dict[str, ASGIApp] = {one.component_type: one.app for one in process.components}
-        self._components = MountedComponents(apps, process.settings.upload_max_bytes)
+        self._components = MountedComponents(apps, process.configuration)
         self._about = about_app(process)
         self._rest: ASGIApp = self._about if process.platform is None else gateway(process, process.platform)
 

@@ -16,6 +16,7 @@ from burnish.components.data_management.ingest import ingest
 from burnish.components.data_management.make_version import NewVersion, UploadOptions
 from burnish.components.data_management.schemas import NAME_PATTERN, UploadAnswer
 from burnish.components.data_management.uploads import Spool, receive
+from burnish.core.configuration import Current, of_settings
 from burnish.core.errors import Busy, FieldProblem, InvalidRequest
 from burnish.core.settings import Settings
 from burnish.core.specs.base import digest_of
@@ -39,10 +40,13 @@ class Adding:
     Nothing of an upload remains when it fails or its request is cancelled.
     """
 
-    def __init__(self, database: Database, store: ArtifactStore, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, store: ArtifactStore, settings: Settings, configuration: Current | None = None
+    ) -> None:
         self._database = database
         self._store = store
         self._settings = settings
+        self._configuration = configuration or of_settings(settings)
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._under_way = 0
 
@@ -77,15 +81,15 @@ class Adding:
             self._under_way -= 1
 
     def _spool(self) -> AbstractAsyncContextManager[Spool]:
-        reserve = self._settings.disk_reserve_bytes
-        return Spool(self._settings.home / "uploads", self._settings.upload_max_bytes, reserve)
+        now = self._configuration()
+        return Spool(self._settings.home / "uploads", now.gateway.max_upload_bytes, now.jobs.disk_reserve_bytes)
 
     async def _read(
         self, project_id: str, spool: Spool, name: str, options: UploadOptions, key: str | None, body_digest: str
     ) -> UploadAnswer:
         staged = await asyncio.to_thread(self._stage, spool.size)
         try:
-            room = await asyncio.to_thread(disk_free, staged) - self._settings.disk_reserve_bytes
+            room = await asyncio.to_thread(disk_free, staged) - self._configuration().jobs.disk_reserve_bytes
             made = await ingest(spool.descriptor, options, staged, room)
             return await self._record(project_id, staged, name, made, key, body_digest)
         finally:
@@ -94,7 +98,7 @@ class Adding:
     def _stage(self, size: int) -> Path:
         staged = self._store.stage("dataset")
         try:
-            require_disk(staged, self._settings.disk_reserve_bytes, size)
+            require_disk(staged, self._configuration().jobs.disk_reserve_bytes, size)
         except BaseException:
             self._store.discard(staged)
             raise

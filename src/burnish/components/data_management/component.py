@@ -13,6 +13,6 @@ ROUTES = ("/platform/datasets",)
 
 def build(runtime: JobRuntime) -> Component:
     """Return the component. It has no loop of its own and calls no other component."""
-    adding = Adding(runtime.database, runtime.store, runtime.settings)
+    adding = Adding(runtime.database, runtime.store, runtime.settings, runtime.configuration)
     routes = router(runtime.database, runtime.store, adding)
     return Component(COMPONENT_TYPE, component_app(COMPONENT_TYPE, KINDS, runtime, routers=[routes], routes=ROUTES))

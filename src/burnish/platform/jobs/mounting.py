@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from burnish.core.configuration import Current
 from burnish.core.errors import BurnishError, MalformedRequest, NotFound, TooLarge
 from burnish.core.protocol import TRACE_HEADER
 from burnish.infra.asgi import ASGIApp, Message, Receive, Send
@@ -26,9 +27,9 @@ _PATH = re.compile(r"/components/([a-z][a-z0-9_]*)(/.*)?", re.DOTALL)
 class MountedComponents:
     """The ASGI app below :data:`PREFIX`."""
 
-    def __init__(self, components: Mapping[str, ASGIApp], max_body_bytes: int) -> None:
+    def __init__(self, components: Mapping[str, ASGIApp], configuration: Current) -> None:
         self._components = components
-        self._max_body_bytes = max_body_bytes
+        self._configuration = configuration
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request. A failure after the answer began is raised: the server breaks the connection."""
@@ -41,7 +42,7 @@ class MountedComponents:
 
         try:
             app, inner = self._find(scope)
-            await app(inner, _limited(receive, self._max_body_bytes), noted)
+            await app(inner, _limited(receive, self._configuration().gateway.max_upload_bytes), noted)
         except BurnishError as error:
             if started:
                 raise
