@@ -10,6 +10,7 @@ from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from tests.support import databases
 from tests.support.postgres import PostgresMissing, PostgresServer, running_server
+from tests.support.redis import RedisMissing, RedisServer, running_redis
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,18 @@ def postgres_server() -> Iterator[PostgresServer]:
         with running_server() as server:
             yield server
     except PostgresMissing as missing:
+        if os.environ.get("CI", "").lower() in {"1", "true"}:
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server of this test session's own; who kills or freezes it starts it again."""
+    try:
+        with running_redis() as server:
+            yield server
+    except RedisMissing as missing:
         if os.environ.get("CI", "").lower() in {"1", "true"}:
             pytest.fail(str(missing))
         pytest.skip(str(missing))

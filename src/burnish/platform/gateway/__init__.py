@@ -6,6 +6,7 @@ claims about itself (callers, deadlines, addresses) never passes; every error ex
 """
 
 from burnish.platform.gateway.app import Gateway
-from burnish.platform.gateway.limits import Limiter, MemoryLimiter, RedisLimiter, SharedLimiter
+from burnish.platform.gateway.sharing import Buckets
+from burnish.platform.gateway.wire import HttpProtocol
 
-__all__ = ["Gateway", "Limiter", "MemoryLimiter", "RedisLimiter", "SharedLimiter"]
+__all__ = ["Buckets", "Gateway", "HttpProtocol"]

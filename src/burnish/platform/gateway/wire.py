@@ -1,0 +1,186 @@
+"""The connection under the gateway: uvicorn's HTTP/1.1 over httptools, with the bounds and refusals that it lacks.
+
+The parser refuses by itself what smuggles requests past a proxy: two lengths, a length beside ``Transfer-Encoding``,
+folded headers, bare line feeds. Here are refused besides: headers without end or measure (431, 408), two hosts or none,
+a target for another host, encodings nobody decodes, and trailers, which could pass for headers. A connection on which
+something unfit came is closed: what follows on it cannot be trusted.
+"""
+
+import asyncio
+import contextlib
+import logging
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from burnish.infra import signals
+
+log = logging.getLogger(__name__)
+
+HEADER_BYTES = 64 << 10
+HEADER_COUNT = 200
+HEADER_SECONDS = 20.0
+"""From the first byte of a request to the end of its headers; on a new connection, also until that byte."""
+DISCARDED_BYTES = 64 << 20
+"""Of a body whose answer has been given: a client that has not read it yet is let finish, up to this."""
+
+
+class _Refused(Exception):
+    """Raised out of the parser's callbacks."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    _header_bytes = 0
+    _in_headers = True
+    _fed = 0
+    _discarded = 0
+    _slow: asyncio.TimerHandle | None = None
+    _refusal: tuple[int, str, str] = (400, "malformed_request", "what came is no HTTP/1.1 request")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin; the first headers must come in time."""
+        super().connection_made(transport)
+        self._slow = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and refuse what is no fit request."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse()
+            return
+        except httptools.HttpParserUpgrade:
+            # An offer (h2c, websocket) that is not taken up. What would follow it is not HTTP/1.1, so it is the last.
+            self.cycle.keep_alive = False
+            return
+        if self._in_headers:
+            # The parser holds an unfinished header back: what it was given since the last one counts.
+            self._fed += len(data)
+            if self._fed > HEADER_BYTES:
+                self._too_large()
+                self._refuse()
+            elif self._slow is None:
+                self._slow = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._in_headers, self._header_bytes = True, 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        super().on_url(url)
+        self._weigh(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header. Behind a body come trailers: nobody here reads them, and they must not pass for headers."""
+        if not self._in_headers:
+            return
+        super().on_header(name, value)
+        self._weigh(len(name) + len(value) + 4)
+        if len(self.headers) > HEADER_COUNT:
+            self._too_large()
+            raise _Refused
+
+    def on_headers_complete(self) -> None:
+        """Check the headers together and start to answer."""
+        self._in_headers, self._fed = False, 0
+        self._stop_waiting()
+        problem = _problem(self.url, self.headers, self.parser.get_http_version())
+        if problem is not None:
+            self._refusal = (400, "malformed_request", problem)
+            raise _Refused
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End a request; the next may follow."""
+        super().on_message_complete()
+        self._in_headers, self._discarded = True, 0
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        if self.cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > DISCARDED_BYTES:
+                self.transport.close()
+        super().on_body(body)
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _weigh(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > HEADER_BYTES:
+            self._too_large()
+            raise _Refused
+
+    def _too_large(self) -> None:
+        self._refusal = (
+            431, "headers_too_large", f"the request's headers are larger than {HEADER_BYTES} bytes or more than {HEADER_COUNT}",
+        )  # fmt: skip
+
+    def _too_slow(self) -> None:
+        self._slow = None
+        if self._fed:
+            self._refusal = (408, "headers_too_slow", f"the headers were not complete after {HEADER_SECONDS:.0f} s")
+            self._refuse()
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _stop_waiting(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+    def _refuse(self) -> None:
+        """Say why, unless an answer is on its way, which that would spoil; then close."""
+        self._stop_waiting()
+        status, code, detail = self._refusal
+        signals.REFUSED.labels(code).inc()
+        log.info("a connection was refused: %s", detail)
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # what its app still says comes too late
+            body = orjson.dumps({
+                "type": f"urn:burnish:error:{code}", "title": "the request was not read", "status": status,
+                "detail": detail, "code": code, "hint": "look at what the client sends", "retryable": False,
+            })  # fmt: skip
+            head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
+                body
+            )
+            self.transport.write(STATUS_LINE[status] + head + body)
+        with contextlib.suppress(OSError, RuntimeError):
+            self.transport.close()
+
+
+def _problem(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> str | None:
+    """Return what is wrong with a request's headers together."""
+    hosts = 0
+    host = b""
+    for name, value in headers:
+        if name == b"host":
+            hosts, host = hosts + 1, value
+        elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+            return "the transfer encoding is not `chunked`"
+    if hosts > 1 or (hosts == 0 and version != "1.0"):
+        return "the request names no host, or several"
+    if not url.startswith(b"/") and url != b"*" and not _is_for(url, host):
+        return "the request's target is for another host than its Host header"
+    return None
+
+
+def _is_for(url: bytes, host: bytes) -> bool:
+    """Tell whether a target in absolute form is one of ours."""
+    scheme, _, rest = url.partition(b"://")
+    return scheme.lower() in (b"http", b"https") and rest.partition(b"/")[0].partition(b"?")[0].lower() == host.lower()
