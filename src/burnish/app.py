@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
 
 from burnish.core.errors import FieldProblem
@@ -20,6 +20,10 @@ from burnish.platform.configuration import check_file, secret_api
 from burnish.platform.documentation import api as documentation
 from burnish.platform.documentation.openapi import merged
 from burnish.platform.gateway import Gateway
+from burnish.platform.identity import api as identity_api
+from burnish.platform.identity import audit_api, auth_api
+from burnish.platform.identity.guard import Guard
+from burnish.platform.identity.permission import anyone, document_permissions, requires
 from burnish.platform.integrator import api as integrator_api
 from burnish.platform.jobs import api as jobs_api
 from burnish.platform.jobs.component_app import install_problems
@@ -40,7 +44,7 @@ class Application:
 
     def __init__(self, settings: Settings) -> None:
         own_logging.configure(settings.log_level, settings.log_format)
-        self.state = SimpleNamespace(process=None)
+        self.state = SimpleNamespace(process=None, first_key=None)
         self._settings = settings
         self._edge: ASGIApp | None = None
 
@@ -63,6 +67,7 @@ class Application:
         self.state.process = process
         try:
             await process.start()
+            self.state.first_key = await process.first_key()
         except BaseException:
             await process.stop()
             raise
@@ -82,7 +87,7 @@ class Edge:
     def __init__(self, process: Process) -> None:
         apps: dict[str, ASGIApp] = {one.component_type: one.app for one in process.components}
         self._components = MountedComponents(apps, process.configuration)
-        self._about = about_app(process)
+        self._about = Guard(about_app(process), process.authenticator)
         self._rest: ASGIApp = self._about if process.platform is None else gateway(process, process.platform)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -118,7 +123,8 @@ def gateway(process: Process, parts: PlatformParts) -> Gateway:
     """Return what answers everything that does not come from another process of Burnish."""
     face = OpenAIFace(process.integrator)
     return Gateway(
-        platform_app(process, parts), face, process.integrator, process.settings, configuration=process.configuration
+        platform_app(process, parts), face, process.integrator, process.settings,
+        authenticator=process.authenticator, configuration=process.configuration,
     )
 
 
@@ -128,7 +134,7 @@ def about_app(process: Process) -> FastAPI:
     install_problems(app)
     app.include_router(monitoring_api.router(process.checks(), metrics))
 
-    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False, dependencies=[Depends(anyone())])
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -152,10 +158,14 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     app.include_router(model_registry_api.router(database))
     app.include_router(configuration_api.router(database, parts.live_configuration))
     app.include_router(secret_api.router(database, parts.live_configuration, parts.secrets))
+    app.include_router(identity_api.router(database, parts.credentials))
+    app.include_router(audit_api.router(database, process.tokens))
+    app.include_router(auth_api.router(parts.logins))
     app.include_router(documentation.router())
 
-    @app.get("/openapi.json", include_in_schema=False)
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(requires("component:read"))])
     async def openapi() -> JSONResponse:
         return JSONResponse(await merged(app.openapi(), openai_document(), process.integrator))
 
+    document_permissions(app)
     return app

@@ -13,6 +13,7 @@ import burnish.infra.artifact_store.tables
 import burnish.infra.event_log.tables
 import burnish.infra.idempotency.tables
 import burnish.platform.configuration.tables
+import burnish.platform.identity.tables
 import burnish.platform.integrator.tables
 import burnish.platform.jobs.tables
 import burnish.platform.model_registry.tables
@@ -35,6 +36,12 @@ from burnish.infra.home import HomeLock
 from burnish.infra.migrations import schema_problem, upgrade
 from burnish.platform.configuration import LiveConfiguration, Secrets
 from burnish.platform.identity import CallerTokens
+from burnish.platform.identity.authentication import Authenticator
+from burnish.platform.identity.credentials import Credentials, bootstrap
+from burnish.platform.identity.keys import KeyDigests
+from burnish.platform.identity.logins import Logins
+from burnish.platform.identity.oidc import Provider
+from burnish.platform.identity.sessions import Sessions
 from burnish.platform.integrator import Integrator
 from burnish.platform.jobs.embedding import Component
 from burnish.platform.jobs.nodes import settle_node
@@ -97,8 +104,11 @@ class PlatformParts:
     workflows: WorkflowService
     workflow_reconciler: WorkflowReconciler
     housekeeping: Housekeeping
+    credentials: Credentials
+    sessions: Sessions
     live_configuration: LiveConfiguration
     secrets: Secrets
+    logins: Logins
 
 
 @dataclass
@@ -107,6 +117,8 @@ class Process:
 
     installation: Installation
     tokens: CallerTokens
+    authenticator: Authenticator | None
+    """None while authentication is off."""
     configuration: Current
     events: EventLog
     runtime: JobRuntime
@@ -138,6 +150,13 @@ class Process:
         for part in self.parts:
             self._started.append(part)  # before: one that fails half-way is stopped, too
             await part.start()
+
+    async def first_key(self) -> str | None:
+        """Return a new key for the administrator if authentication is on and none could come in; else None."""
+        if self.authenticator is None or self.platform is None:
+            return None
+        issuer = self.configuration().identity.oidc.issuer
+        return await bootstrap(self.database, self.platform.credentials, issuer=issuer)
 
     async def stop(self) -> None:
         """Stop the parts that were started. Hosts and replicas live on; the next start finds them."""
@@ -235,26 +254,41 @@ def build(installation: Installation) -> Process:
     for component in components:
         integrator.embed(component.component_type, component.app)
     parts = [Part("configuration", live.start, live.stop, lambda: live.alive)]
+    digests, sessions = KeyDigests(installation.key), Sessions(database, live.current)
+    authenticator = None
+    if settings.auth == "on":
+        authenticator = Authenticator(database, digests, configuration=live.current, sessions=sessions)
+        parts += [Part("authentication", authenticator.start, authenticator.stop, lambda: authenticator.alive)]
     parts += [Part("jobs", runtime.start, runtime.stop, lambda: runtime.alive)]
     parts += [Part(one.component_type, one.start, one.stop, one.alive) for one in components]
     parts += [Part("components", integrator.start, integrator.stop, lambda: integrator.alive)]
     platform = None
     if settings.with_platform:
-        platform = _platform(installation, live, integrator, owner)
+        secret_values = Secrets(database, installation.key)
+        credentials = Credentials(digests, live.current)
+        provider = Provider(live.current, secret_values.resolve)
+        logins = Logins(
+            database, provider, sessions, credentials, authenticator=authenticator, configuration=live.current
+        )
+        platform = _platform(installation, live, integrator, owner, credentials, sessions, secret_values, logins)
         reconciler, housekeeping = platform.workflow_reconciler, platform.housekeeping
         parts += [
             Part("workflow", reconciler.start, reconciler.stop, lambda: reconciler.alive),
             Part("housekeeping", housekeeping.start, housekeeping.stop),
             Part("secrets", platform.secrets.start, platform.secrets.stop),
+            Part("logins", logins.start, logins.stop),
         ]
     signals.watch_disk("home", settings.home)
     return Process(
-        installation=installation, tokens=tokens, configuration=live.current, events=runtime.event_log, runtime=runtime,
+        installation=installation, tokens=tokens, authenticator=authenticator, configuration=live.current, events=runtime.event_log, runtime=runtime,
         components=components, integrator=integrator, platform=platform, parts=parts,
     )  # fmt: skip
 
 
-def _platform(installation: Installation, live: LiveConfiguration, integrator: Integrator, owner: str) -> PlatformParts:
+def _platform(
+    installation: Installation, live: LiveConfiguration, integrator: Integrator, owner: str,
+    credentials: Credentials, sessions: Sessions, secret_values: Secrets, logins: Logins,
+) -> PlatformParts:  # fmt: skip
     """Return what only a process with the role ``platform`` has."""
     database, store = installation.database, installation.store
     lease = installation.settings.lease_seconds
@@ -262,8 +296,10 @@ def _platform(installation: Installation, live: LiveConfiguration, integrator: I
         workflows=WorkflowService(database, integrator, ModelFinder(database)),
         workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=lease),
         housekeeping=Housekeeping(database, store),
+        credentials=credentials, sessions=sessions,
         live_configuration=live,
-        secrets=Secrets(database, installation.key),
+        secrets=secret_values,
+        logins=logins,
     )
 
 

@@ -26,6 +26,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
+FIRST_KEY = """Authentication is on and nobody could administer this platform yet. This key can, for 24 hours; it is shown once:
+
+    {key}
+
+Make users and keys of your own with it (BURNISH_API_KEY={key} burnish user --help)."""
 STREAMS_GRACE = 3
 """Seconds that open answers get to end after a request to stop; event streams never would."""
 
@@ -105,6 +110,7 @@ def run(settings: Settings) -> None:
         listener,
         drain=lambda: _process(app).drain(),
         end_streams=lambda: _process(app).events.finish(),
+        first_key=lambda: app.state.first_key,
     )
     try:
         server.run(sockets=[listener])
@@ -234,7 +240,7 @@ class _Server(uvicorn.Server):
 
     def __init__(
         self, config: uvicorn.Config, settings: Settings, listener: socket.socket, drain: Callable[[], Any],
-        end_streams: Callable[[], None],
+        end_streams: Callable[[], None], first_key: Callable[[], str | None],
     ) -> None:  # fmt: skip
         super().__init__(config)
         self._home = settings.home
@@ -244,6 +250,7 @@ class _Server(uvicorn.Server):
         self._with_platform = settings.with_platform
         self._drain = drain
         self._end_streams = end_streams
+        self._first_key = first_key
         self._interrupted = False
         self.failure: BurnishError | None = None
         host, port = listener.getsockname()[:2]
@@ -254,6 +261,8 @@ class _Server(uvicorn.Server):
         if self.started:
             self._write_run_files()
             print(f"Burnish is ready at {self.url} (home {self._home}, pid {os.getpid()})", flush=True)
+            if (key := self._first_key()) is not None:
+                print(FIRST_KEY.format(key=key), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGINT and not self._interrupted:

@@ -67,6 +67,10 @@ class KindOffer(Message):
     result_schema: dict[str, Any] = Field(description="JSON Schema of the result")
     heavy: bool = Field(default=True, description="Runs in a host process of its own")
     pausable: bool = False
+    permission: str | None = Field(
+        default=None,
+        description="What whoever submits such work needs beyond `workflow:run`, as `model:deploy`; it is checked at submit",
+    )
 
 
 class Description(Message):

@@ -27,9 +27,11 @@ from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database
 from burnish.infra.idempotency import KEY_SCHEMA
 from burnish.infra.problems import problems
-from burnish.platform.identity import Principal, current_principal
+from burnish.platform.identity import Principal
+from burnish.platform.identity.permission import requires
 
-Caller = Annotated[Principal, Depends(current_principal)]
+Reader = Annotated[Principal, Depends(requires("dataset:read"))]
+Writer = Annotated[Principal, Depends(requires("dataset:write"))]
 Name = Annotated[
     str, Path(pattern=NAME_PATTERN, description="The dataset's name, or its id (`ds_...`)", examples=["reviews"])
 ]
@@ -118,7 +120,7 @@ def _adding(routes: APIRouter, adding: Adding) -> None:
     async def add_dataset(
         request: Request,
         response: Response,
-        caller: Caller,
+        caller: Writer,
         idempotency_key: Annotated[
             str | None, Header(description="The same key and body again: the same answer", json_schema_extra=KEY_SCHEMA)
         ] = None,
@@ -145,7 +147,7 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
 def _reading(routes: APIRouter, database: Database) -> None:
     @routes.get("", summary="List datasets", responses=problems(401, 422, 503))
     async def list_datasets(
-        caller: Caller,
+        caller: Reader,
         after: Annotated[str | None, Query(max_length=63, description="Name after which the page starts")] = None,
         limit: Limit = DEFAULT_LIMIT,
     ) -> Page[DatasetVersionView]:
@@ -155,7 +157,7 @@ def _reading(routes: APIRouter, database: Database) -> None:
 
     @routes.get("/resolve", summary="Resolve a reference", responses=problems(401, 404, 422, 503))
     async def resolve_dataset(
-        caller: Caller,
+        caller: Reader,
         ref: Annotated[
             str, Query(max_length=200, description="`reviews`, `reviews@2`, or an id", examples=["reviews@2"])
         ],
@@ -165,20 +167,20 @@ def _reading(routes: APIRouter, database: Database) -> None:
             return await service.resolve(session, caller.project_id, ref)
 
     @routes.get("/{dataset}", summary="Show a dataset", responses=problems(401, 404, 422, 503))
-    async def show_dataset(caller: Caller, dataset: Reference) -> DatasetView:
+    async def show_dataset(caller: Reader, dataset: Reference) -> DatasetView:
         """Show the newest (or the named) version, what was found in its rows, and the 100 newest versions."""
         async with database.read() as session:
             return await service.dataset(session, caller.project_id, dataset)
 
     @routes.delete("/{dataset}", summary="Delete a dataset", status_code=204, responses=problems(401, 404, 422, 503))
-    async def delete_dataset(caller: Caller, dataset: Name) -> None:
+    async def delete_dataset(caller: Writer, dataset: Name) -> None:
         """Forget a dataset with all its versions. Its files stay as long as an execution or a model refers to them."""
         async with database.write() as session:
             await service.delete(session, caller.project_id, dataset)
 
     @routes.get("/{dataset}/versions", summary="List a dataset's versions", responses=problems(401, 404, 422, 503))
     async def list_versions(
-        caller: Caller,
+        caller: Reader,
         dataset: Name,
         after: Annotated[
             int | None, Query(ge=1, le=999_999_999, description="Number below which the page starts")
@@ -190,7 +192,7 @@ def _reading(routes: APIRouter, database: Database) -> None:
             return await service.versions(session, caller.project_id, dataset, after, limit)
 
     @routes.get("/{dataset}/versions/{version}", summary="Show a version", responses=problems(401, 404, 422, 503))
-    async def show_version(caller: Caller, dataset: Name, version: Number) -> DatasetVersionView:
+    async def show_version(caller: Reader, dataset: Name, version: Number) -> DatasetVersionView:
         """Show a version and what was found in its rows."""
         async with database.read() as session:
             return await service.version(session, caller.project_id, dataset, version)
@@ -203,7 +205,7 @@ def _looking(routes: APIRouter, database: Database, store: ArtifactStore) -> Non
 
     @routes.get("/{dataset}/versions/{version}/preview", summary="Look at rows", responses=problems(401, 404, 422, 503))
     async def preview_rows(
-        caller: Caller,
+        caller: Reader,
         dataset: Name,
         version: Number,
         offset: Annotated[int, Query(ge=0, le=1_000_000_000, description="Rows to skip")] = 0,
@@ -220,7 +222,7 @@ def _looking(routes: APIRouter, database: Database, store: ArtifactStore) -> Non
         response_class=FileResponse,
         responses={200: {"description": "One row a line", **_LINES}, **problems(401, 404, 422, 500, 503)},
     )
-    async def download_rows(caller: Caller, dataset: Name, version: Number) -> FileResponse:
+    async def download_rows(caller: Reader, dataset: Name, version: Number) -> FileResponse:
         """Stream the version as JSON Lines, after checking that its bytes are those that were published."""
         found = await find(caller, dataset, version)
         folder = await asyncio.to_thread(store.open, found.artifact)
@@ -233,7 +235,7 @@ def _looking(routes: APIRouter, database: Database, store: ArtifactStore) -> Non
         summary="Compare two versions",
         responses=problems(401, 404, 413, 422, 503),
     )
-    async def compare_versions(caller: Caller, dataset: Name, version: Number, other: Number) -> Difference:
+    async def compare_versions(caller: Reader, dataset: Name, version: Number, other: Number) -> Difference:
         """Count the rows that `other` has and `version` has not, and the other way round, and show the first 20."""
         a, b = await find(caller, dataset, version), await find(caller, dataset, other)
         pairs = [(view.version, await asyncio.to_thread(store.open, view.artifact, verify=False)) for view in (a, b)]

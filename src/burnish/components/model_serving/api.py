@@ -11,9 +11,11 @@ from burnish.core.specs.serving import DeploySpec
 from burnish.infra.database import Database
 from burnish.infra.idempotency import KEY_SCHEMA
 from burnish.infra.problems import problems
-from burnish.platform.identity import Principal, current_principal
+from burnish.platform.identity import Principal
+from burnish.platform.identity.permission import requires
 
-Caller = Annotated[Principal, Depends(current_principal)]
+Reader = Annotated[Principal, Depends(requires("deployment:read"))]
+Deployer = Annotated[Principal, Depends(requires("model:deploy"))]
 Name = Annotated[
     str,
     Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The deployment's name", examples=["sentiment"]),
@@ -30,7 +32,7 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
 
     @routes.get("", summary="List deployments", responses=problems(422))
     async def list_deployments(
-        caller: Caller,
+        caller: Reader,
         after: Annotated[str | None, Query(max_length=63, description="Name after which the page starts")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> DeploymentPage:
@@ -41,7 +43,7 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
 
     @routes.post("", summary="Deploy a model", responses=problems(400, 409, 422))
     async def deploy(
-        caller: Caller,
+        caller: Deployer,
         spec: Annotated[DeploySpec, Body(openapi_examples={"gguf": {"value": DEPLOY_EXAMPLE}})],
         idempotency_key: Annotated[
             str | None,
@@ -58,13 +60,13 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
         return await shown(caller, spec.deployment)
 
     @routes.get("/{name}", summary="Show a deployment", responses=problems(404, 422))
-    async def show(caller: Caller, name: Name) -> DeploymentView:
+    async def show(caller: Reader, name: Name) -> DeploymentView:
         """Show what is wanted, what serves, the last 20 revisions and the living replicas."""
         return await shown(caller, name)
 
     @routes.post("/{name}/rollback", summary="Roll a deployment back", responses=problems(404, 409, 422))
     async def rollback(
-        caller: Caller,
+        caller: Deployer,
         name: Name,
         to: Annotated[Rollback | None, Body(openapi_examples={"previous": {"value": {}}})] = None,
     ) -> DeploymentView:
@@ -74,21 +76,21 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
         return await shown(caller, name)
 
     @routes.post("/{name}/stop", summary="Stop a deployment", responses=problems(404, 422))
-    async def stop(caller: Caller, name: Name) -> DeploymentView:
+    async def stop(caller: Deployer, name: Name) -> DeploymentView:
         """Take no new requests, finish those in flight, end the replicas. Its revisions stay."""
         async with database.write() as session:
             await deployments.stop(session, caller.project_id, name)
         return await shown(caller, name)
 
     @routes.post("/{name}/start", summary="Start a stopped deployment", responses=problems(404, 409, 422))
-    async def start(caller: Caller, name: Name) -> DeploymentView:
+    async def start(caller: Deployer, name: Name) -> DeploymentView:
         """Serve again what served last."""
         async with database.write() as session:
             await deployments.start(session, caller.project_id, name)
         return await shown(caller, name)
 
     @routes.delete("/{name}", summary="Delete a deployment", status_code=204, responses=problems(404, 422))
-    async def delete(caller: Caller, name: Name) -> None:
+    async def delete(caller: Deployer, name: Name) -> None:
         """Stop it and forget it with its revisions. Requests in flight are finished."""
         async with database.write() as session:
             await deployments.delete(session, caller.project_id, name)

@@ -32,6 +32,7 @@ def deploy_kind(deployments: Deployments) -> Kind:
         summary="Put a model version behind a deployment's name; done when the new revision serves",
         advance=advance,
         check=checked,
+        permission="model:deploy",
     )
 
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path, PurePosixPath
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse, RedirectResponse, Response
+
+from burnish.platform.identity.permission import anyone
 
 HERE = Path(__file__).parent
 SITE = HERE / "site"
@@ -17,7 +19,7 @@ REFERENCE_POLICY = "default-src 'self'; frame-ancestors 'none'"
 
 def router(site: Path = SITE) -> APIRouter:
     """Return the routes; ``site`` is the folder of the built pages."""
-    routes = APIRouter(include_in_schema=False)
+    routes = APIRouter(include_in_schema=False, dependencies=[Depends(anyone())])
 
     @routes.get("/docs")
     async def docs_root() -> Response:

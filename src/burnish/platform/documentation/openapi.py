@@ -29,7 +29,7 @@ async def merged(own: Mapping[str, Any], openai: Mapping[str, Any], integrator: 
         try:
             description = await integrator.describe(component_type)
             if description.routes:
-                document = await integrator.call(component_type, "GET", "/openapi.json", principal=LOCAL)
+                document = await integrator.call(component_type, "GET", "/openapi.json", principal=LOCAL.acting())
                 parts.append((component_type, description.routes, document))
                 relayed += description.routes
         except BurnishError as error:  # its routes are missing from the page; the page is not

@@ -19,7 +19,9 @@ OPEN = "open"
 AUTHENTICATED = "authenticated"
 """Declared by routes that need a credential, and no permission."""
 
-_OPEN_PATHS = frozenset({"/", "/docs", "/api", "/platform/health", "/platform/ready", "/platform/identity/jwks"})
+_OPEN_PATHS = frozenset(
+    {"/", "/health", "/docs", "/api", "/platform/health", "/platform/ready", "/platform/identity/jwks"}
+)
 _OPEN_PREFIXES = ("/platform/auth/", "/docs/", "/api/assets/")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -81,8 +83,7 @@ def requires(permission: str) -> Dependency:
     async def permitted(request: Request) -> Principal:
         caller = await current_principal(request)
         authorize(caller, permission)
-        if request.method not in _SAFE_METHODS:
-            audit.begin(caller, permission, request)
+        _note(caller, permission, request)
         return caller
 
     return _declared(permitted, permission)
@@ -117,8 +118,7 @@ def authenticated() -> Dependency:
     async def permitted(request: Request) -> Principal:
         caller = await current_principal(request)
         refuse_anonymous(caller)
-        if request.method not in _SAFE_METHODS:
-            audit.begin(caller, AUTHENTICATED, request)
+        _note(caller, AUTHENTICATED, request)
         return caller
 
     return _declared(permitted, AUTHENTICATED)
@@ -152,6 +152,13 @@ def document_permissions(app: FastAPI) -> None:
         return document
 
     cast(Any, app).openapi = documented
+
+
+def _note(caller: Principal, permission: str, request: Request) -> None:
+    if request.method in _SAFE_METHODS:
+        audit.nothing_to_note()
+    else:
+        audit.begin(caller, permission, request)
 
 
 def _declared(dependency: Dependency, permission: str) -> Dependency:

@@ -10,11 +10,12 @@ from burnish.core.states import JobState
 from burnish.infra.database import Database
 from burnish.infra.event_log import SSE_HEADERS, EventLog, check_cursor, stream
 from burnish.infra.problems import problems
-from burnish.platform.identity import Principal, current_principal
+from burnish.platform.identity import Principal
+from burnish.platform.identity.permission import requires
 from burnish.platform.jobs import service
 from burnish.platform.jobs.schemas import JobItem, LogLine
 
-Caller = Annotated[Principal, Depends(current_principal)]
+Caller = Annotated[Principal, Depends(requires("job:read"))]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 JobId = Annotated[str, Path(min_length=1, max_length=100, pattern=_NAME, examples=["job_01k9zq7d3x8m2v5n0c4r6t1y"])]
 After = Annotated[str | None, Query(max_length=100, pattern=_NAME, description="`next` of the page before")]

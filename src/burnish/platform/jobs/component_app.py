@@ -8,7 +8,7 @@ A component is about twenty lines::
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request
@@ -26,6 +26,7 @@ from burnish.core.errors import (
     NotFound,
     TooLarge,
     Unauthenticated,
+    Unavailable,
 )
 from burnish.core.protocol import (
     CALLER_HEADER,
@@ -45,7 +46,8 @@ from burnish.infra.home import require_disk
 from burnish.infra.logging import bound, trace_id_of
 from burnish.infra.problems import problem_body, problems
 from burnish.infra.storable import storable
-from burnish.platform.identity import Principal, current_principal
+from burnish.platform.identity import Principal
+from burnish.platform.identity.permission import anyone, document_permissions, requires_unlogged
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.jobs import service
 from burnish.platform.jobs.limits import check_request, is_protocol, limited
@@ -59,7 +61,10 @@ _ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _OPEN_PATHS = frozenset({"/health", "/describe"})
 
-Caller = Annotated[Principal, Depends(current_principal)]
+Warm = Callable[[], Awaitable[tuple[str, ...]]]
+Caller = Annotated[Principal, Depends(requires_unlogged("component:work"))]
+"""Burnish's own processes: what they ask for was noted where somebody asked it of the platform."""
+_OPEN = [Depends(anyone())]
 JobId = Annotated[
     str, Path(min_length=1, max_length=100, pattern=_ID_PATTERN, description="The id that the caller gave")
 ]  # fmt: skip
@@ -74,6 +79,7 @@ def component_app(
     routes: Sequence[str] = (),
     extra_asgi: Mapping[str, ASGIApp] | None = None,
     version: str = __version__,
+    warm: Warm | None = None,
 ) -> FastAPI:
     """Make a component: the protocol's routes, and ``routers`` of its own.
 
@@ -85,6 +91,7 @@ def component_app(
         routes: path prefixes that the gateway passes to this component.
         extra_asgi: raw ASGI apps by path prefix, for data paths (behind the caller check, too).
         version: its own.
+        warm: returns the names of what it has loaded, for which calls are cheap here.
     """
     runtime.offer(component_type, kinds)
     app = FastAPI(
@@ -95,11 +102,12 @@ def component_app(
         redoc_url=None,
     )
     install_problems(app)
-    app.include_router(_protocol(describe(component_type, kinds, routes, version), kinds, runtime))
+    app.include_router(_protocol(describe(component_type, kinds, routes, version), kinds, runtime, warm))
     for router in routers:
         app.include_router(router)
     for prefix, raw in (extra_asgi or {}).items():
         app.mount(prefix, raw)
+    document_permissions(app)
     app.add_middleware(_CallerCheck, component_type=component_type, runtime=runtime)
     return app
 
@@ -112,6 +120,7 @@ def describe(
         KindOffer(
             name=name, summary=kind.summary, spec_schema=kind.spec.model_json_schema(),
             result_schema=kind.result.model_json_schema(), heavy=kind.run is not None, pausable=kind.pausable,
+            permission=kind.permission,
         )
         for name, kind in sorted(kinds.items())
     )  # fmt: skip
@@ -143,28 +152,38 @@ class _CallerCheck:
         except BurnishError as error:
             await problem_response(error, trace)(scope, receive, send)
             return
-        with bound(trace_id=trace, project_id=principal.project_id):
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:100] or None
+        with bound(trace_id=trace, project_id=principal.project_id, request_id=request_id):
             await self._app(scope, receive, send)
 
 
-def _protocol(description: Description, kinds: Mapping[str, Kind], runtime: JobRuntime) -> APIRouter:
+def _protocol(description: Description, kinds: Mapping[str, Kind], runtime: JobRuntime, warm: Warm | None) -> APIRouter:
     router = APIRouter(tags=["component protocol"])
     component_type = description.component_type
-    _about(router, description, runtime)
+    _about(router, description, runtime, warm)
     _submitting(router, component_type, kinds, runtime)
     _following(router, component_type, runtime)
     _asking(router, component_type, runtime)
     return router
 
 
-def _about(router: APIRouter, description: Description, runtime: JobRuntime) -> None:
-    @router.get("/health", summary="Liveness and load", responses=problems(503))
+def _about(router: APIRouter, description: Description, runtime: JobRuntime, warm: Warm | None) -> None:
+    @router.get("/health", summary="Liveness and load", responses=problems(503), dependencies=_OPEN)
     async def health() -> Health:
-        """Say that the component lives, how much it has to do, and what its queue waits for."""
-        async with runtime.database.read() as session:
-            return await service.health(session, description.component_type, runtime.settings.node)
+        """Say that the component lives, how much it has to do, what its queue waits for, and what it has loaded.
 
-    @router.get("/describe", summary="What the component is and offers")
+        Without its database it lives all the same, degraded: what is loaded goes on serving.
+        """
+        loaded: tuple[str, ...] = ()
+        try:
+            loaded = loaded if warm is None else await warm()
+            async with runtime.database.read() as session:
+                found = await service.health(session, description.component_type, runtime.settings.node)
+        except Unavailable as error:
+            found = Health(status="degraded", waiting_for=error.message)
+        return found.model_copy(update={"warm": loaded})
+
+    @router.get("/describe", summary="What the component is and offers", dependencies=_OPEN)
     async def describe_component() -> Description:
         """Give type, version, protocol version, and each job kind with the JSON Schemas of its spec and result."""
         return description

@@ -127,6 +127,8 @@ class Kind:
     """The job publishes a checkpoint and stops when it is told to pause."""
     max_restarts: int = 3
     """Times a lost host is started again, from its last checkpoint."""
+    permission: str | None = None
+    """What whoever submits it needs beyond ``workflow:run``."""
     seconds: Callable[[Any], float | None] = field(default=_no_estimate)
 
     def __post_init__(self) -> None:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
 from burnish.core.version import __version__
+from burnish.platform.identity.permission import anyone, requires
 from burnish.platform.monitoring.readiness import Check, problems
 from burnish.platform.monitoring.schemas import HealthView, ReadyView
 
@@ -15,13 +16,13 @@ def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes
     routes = APIRouter(prefix="/platform", tags=["platform"])
     started = time.monotonic()
 
-    @routes.get("/health", summary="Is the process alive", operation_id="health")
+    @routes.get("/health", summary="Is the process alive", operation_id="health", dependencies=[Depends(anyone())])
     async def health() -> HealthView:
         """Answers while the event loop lives; looks at nothing else. For liveness probes."""
         return HealthView(version=__version__, uptime_seconds=time.monotonic() - started)
 
     @routes.get(
-        "/ready", summary="Is it ready for requests", operation_id="ready",
+        "/ready", summary="Is it ready for requests", operation_id="ready", dependencies=[Depends(anyone())],
         responses={503: {"model": ReadyView, "description": "Something is not ready; `checks` names it"}},
     )  # fmt: skip
     async def ready(response: Response) -> ReadyView:
@@ -33,6 +34,7 @@ def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes
 
     @routes.get(
         "/metrics", summary="Metrics for Prometheus", operation_id="metrics", response_class=Response,
+        dependencies=[Depends(requires("metrics:read"))],
         responses={200: {"content": {"text/plain": {"example": 'platform_active_training_jobs 1.0\n'}}, "description": "Prometheus text format"}},
     )  # fmt: skip
     async def metrics() -> Response:

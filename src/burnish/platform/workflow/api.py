@@ -16,7 +16,8 @@ from burnish.infra import event_log, idempotency
 from burnish.infra.database import Database, utcnow
 from burnish.infra.event_log import EventLog
 from burnish.infra.problems import problems
-from burnish.platform.identity import Principal, current_principal
+from burnish.platform.identity import Principal, audit
+from burnish.platform.identity.permission import requires, requires_unlogged
 from burnish.platform.workflow import store, views
 from burnish.platform.workflow.library import definition_named, definitions
 from burnish.platform.workflow.records import FINAL
@@ -34,7 +35,11 @@ from burnish.platform.workflow.schemas import (
 from burnish.platform.workflow.service import Accepted, WorkflowService
 from burnish.platform.workflow.tables import WorkflowExecutionRow
 
-Caller = Annotated[Principal, Depends(current_principal)]
+Reader = Annotated[Principal, Depends(requires("workflow:read"))]
+Runner = Annotated[Principal, Depends(requires("workflow:run"))]
+Checker = Annotated[Principal, Depends(requires_unlogged("workflow:run"))]
+Controller = Annotated[Principal, Depends(requires("workflow:control"))]
+Approver = Annotated[Principal, Depends(requires("workflow:approve"))]
 WorkflowId = Annotated[
     str, Path(max_length=255, description="The execution's id, `wf_...`", examples=["wf_01jd8x0k2m4n6p8r0t2v4w"])
 ]
@@ -67,7 +72,7 @@ def _add_submitting(routes: APIRouter, database: Database, service: WorkflowServ
         "/run", summary="Run a workflow", operation_id="run_workflow", response_model=RunAnswer,
         responses=problems(404, 409, 413, 422, 503),
     )  # fmt: skip
-    async def run(body: RunRequest, principal: Caller, key: Key = None) -> Response:
+    async def run(body: RunRequest, principal: Runner, key: Key = None) -> Response:
         """Validates all of it now (cycle, unknown step, kind, field, type, model or dataset), commits, then answers."""
         submission = _Submission(database, service, principal, key, "run", body.model_dump(mode="json"))
         return await submission.answer(lambda: service.prepare(body, principal))
@@ -76,7 +81,7 @@ def _add_submitting(routes: APIRouter, database: Database, service: WorkflowServ
         "/{workflow_id}/fork", summary="Run again with changed parameters", operation_id="fork_workflow",
         response_model=RunAnswer, responses=problems(404, 409, 422, 503),
     )  # fmt: skip
-    async def fork(workflow_id: WorkflowId, body: ForkRequest, principal: Caller, key: Key = None) -> Response:
+    async def fork(workflow_id: WorkflowId, body: ForkRequest, principal: Runner, key: Key = None) -> Response:
         """Makes a new execution; steps that succeeded and whose inputs do not change keep their results."""
         submission = _Submission(database, service, principal, key, f"fork:{workflow_id}", body.model_dump(mode="json"))
         return await submission.answer(lambda: service.prepare_fork(principal.project_id, workflow_id, body, principal))
@@ -85,7 +90,7 @@ def _add_submitting(routes: APIRouter, database: Database, service: WorkflowServ
         "/validate", summary="Check a workflow without running it", operation_id="validate_workflow",
         responses=problems(404, 413, 422, 503),
     )  # fmt: skip
-    async def validate(body: RunRequest, principal: Caller) -> ValidationAnswer:
+    async def validate(body: RunRequest, principal: Checker) -> ValidationAnswer:
         """Returns every problem at once, each with its place and mend, and what each step would need."""
         try:
             accepted = await service.examine(service.definition_of(body), body.parameters, principal)
@@ -125,6 +130,7 @@ class _Submission:
             if (known := await self._remembered(session)) is not None:
                 return known
             row = await self._service.submit(session, accepted, self._principal)
+            audit.about(row.workflow_id, workflow_type=row.workflow_type)
             body: dict[str, JsonValue] = {"workflow_id": row.workflow_id, "status": str(row.status)}
             if self._key is not None:
                 await idempotency.remember(
@@ -153,7 +159,7 @@ class _Submission:
 def _add_reading(routes: APIRouter, database: Database, log: EventLog, service: WorkflowService) -> None:
     @routes.get("", summary="List executions", operation_id="list_workflows", responses=problems(422, 503))
     async def list_executions(
-        principal: Caller,
+        principal: Reader,
         workflow_type: Annotated[str | None, Query(max_length=100, description="Only of this definition")] = None,
         status: Annotated[ExecutionState | None, Query(description="Only in this state")] = None,
         after: Annotated[str | None, Query(max_length=255, description="`next` of the page before")] = None,
@@ -170,7 +176,7 @@ def _add_reading(routes: APIRouter, database: Database, log: EventLog, service: 
         "/{workflow_id}/status", summary="Tell how an execution stands", operation_id="workflow_status",
         responses=problems(404, 503),
     )  # fmt: skip
-    async def status_of(workflow_id: WorkflowId, principal: Caller) -> ExecutionView:
+    async def status_of(workflow_id: WorkflowId, principal: Reader) -> ExecutionView:
         """Each step's state, attempts, progress, times, artifacts and, where it failed, what, why and what next."""
         async with database.read() as session:
             row = await service.get(session, principal.project_id, workflow_id)
@@ -183,7 +189,7 @@ def _add_reading(routes: APIRouter, database: Database, log: EventLog, service: 
     )  # fmt: skip
     async def events(
         workflow_id: WorkflowId,
-        principal: Caller,
+        principal: Reader,
         request: Request,
         last: Annotated[str | None, Header(alias="Last-Event-ID", description="The last event seen")] = None,
         after: Annotated[str | None, Query(max_length=64, description="The same, for clients without headers")] = None,
@@ -234,14 +240,14 @@ def _add_asking(routes: APIRouter, database: Database, service: WorkflowService)
     @routes.post(
         "/{workflow_id}/cancel", summary="Cancel an execution", operation_id="cancel_workflow", responses=asked
     )
-    async def cancel(workflow_id: WorkflowId, principal: Caller) -> RunAnswer:
+    async def cancel(workflow_id: WorkflowId, principal: Controller) -> RunAnswer:
         """What runs is cancelled, nothing new starts. The answer comes before it has ended: follow its events."""
         async with database.write() as session:
             row = await service.cancel(session, principal.project_id, workflow_id)
         return _answer(row)
 
     @routes.post("/{workflow_id}/pause", summary="Pause an execution", operation_id="pause_workflow", responses=asked)
-    async def pause(workflow_id: WorkflowId, principal: Caller) -> RunAnswer:
+    async def pause(workflow_id: WorkflowId, principal: Controller) -> RunAnswer:
         """No new step starts; running jobs are paused where their kind can be, else they finish."""
         async with database.write() as session:
             row = await service.pause(session, principal.project_id, workflow_id)
@@ -250,7 +256,7 @@ def _add_asking(routes: APIRouter, database: Database, service: WorkflowService)
     @routes.post(
         "/{workflow_id}/resume", summary="Resume an execution", operation_id="resume_workflow", responses=asked
     )
-    async def resume(workflow_id: WorkflowId, principal: Caller) -> RunAnswer:
+    async def resume(workflow_id: WorkflowId, principal: Controller) -> RunAnswer:
         """Lets a paused execution go on."""
         async with database.write() as session:
             row = await service.resume(session, principal.project_id, workflow_id)
@@ -259,11 +265,11 @@ def _add_asking(routes: APIRouter, database: Database, service: WorkflowService)
     @routes.post(
         "/{workflow_id}/retry", summary="Retry what did not succeed", operation_id="retry_workflow", responses=asked
     )
-    async def retry(workflow_id: WorkflowId, principal: Caller, body: RetryRequest | None = None) -> RunAnswer:
+    async def retry(workflow_id: WorkflowId, principal: Runner, body: RetryRequest | None = None) -> RunAnswer:
         """Runs failed, cancelled and skipped steps again in the same execution; what succeeded is re-used."""
         async with database.write() as session:
             steps = () if body is None else body.steps
-            row = await service.retry(session, principal.project_id, workflow_id, steps)
+            row = await service.retry(session, principal, workflow_id, steps)
         return _answer(row)
 
     @routes.post(
@@ -271,7 +277,7 @@ def _add_asking(routes: APIRouter, database: Database, service: WorkflowService)
         operation_id="approve_step", responses=asked,
     )  # fmt: skip
     async def approve(
-        workflow_id: WorkflowId, step: Annotated[str, Path(max_length=64)], body: ApproveRequest, principal: Caller
+        workflow_id: WorkflowId, step: Annotated[str, Path(max_length=64)], body: ApproveRequest, principal: Approver
     ) -> RunAnswer:
         """A yes lets the execution go on; a no ends it as rejected."""
         async with database.write() as session:
@@ -285,13 +291,13 @@ def _answer(row: WorkflowExecutionRow) -> RunAnswer:
 
 def _add_definitions(routes: APIRouter) -> None:
     @routes.get("/definitions", summary="List definitions", operation_id="list_definitions")
-    async def list_definitions(_: Caller) -> Page[DefinitionView]:
+    async def list_definitions(_: Reader) -> Page[DefinitionView]:
         """The definitions that can be run by name."""
         return Page(data=[views.definition_view(found, whole=False) for found in definitions().values()])
 
     @routes.get(
         "/definitions/{name}", summary="Show a definition", operation_id="get_definition", responses=problems(404)
     )
-    async def get_definition(name: Annotated[str, Path(max_length=100)], _: Caller) -> DefinitionView:
+    async def get_definition(name: Annotated[str, Path(max_length=100)], _: Reader) -> DefinitionView:
         """Its parameters, its steps, and the whole source: a good start for one of your own."""
         return views.definition_view(definition_named(name), whole=True)

@@ -72,7 +72,7 @@ class JobClient:
             return attempt.again
 
     async def _deal(self, execution: Execution, attempt: Attempt) -> float | None:
-        principal = Principal(execution.submitted_by, execution.project_id)
+        principal = Principal(execution.submitted_by, execution.project_id).acting()
         if attempt.submitted_at is None:
             if execution.definition.steps[attempt.step].cache and attempt.cache_key is None:
                 await self._look_up(execution, attempt, principal)

@@ -71,13 +71,16 @@ class EngineKind:
 
     Only for kinds that write nothing: a retry applies them once more to compare, with nothing prepared."""
 
+    permission: str | None = None
+    """What whoever submits it needs beyond ``workflow:run``, and what it acts with when it runs."""
+
     check: Check | None = None
     """Says what is wrong with a spec beyond its fields, as far as it is known at submit."""
 
     def offer(self, name: str) -> KindOffer:
         """Return the kind as a component's description would offer it."""
         return KindOffer(
-            name=name, summary=self.summary, heavy=False,
+            name=name, summary=self.summary, heavy=False, permission=self.permission,
             spec_schema=self.spec.model_json_schema(), result_schema=self.result.model_json_schema(),
         )  # fmt: skip
 

@@ -35,6 +35,9 @@ from burnish.platform.model_registry.schemas import (
 from burnish.platform.workflow import store
 from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Evidence
 
+_READS = "deployment:read"
+"""What ``current`` asks for beyond the registry; who submitted it was found to have it."""
+
 _SUMMED_UP = frozenset({"history"})
 """Fields of a training's result that are too long for a lineage: the job keeps them."""
 
@@ -69,7 +72,7 @@ async def _served(evidence: Evidence, step: EngineStep, spec: CurrentSpec) -> st
     """Return the version of the model that the deployment serves, as ``name@3``."""
     if spec.deployment is None:
         return None
-    principal = Principal(step.submitted_by, step.project_id)
+    principal = Principal(step.submitted_by, step.project_id).acting(_READS)
     try:
         view = await evidence.ask(
             "model_serving", "GET", f"/platform/deployments/{spec.deployment}", principal=principal
@@ -336,9 +339,17 @@ REGISTRY_KINDS: Mapping[str, EngineKind] = {
         prepare=_served,
         writes=False,
         live=True,
+        permission=_READS,
     ),
     "register": EngineKind(
-        RegisterSpec, RegisterResult, "Makes a model version, with its lineage", apply=_register, prepare=_read_cards
+        RegisterSpec,
+        RegisterResult,
+        "Makes a model version, with its lineage",
+        apply=_register,
+        prepare=_read_cards,
+        permission="model:write",
     ),
-    "promote": EngineKind(PromoteSpec, PromoteResult, "Points an alias at a model version", apply=_promote),
+    "promote": EngineKind(
+        PromoteSpec, PromoteResult, "Points an alias at a model version", apply=_promote, permission="model:write"
+    ),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.errors import Conflict, InvalidRequest, NotFound
+from burnish.core.errors import Conflict, FieldProblem, Forbidden, InvalidRequest, NotFound
 from burnish.core.ids import new_id
 from burnish.core.states import ExecutionState, StepState
 from burnish.infra import event_log
@@ -93,6 +93,7 @@ class WorkflowService:
             InvalidRequest: with every problem at once, each with place and mend.
         """
         accepted = await self.examine(self.definition_of(request), request.parameters, principal)
+        refuse_lacking(accepted.findings.forbidden, principal)
         if accepted.findings.problems:
             raise refused(accepted.findings.problems, accepted.definition.name)
         return accepted
@@ -185,7 +186,7 @@ class WorkflowService:
         return row
 
     async def retry(
-        self, session: AsyncSession, project_id: str, workflow_id: str, names: tuple[str, ...] = ()
+        self, session: AsyncSession, principal: Principal, workflow_id: str, names: tuple[str, ...] = ()
     ) -> WorkflowExecutionRow:
         """Run again what did not succeed, in the same execution; what succeeded is re-used.
 
@@ -194,8 +195,9 @@ class WorkflowService:
         Raises:
             Conflict: it has not ended, or it succeeded.
             InvalidRequest: a named step does not exist or succeeded.
+            Forbidden: a step needs a permission that the caller lacks.
         """
-        row = await self.get(session, project_id, workflow_id, lock=True)
+        row = await self.get(session, principal.project_id, workflow_id, lock=True)
         if ExecutionState(row.status) not in FINAL or row.status == ExecutionState.SUCCEEDED:
             raise Conflict(f"execution {workflow_id} is {row.status}: there is nothing to retry",
                            hint="`fork` runs steps of a succeeded execution again")  # fmt: skip
@@ -204,6 +206,7 @@ class WorkflowService:
         again = _steps_to_retry(definition, steps, names)
         anew = definition.descendants(await self._outdated(session, row, definition, steps, again))
         again |= anew
+        refuse_lacking(self._validator.lacking(definition, sorted(again), principal), principal)
         reset(steps, again, anew)
         row.status = check_execution(ExecutionState(row.status), ExecutionState.RUNNING, f"execution {workflow_id}")
         row.steps = dump_steps(steps)
@@ -239,6 +242,7 @@ class WorkflowService:
                                  hint=nearest(request.from_step, definition.steps))  # fmt: skip
         given = {**row.given, **request.parameters}
         accepted = await self.examine(definition, given, principal)
+        refuse_lacking(accepted.findings.forbidden, principal)
         if accepted.findings.problems:
             raise refused(accepted.findings.problems, definition.name)
         live = live_steps(definition, self._kinds)
@@ -277,6 +281,19 @@ class WorkflowService:
         await event_log.append(
             session, project_id=row.project_id, subject=row.workflow_id, type="state", data=data, origin=row.workflow_id
         )
+
+
+def refuse_lacking(lacking: list[FieldProblem], principal: Principal) -> None:
+    """Refuse work for which its submitter lacks a permission.
+
+    Raises:
+        Forbidden: it names the steps and their permissions.
+    """
+    if lacking:
+        raise Forbidden(
+            f"{lacking[0].message} in project {principal.project_id}", where=lacking[0].where, hint=lacking[0].hint,
+            problems=lacking,
+        )  # fmt: skip
 
 
 def _refuse_ended(row: WorkflowExecutionRow, verb: str, hint: str | None = None) -> None:

@@ -70,6 +70,8 @@ class Findings:
 
     problems: list[FieldProblem] = field(default_factory=list)
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    forbidden: list[FieldProblem] = field(default_factory=list)
+    """Steps that need a permission which the submitter lacks; among ``problems``, too."""
 
 
 class Validator:
@@ -87,6 +89,8 @@ class Validator:
         """
         offers = {**self._components.kinds(), **self._own}
         findings = Findings()
+        findings.forbidden = self.lacking(definition, definition.steps, principal)
+        findings.problems += findings.forbidden
         asks: list[Ask] = []
         for name, step in definition.steps.items():
             offer = offers.get((step.component, step.kind))
@@ -112,6 +116,22 @@ class Validator:
         findings.problems = list(dict.fromkeys(findings.problems))
         return findings
 
+    def lacking(self, definition: Definition, steps: Iterable[str], principal: Principal) -> list[FieldProblem]:
+        """Return the steps whose work needs a permission that the caller lacks, each with its name."""
+        offers = {**self._components.kinds(), **self._own}
+        found = []
+        for name in steps:
+            step = definition.steps[name]
+            offer = offers.get((step.component, step.kind))
+            if offer is not None and offer.permission is not None and not principal.may(offer.permission):
+                message = f"step {name} ({step.kind}) needs the permission {offer.permission}, which {principal.subject} lacks"
+                found.append(
+                    FieldProblem(
+                        where=f"steps.{name}", message=message, hint="ask an administrator for a role that has it"
+                    )
+                )
+        return found
+
     async def _ask(self, step: Step, ask: Ask, principal: Principal) -> tuple[list[FieldProblem], Estimate]:
         place = f"steps.{ask.step}"
         try:
@@ -126,7 +146,11 @@ class Validator:
         try:
             answer = Validation.model_validate(
                 await self._components.call(
-                    step.component, "POST", "/jobs/validate", request.model_dump(mode="json"), principal=principal
+                    step.component,
+                    "POST",
+                    "/jobs/validate",
+                    request.model_dump(mode="json"),
+                    principal=principal.acting(),
                 )
             )
         except BurnishError as error:
