@@ -27,6 +27,7 @@ from tests.support.jobs_kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 KEY = b"k" * 32
+ACTING = LOCAL.acting()
 
 
 class World:
@@ -42,7 +43,7 @@ class World:
         self.app = component_app("fine_tuning", KINDS, self.runtime, routes=("/platform/tunings",))
         self.integrator = Integrator(self.database, self.tokens, self.settings)
 
-    async def call(self, method: str, path: str, json: Any = None, principal: Principal = LOCAL) -> Any:
+    async def call(self, method: str, path: str, json: Any = None, principal: Principal = ACTING) -> Any:
         return await self.integrator.call("fine_tuning", method, path, json, principal=principal)
 
     async def components(self) -> dict[str, ComponentView]:
@@ -93,7 +94,7 @@ async def test_an_embedded_component_runs_a_job_by_type_alone(world: World) -> N
     assert view.state == JobState.QUEUED
     request = Request("GET", "/jobs/job_a/events", {}, deadline=time.time() + 60)
     text = b""
-    async with world.integrator.send("fine_tuning", request, LOCAL) as response:
+    async with world.integrator.send("fine_tuning", request, ACTING) as response:
         assert response.status == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         async for chunk in response.chunks():  # the stream ends with the job
@@ -150,7 +151,7 @@ async def test_the_caller_is_verified_and_keeps_to_its_project(world: World) -> 
             assert response.status == 401
             assert response.headers["content-type"] == "application/problem+json"
             assert isinstance(error_from_problem({"code": "unauthenticated", "detail": body.decode()}, 401), expected)
-    stranger = Principal("eve", "other", frozenset())
+    stranger = Principal("eve", "other", frozenset()).acting()
     await world.call("POST", "/jobs", job("job_c", "count", {"to": 1}))
     with pytest.raises(NotFound):
         await world.call("GET", "/jobs/job_c", principal=stranger)
@@ -183,7 +184,7 @@ async def test_embedded_instances_are_rows_and_a_restart_updates_them(world: Wor
     await world.integrator.start()
     assert list(await world.components()) == ["fine_tuning-here-1"]
     with pytest.raises(Unavailable, match="none is registered"):
-        await world.integrator.call("evaluation", "GET", "/health", principal=LOCAL)
+        await world.integrator.call("evaluation", "GET", "/health", principal=ACTING)
 
 
 async def test_a_remote_instance_is_described_called_and_lost(world: World) -> None:
@@ -193,7 +194,7 @@ async def test_a_remote_instance_is_described_called_and_lost(world: World) -> N
         found = await world.until("remote-1", lambda one: one.status == InstanceState.HEALTHY)
         assert set(found.kinds) == set(KINDS)
         await wait_for(lambda: remembered(world, "remote-1") == InstanceState.HEALTHY)
-        answer = await world.integrator.call("evaluation", "POST", "/jobs/missing/cancel", {}, principal=LOCAL)
+        answer = await world.integrator.call("evaluation", "POST", "/jobs/missing/cancel", {}, principal=ACTING)
         assert answer["state"] == "cancelled"
     async with world.database.write() as session:
         await service.heartbeat(session, "remote-1")
@@ -201,7 +202,7 @@ async def test_a_remote_instance_is_described_called_and_lost(world: World) -> N
     assert gone.failures >= 3
     await wait_for(lambda: remembered(world, "remote-1") == InstanceState.UNHEALTHY)
     with pytest.raises(Unavailable, match="remote-1 is unhealthy"):
-        await world.integrator.call("evaluation", "GET", "/jobs/missing", principal=LOCAL)
+        await world.integrator.call("evaluation", "GET", "/jobs/missing", principal=ACTING)
 
 
 async def test_an_instance_of_another_type_gets_no_call(world: World) -> None:
@@ -211,11 +212,11 @@ async def test_an_instance_of_another_type_gets_no_call(world: World) -> None:
         assert found.status in (InstanceState.STARTING, InstanceState.UNHEALTHY)
         assert "it says that it is a fine_tuning" in (found.problem or "")
         with pytest.raises(Unavailable):
-            await world.integrator.call("compression", "GET", "/health", principal=LOCAL)
+            await world.integrator.call("compression", "GET", "/health", principal=ACTING)
 
 
 def remembered(world: World, component_id: str) -> InstanceState | None:
-    found = world.integrator._instances.get(component_id)
+    found = world.integrator.instances.get(component_id)
     return None if found is None else found.status
 
 

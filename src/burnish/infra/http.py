@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from burnish.core.errors import DeadlineExceeded, Unavailable, UpstreamFailed
@@ -139,7 +140,12 @@ class Transport(Protocol):
 class AiohttpTransport:
     """To a service at a URL or on a unix socket."""
 
-    def __init__(self, base_url: str = "http://localhost", *, unix_socket: Path | None = None) -> None:
+    def __init__(
+        self, base_url: str = "http://localhost", *, unix_socket: Path | None = None,
+        resolver: AbstractResolver | None = None,
+    ) -> None:  # fmt: skip
+        """Connect to addresses that ``resolver`` gives, where there is one: it may refuse some."""
+        self._resolver = resolver
         self._base = URL(base_url.rstrip("/"))
         self._socket = unix_socket
         self._where = str(unix_socket or self._base.with_user(None).with_password(None))
@@ -195,7 +201,7 @@ class AiohttpTransport:
                 # llama.cpp's server closes connections that idle for 5 s: give them up before it does.
                 connector = aiohttp.UnixConnector(path=str(self._socket), limit=0, keepalive_timeout=3.0)
             else:
-                connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30)
+                connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, resolver=self._resolver)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, connect=CONNECT_SECONDS),

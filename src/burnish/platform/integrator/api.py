@@ -5,19 +5,24 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
 
-from burnish.core.errors import Forbidden, InvalidRequest, Unavailable
+from burnish.core.configuration import Current, defaults
+from burnish.core.errors import InvalidRequest, Unavailable
 from burnish.core.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
 from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
 from burnish.infra.database import Database
 from burnish.infra.problems import problems
 from burnish.infra.storable import unstorable
-from burnish.platform.identity import Principal, current_principal
+from burnish.platform.identity import Principal
+from burnish.platform.identity.permission import requires
 from burnish.platform.integrator import service
+from burnish.platform.integrator.credentials import RegistrationRate, check_credential
 from burnish.platform.integrator.network import check_endpoint
-from burnish.platform.integrator.schemas import ComponentView, Registered
+from burnish.platform.integrator.schemas import ComponentView, Heartbeat, Registered
 
-Caller = Annotated[Principal, Depends(current_principal)]
+Reader = Annotated[Principal, Depends(requires("component:read"))]
+Registrar = Annotated[Principal, Depends(requires("component:register"))]
+GENERATION_HEADER = "Burnish-Generation"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 ComponentId = Annotated[str, Path(min_length=1, max_length=255, pattern=_NAME, examples=["fine_tuning-gpu-1"])]
 _EXAMPLE = {
@@ -27,39 +32,57 @@ _EXAMPLE = {
 Registering = Annotated[Registration, Body(openapi_examples={"a GPU machine": {"value": _EXAMPLE}})]
 
 
-def router(database: Database) -> APIRouter:
+def router(database: Database, configuration: Current = defaults) -> APIRouter:
     """Return the routes under ``/platform/components``."""
     routes = APIRouter(prefix="/platform/components", tags=["components"])
+    _registering(routes, database, configuration)
+    _listing(routes, database)
+    _keeping(routes, database, configuration)
+    return routes
+
+
+def _registering(routes: APIRouter, database: Database, configuration: Current) -> None:
+    rate = RegistrationRate()
 
     @routes.post(
         "/register",
         summary="Register an instance",
         operation_id="register_component",
-        responses=problems(400, 401, 403, 409, 422, 503),
+        responses=problems(400, 401, 403, 409, 422, 429, 503),
     )
-    async def register_component(registration: Registering, caller: Caller) -> Registered:
-        """Register an instance, or update it: it is `starting` until its `/describe` and `/health` have answered."""
-        _may_register(caller)
-        if odd := tuple(unstorable(registration.model_dump(), "body")):
-            raise InvalidRequest("the registration cannot be stored", problems=odd)
-        for where in ("api_endpoint", "health_endpoint"):
-            with suppress(
-                InvalidRequest, Unavailable
-            ):  # it may come up later; until then it is not healthy, and says why
-                await check_endpoint(getattr(registration, where), where)
-        async with database.write() as session:
-            row = await service.register(session, registration)
-        return Registered(component_id=row.component_id)
+    async def register_component(registration: Registering, caller: Registrar, response: Response) -> Registered:
+        """Register an instance, or update it: it is `starting` until its `/describe` and `/health` have answered.
 
-    _listing(routes, database)
-    _keeping(routes, database)
-    return routes
+        Registering what is known already renews its lease and changes nothing else. The header `Burnish-Generation` of
+        the answer is for heartbeats: those of an earlier process of the same id are refused.
+        """
+        check_credential(caller, registration.component_id, registration.component_type)
+        settings = configuration().integrator
+        rate.take(caller, settings.registrations_per_minute)
+        await _check(registration, settings.allowed_networks)
+        generation = await service.registered(database, registration, settings.lease_seconds)
+        response.headers[GENERATION_HEADER] = str(generation)
+        return Registered(component_id=registration.component_id)
+
+
+async def _check(registration: Registration, networks: tuple[str, ...]) -> None:
+    """Check what the schema does not say.
+
+    Raises:
+        InvalidRequest: it cannot be stored, or an endpoint hides its address.
+        Forbidden: an endpoint leads where nothing may be sent.
+    """
+    if odd := tuple(unstorable(registration.model_dump(), "body")):
+        raise InvalidRequest("the registration cannot be stored", problems=odd)
+    for where in ("api_endpoint", "health_endpoint"):
+        with suppress(Unavailable):  # its name may be known later; until then it is not healthy, and says why
+            await check_endpoint(getattr(registration, where), where, networks)
 
 
 def _listing(routes: APIRouter, database: Database) -> None:
-    @routes.get("", summary="List instances", operation_id="list_components", responses=problems(401, 422, 503))
+    @routes.get("", summary="List instances", operation_id="list_components", responses=problems(401, 403, 422, 503))
     async def list_components(
-        caller: Caller,
+        caller: Reader,
         component_type: Annotated[str | None, Query(max_length=100, pattern=_NAME)] = None,
         status: Annotated[list[InstanceState] | None, Query(description="Only these states")] = None,
         after: Annotated[
@@ -74,41 +97,37 @@ def _listing(routes: APIRouter, database: Database) -> None:
             )
 
     @routes.get(
-        "/{component_id}", summary="An instance", operation_id="get_component", responses=problems(401, 404, 422, 503)
-    )
-    async def get_component(component_id: ComponentId, caller: Caller) -> ComponentView:
-        """Give one instance."""
+        "/{component_id}", summary="An instance", operation_id="get_component",
+        responses=problems(401, 403, 404, 422, 503),
+    )  # fmt: skip
+    async def get_component(component_id: ComponentId, caller: Reader) -> ComponentView:
+        """Give one instance, with the last things that were done about it."""
         async with database.read() as session:
-            return service.view_of(await service.get(session, component_id))
+            return service.detail_of(await service.get(session, component_id))
 
 
-def _keeping(routes: APIRouter, database: Database) -> None:
+def _keeping(routes: APIRouter, database: Database, configuration: Current) -> None:
     @routes.post(
         "/{component_id}/heartbeat",
         summary="Say that an instance lives",
         operation_id="heartbeat_component",
-        responses=problems(401, 403, 404, 422, 503),
+        responses=problems(400, 401, 403, 404, 409, 422, 503),
     )
-    async def heartbeat(component_id: ComponentId, caller: Caller) -> ComponentView:
+    async def heartbeat(component_id: ComponentId, caller: Registrar, said: Heartbeat | None = None) -> ComponentView:
         """Note that the instance lives; one that was thought lost starts anew."""
-        _may_register(caller)
-        async with database.write() as session:
-            return service.view_of(await service.heartbeat(session, component_id))
+        check_credential(caller, component_id)
+        lease = configuration().integrator.lease_seconds
+        if odd := tuple(unstorable(said.model_dump(), "body")) if said is not None else ():
+            raise InvalidRequest("the heartbeat cannot be stored", problems=odd)
+        return await service.beaten(database, component_id, said, lease)
 
     @routes.delete(
         "/{component_id}", summary="Deregister an instance", operation_id="deregister_component", status_code=204,
         responses=problems(401, 403, 404, 409, 422, 503),
     )  # fmt: skip
-    async def deregister_component(component_id: ComponentId, caller: Caller) -> Response:
-        """Forget an instance; it gets no more calls."""
-        _may_register(caller)
+    async def deregister_component(component_id: ComponentId, caller: Registrar) -> Response:
+        """Forget an instance: it gets no more calls at once, and is gone once those that run have had their time."""
+        check_credential(caller, component_id)
         async with database.write() as session:
             await service.deregister(session, component_id)
         return Response(status_code=204)
-
-
-def _may_register(caller: Principal) -> None:
-    if not caller.roles & {"administrator", "component"}:
-        raise Forbidden(
-            f"{caller.subject} may not register components", hint="it needs the role administrator or component"
-        )

@@ -1,29 +1,45 @@
 """Looks at instances: what they say of themselves, and whether they live."""
 
+import asyncio
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from burnish.core.errors import BurnishError, UpstreamFailed
-from burnish.core.protocol import CALLER_HEADER, PROTOCOL_VERSION, Description, Health
+from burnish.core.configuration import IntegratorConfiguration
+from burnish.core.errors import BurnishError, DeadlineExceeded, Forbidden, InvalidRequest, Unavailable, UpstreamFailed
+from burnish.core.offers import check_offer
+from burnish.core.protocol import PROTOCOL_VERSION, Description, Health
 from burnish.infra import signals
-from burnish.infra.database import Database, utcnow
-from burnish.infra.http import Request, Response, Transport
+from burnish.infra.database import Database
+from burnish.infra.http import Request, Response, Transport, Unreachable
 from burnish.infra.problems import error_from_problem
 from burnish.infra.reconcile import Turn
-from burnish.platform.identity import LOCAL, CallerTokens
-from burnish.platform.integrator import service, store
-from burnish.platform.integrator.network import check_endpoint
+from burnish.platform.integrator import network, service, store
+from burnish.platform.integrator.health import Sight
+from burnish.platform.integrator.judging import Judge, Look
+from burnish.platform.integrator.tables import ComponentTable
 
-PROBE_SECONDS = 5.0
-_TIMEOUT_SECONDS = 3.0
+log = logging.getLogger(__name__)
+
+SUPPORTED_VERSIONS = frozenset({PROTOCOL_VERSION})
+_DESCRIBE_SECONDS = 60.0
+"""A description that was read is believed for so long; a restart begins with reading it anew."""
+_LATE_LEASES = 2.0
+"""A late answer is waited for as long as so many leases."""
 _LIMIT = 4 << 20
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Unfit(UpstreamFailed):
+    """It answers, and cannot be used as what it registered for."""
 
 
 async def read_json(response: Response, what: str, limit: int) -> Any:
@@ -43,22 +59,54 @@ async def read_json(response: Response, what: str, limit: int) -> Any:
     return document
 
 
-async def check_description(transport: Transport, component_type: str) -> Description:
+async def check_description(transport: Transport, component_type: str, timeout: float = 3.0) -> Description:
     """Return an instance's ``/describe``.
 
     Raises:
-        UpstreamFailed: it does not validate, is another type's, or speaks another protocol version.
+        Unfit: it is another type's, or speaks a protocol version that is unknown here.
+        UpstreamFailed: it does not validate.
     """
-    description = await _get(transport, "/describe", Description, {})
-    if description.component_type != component_type:
-        raise UpstreamFailed(f"it says that it is a {description.component_type}, not a {component_type}")
-    if description.protocol_version != PROTOCOL_VERSION:
-        raise UpstreamFailed(f"it speaks protocol version {description.protocol_version}; this is {PROTOCOL_VERSION}")
+    description = await describe(transport, timeout)
+    if problem := unfit(description, component_type):
+        raise Unfit(problem)
     return description
 
 
-async def _get(transport: Transport, path: str, model: type[_Model], headers: dict[str, str]) -> _Model:
-    request = Request("GET", path, headers, deadline=time.time() + _TIMEOUT_SECONDS)
+async def describe(transport: Transport, timeout: float) -> Description:
+    """Return an instance's ``/describe``, whatever it says.
+
+    Raises:
+        UpstreamFailed: it does not validate.
+    """
+    return await get(transport, "/describe", Description, timeout)
+
+
+def unfit(
+    description: Description, component_type: str, taken: Mapping[str, str] | None = None
+) -> str | None:  # fmt: skip
+    """Return why an instance cannot be used as a component of this type, None if it can.
+
+    ``taken``: path prefixes that other types serve.
+    """
+    if description.protocol_version not in SUPPORTED_VERSIONS:
+        known = ", ".join(sorted(SUPPORTED_VERSIONS))
+        return f"it speaks protocol version {description.protocol_version[:20]}; known here: {known}"
+    if description.component_type != component_type:
+        return f"it says that it is a {description.component_type[:100]}, not a {component_type}"
+    try:
+        check_offer(description, taken or {})
+    except InvalidRequest as error:
+        return error.message
+    return None
+
+
+async def get(transport: Transport, path: str, model: type[_Model], timeout: float) -> _Model:
+    """Return what an instance answers at ``path``.
+
+    Raises:
+        BurnishError: it does not answer, or not that.
+    """
+    request = Request("GET", path, {"accept": "application/json"}, deadline=time.time() + timeout)
     async with transport.send(request) as response:
         document = await read_json(response, path, _LIMIT)
     try:
@@ -67,54 +115,161 @@ async def _get(transport: Transport, path: str, model: type[_Model], headers: di
         raise UpstreamFailed(f"its {path} does not validate: {error.errors()[0]['msg']}", where=path) from error
 
 
-class Prober:
-    """Gives turns to remote instances: one probe each."""
+@dataclass
+class _Probe:
+    """One probe on its way; it may be waited for beyond its time."""
 
-    def __init__(self, database: Database, transport: Callable[[str, str], Transport], tokens: CallerTokens) -> None:
+    task: asyncio.Task[Look]
+    generation: int
+    began: float = field(default_factory=time.monotonic)
+    kept: bool = False
+
+
+class Prober:
+    """Gives turns to instances outside this process: one look each."""
+
+    def __init__(
+        self, database: Database, transport: Callable[[str, str], Transport],
+        settings: Callable[[], IntegratorConfiguration], judge: Judge,
+        taken: Callable[[str], Mapping[str, str]] = lambda component_type: {},
+    ) -> None:  # fmt: skip
         self._database = database
         self._transport = transport
-        self._tokens = tokens
+        self._settings = settings
+        self._judge = judge
+        self._taken = taken
+        self._late: dict[str, _Probe] = {}
+        self._renewals: set[asyncio.Task[None]] = set()
+        self._described: dict[str, tuple[int, float]] = {}
 
-    async def health(self, transport: Transport, path: str, component_type: str = "") -> Health:
-        """Return an instance's health.
-
-        Raises:
-            BurnishError: it has none to give.
-        """
-        headers = {CALLER_HEADER: self._tokens.sign(LOCAL, component_type)} if component_type else {}
-        return await _get(transport, path, Health, headers)
+    async def stop(self) -> None:
+        """End the probes that still wait."""
+        waiting = [probe.task for probe in self._late.values()]
+        self._late.clear()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, *self._renewals, return_exceptions=True)
 
     async def turn(self, turn: Turn) -> float | None:
-        """Probe one instance and record what came of it."""
+        """Look at one instance and record what came of it."""
         async with turn.read() as session:
             row = await store.by_key(session, turn.key)
+            now = await store.now(session)
         if row is None:
             return None
-        problem: str | None = None
-        try:
-            endpoint = row.api_endpoint or ""
-            await check_endpoint(endpoint, "api_endpoint")  # again: a name may lead elsewhere by now
-            transport = self._transport(row.component_id, endpoint)
-            description = await check_description(transport, row.component_type)
-            health = await self.health(transport, _path_below(row.health_endpoint or "", endpoint))
-        except BurnishError as error:
-            problem = error.message
+        if row.drain_until is not None and row.drain_until > now:
+            return row.drain_until - now
+        look = await self._look(row)
+        if look.sight not in (Sight.OK, Sight.DEGRADED, Sight.NOT_LOOKED):
             signals.PROBES_FAILED.labels(row.component_type).inc()
         async with turn.write() as session:
             fresh = await store.by_key(session, turn.key, lock=True)
-            if fresh is None or fresh.api_endpoint != row.api_endpoint:
+            if fresh is None or fresh.generation != row.generation:
                 return 0.0
-            if problem is None:
-                await service.answered(session, fresh, description, health)
-            else:
-                heard = fresh.last_heartbeat
-                silent = heard is not None and (utcnow() - heard).total_seconds() > service.SILENT_SECONDS
-                await service.did_not_answer(session, fresh, problem, silent=silent)
-            return PROBE_SECONDS if problem is None else PROBE_SECONDS / 5
+            await self._judge.apply(session, fresh, look)
+            return self._next(look, fresh.failures)
+
+    def _next(self, look: Look, failures: int) -> float:
+        """Return when to look again: soon while it fails for the first times."""
+        usual = self._settings().probe_seconds
+        soon = look.sight not in (Sight.OK, Sight.NOT_LOOKED, Sight.UNFIT, Sight.FORBIDDEN) and failures <= 10
+        return usual / 5 if soon else usual
+
+    async def _look(self, row: ComponentTable) -> Look:
+        endpoint = row.api_endpoint or ""
+        if endpoint.startswith(service.EMBEDDED) or row.drain_until is not None:
+            return Look(Sight.NOT_LOOKED)
+        settings = self._settings()
+        try:
+            addresses = await network.check_endpoint(endpoint, "api_endpoint", settings.allowed_networks)
+            await network.check_endpoint(row.health_endpoint or endpoint, "health_endpoint", settings.allowed_networks)
+        except (Forbidden, InvalidRequest) as error:
+            return Look(Sight.FORBIDDEN, error.message)
+        except Unavailable as error:
+            return Look(Sight.UNREACHABLE, error.message)
+        probe = self._late.pop(row.component_id, None)
+        if probe is not None and probe.generation != row.generation:
+            probe.task.cancel()
+            probe = None
+        late = probe is not None
+        if probe is None:
+            hard = settings.probe_timeout_seconds + _LATE_LEASES * settings.lease_seconds
+            probe = _Probe(asyncio.create_task(self._ask(row, endpoint, hard)), row.generation)
+        await asyncio.wait({probe.task}, timeout=settings.probe_timeout_seconds)
+        if probe.task.done():
+            return _told(probe, late=late)
+        self._keep(row, probe, settings.lease_seconds)
+        waited = f"it has not answered for {time.monotonic() - probe.began:.1f} s"
+        if await network.listens(addresses, network.host_of(endpoint, "api_endpoint")[1], 1.0):
+            return Look(Sight.SILENT, f"{waited}, though something listens there")
+        return Look(Sight.UNREACHABLE, waited)
+
+    def _keep(self, row: ComponentTable, probe: _Probe, lease: float) -> None:
+        """Go on waiting for a late answer: it is a sign of life, whoever looks next."""
+        self._late[row.component_id] = probe
+        if probe.kept:
+            return
+        probe.kept = True
+
+        def answered(task: asyncio.Task[Look]) -> None:
+            if not task.cancelled() and task.result().sight in (Sight.OK, Sight.DEGRADED):
+                renewing = asyncio.create_task(self._renew(row.component_id, row.generation, lease))
+                self._renewals.add(renewing)
+                renewing.add_done_callback(self._renewals.discard)
+
+        probe.task.add_done_callback(answered)
+
+    async def _renew(self, component_id: str, generation: int, lease: float) -> None:
+        with suppress(Unavailable):
+            async with self._database.write() as session:
+                await store.renew(session, component_id, generation, lease)
+
+    async def _ask(self, row: ComponentTable, endpoint: str, seconds: float) -> Look:
+        """Ask an instance for its health, and for its description unless that was read lately."""
+        description: Description | None = None
+        try:
+            transport = self._transport(row.component_id, endpoint)
+            if not self._knows(row):
+                description = await describe(transport, seconds)
+                if problem := unfit(description, row.component_type, self._taken(row.component_type)):
+                    return Look(Sight.UNFIT, problem, description)
+                self._described[row.component_id] = (row.generation, time.monotonic())
+            health_transport, path = self._health(row, endpoint, transport)
+            health = await get(health_transport, path, Health, seconds)
+        except BurnishError as error:
+            return Look(_sight_of(error), error.message)
+        return Look(Sight.OK if health.status == "ok" else Sight.DEGRADED, None, description, health)
+
+    def _knows(self, row: ComponentTable) -> bool:
+        """Whether the description of this incarnation was read here lately, and it has answered since."""
+        generation, at = self._described.get(row.component_id, (-1, 0.0))
+        fresh = time.monotonic() - at < _DESCRIBE_SECONDS
+        return row.description_digest is not None and generation == row.generation and fresh and row.failures == 0
+
+    def _health(self, row: ComponentTable, endpoint: str, transport: Transport) -> tuple[Transport, str]:
+        """Return the way to the health endpoint: below the API's, or at an address of its own."""
+        health, api = urlsplit(row.health_endpoint or ""), urlsplit(endpoint)
+        path = (health.path or "/health") + (f"?{health.query}" if health.query else "")
+        base = api.path.rstrip("/")
+        if health.netloc in ("", api.netloc) and (not base or path.startswith(f"{base}/")):
+            return transport, path.removeprefix(base)
+        origin = f"{health.scheme}://{health.netloc}" if health.netloc else f"{api.scheme}://{api.netloc}"
+        return self._transport(f"{row.component_id} health", origin), path
 
 
-def _path_below(health_endpoint: str, api_endpoint: str) -> str:
-    """Return the health endpoint's path as the transport to the API takes it."""
-    path = urlsplit(health_endpoint).path or "/health"
-    base = urlsplit(api_endpoint).path.rstrip("/")
-    return path.removeprefix(base) if base else path
+def _told(probe: _Probe, *, late: bool) -> Look:
+    look = probe.task.result()
+    if late and look.sight in (Sight.OK, Sight.DEGRADED):
+        waited = f"it answered only after {time.monotonic() - probe.began:.1f} s"
+        return Look(Sight.LATE, waited, look.description, look.health)
+    return look
+
+
+def _sight_of(error: BurnishError) -> Sight:
+    if network.is_refusal(error):
+        return Sight.REFUSED
+    if network.is_forbidden(error):
+        return Sight.FORBIDDEN
+    if isinstance(error, DeadlineExceeded | Unreachable):
+        return Sight.UNREACHABLE
+    return Sight.BROKEN

@@ -20,6 +20,28 @@ class Registered(BaseModel):
     component_id: str
 
 
+class Heartbeat(BaseModel):
+    """What an instance says with its heartbeat; all of it may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    generation: int | None = Field(
+        default=None, ge=0, le=2**31 - 1,
+        description="The `Burnish-Generation` that registering answered: after a restart the older process's heartbeats are refused",
+    )  # fmt: skip
+    health: Health | None = Field(default=None, description="As its `/health` would answer")
+
+
+class ActionView(BaseModel):
+    """One action of recovery."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    action: str = Field(description="`route_around`, `restart_requested`, `move_work`, `alert`, ...")
+    cause: str
+
+
 class ComponentView(BaseModel):
     """One instance of a component."""
 
@@ -50,10 +72,25 @@ class ComponentView(BaseModel):
     registered_at: datetime | None = None
     last_heartbeat: datetime | None = None
     embedded: bool = Field(default=False, description="Runs inside a server's own process")
+    source: str = Field(
+        default="registered", description="How it was found: embedded, registered, static, dns or entry_point"
+    )
+    node: str | None = Field(default=None, description="The machine of a server's own process")
+    generation: int = Field(default=0, description="Rises with each registration that begins anew")
+    protocol_version: str | None = Field(default=None, description="As its `/describe` says")
+    since: datetime | None = Field(default=None, description="When it came into this status")
+    weight: float = Field(default=1.0, description="Its share of the calls; 1 is everybody's")
     kinds: tuple[str, ...] = Field(default=(), description="The job kinds that it offers")
     health: Health | None = None
     failures: int = Field(default=0, description="Health checks failed in a row")
     problem: str | None = Field(default=None, description="Why it is not healthy, in words")
+    problem_kind: str | None = Field(default=None, description="The same as a code: refused, silent, late, unfit, ...")
+    restarts: int = Field(default=0, description="Restarts asked of its supervisor in this bad spell")
+    restart_requested_at: datetime | None = Field(default=None, description="Its supervisor is asked to start it again")
+    actions: tuple[ActionView, ...] | None = Field(
+        default=None,
+        description="What was done about it: the last 20, newest last (only where one instance is asked for)",
+    )
 
 
 class Instance(BaseModel):
@@ -67,3 +104,9 @@ class Instance(BaseModel):
     status: InstanceState
     description: Description | None = None
     load: float = 0.0
+    warm: frozenset[str] = frozenset()
+    """What it has loaded."""
+    weight: float = 1.0
+    failures: int = 0
+    problem: str | None = None
+    generation: int = 0

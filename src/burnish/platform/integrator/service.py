@@ -1,101 +1,234 @@
-"""Rules of instances: register, heartbeat, drain, and what a probe means."""
+"""Rules of instances: register, heartbeat, deregister, and how they are shown."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.errors import Conflict, NotFound
+from burnish.core.errors import Busy, Conflict, NotFound
 from burnish.core.pages import Page
-from burnish.core.protocol import Description, Health, Registration
+from burnish.core.protocol import Health, Registration
 from burnish.core.states import InstanceState
-from burnish.infra.database import utcnow
+from burnish.infra.database import Database, utcnow
 from burnish.platform.integrator import store
-from burnish.platform.integrator.schemas import ComponentView, Instance
+from burnish.platform.integrator.schemas import ActionView, ComponentView, Heartbeat
 from burnish.platform.integrator.tables import ComponentTable
 
-FAILURES_UNTIL_UNHEALTHY = 3
-SILENT_SECONDS = 30.0
 EMBEDDED = "embedded://"
+MOST_INSTANCES = 10_000
+DRAIN_SECONDS = 5.0
+"""From deregistering to removal: long enough for every process to hear of it."""
+LEASE_SECONDS = 30.0
+_FRESH = 5 / 6
+"""A heartbeat that comes while so much of the lease is left has nothing to renew."""
+
+Source = Literal["embedded", "registered", "static", "dns", "entry_point"]
+_S = InstanceState
 
 
-async def register(session: AsyncSession, registration: Registration) -> ComponentTable:
-    """Insert or update an instance; it is ``starting`` until its ``/describe`` has been read and validates.
+@dataclass(frozen=True)
+class Origin:
+    """How an instance was found, and what is known of it from there."""
+
+    source: Source = "registered"
+    found_by: str | None = None
+    node: str | None = None
+    process: str | None = None
+    weight: float | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is inside a process of Burnish that registers it by itself."""
+        return self.source in ("embedded", "entry_point")
+
+
+async def registered(database: Database, registration: Registration, lease_seconds: float) -> int:
+    """Register an instance in units of work of its own; return its generation.
+
+    One that is known, is well and has a fresh lease is only read: registering it again, however often, writes nothing.
 
     Raises:
         Conflict: the id is another type's, or that of an instance inside a server.
+        Busy: there are too many instances already.
     """
+    async with database.read() as session:
+        row = await store.find(session, registration.component_id)
+        now = await store.now(session)
+    well = row is not None and not row.embedded and _same(row, registration, Origin()) and not _ill(row)
+    if row is not None and well and (row.expires_at or 0) - now > lease_seconds / 2:
+        return row.generation
+    async with database.write() as session:
+        return (await register(session, registration, lease_seconds=lease_seconds)).generation
+
+
+async def beaten(
+    database: Database, component_id: str, said: Heartbeat | None, lease_seconds: float
+) -> ComponentView:  # fmt: skip
+    """Note a heartbeat in units of work of its own; one that changes nothing writes nothing.
+
+    Raises:
+        NotFound: it is not registered.
+        Conflict: a later incarnation of it has registered.
+    """
+    async with database.read() as session:
+        row = await get(session, component_id)
+        fresh = min(row.expires_at or 0, row.beat_until or 0) - await store.now(session) > lease_seconds * _FRESH
+        news = said is not None and said.health is not None and said.health.model_dump(mode="json") != row.health
+        if fresh and not news and not _ill(row) and (said is None or said.generation in (None, row.generation)):
+            return view_of(row)
+    async with database.write() as session:
+        return view_of(await heartbeat(session, component_id, said, lease_seconds=lease_seconds))
+
+
+async def register(
+    session: AsyncSession, registration: Registration, *, origin: Origin | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+) -> ComponentTable:  # fmt: skip
+    """Insert or update an instance; it is ``starting`` until its ``/describe`` has been read and validates.
+
+    One that is known as it is, and well, only has its lease renewed.
+
+    Raises:
+        Conflict: the id is another type's, or that of an instance inside a server.
+        Busy: there are too many instances already.
+    """
+    origin = origin or Origin()
     row = await store.find(session, registration.component_id, lock=True)
-    if row is not None and (row.component_type != registration.component_type or row.embedded):
+    if row is None:
+        row = await _inserted(session, registration, origin)
+    elif not origin.embedded:
+        _refuse_foreign(row, registration)
+        if _same(row, registration, origin) and not _ill(row):
+            row.expires_at, row.last_heartbeat = await store.now(session) + lease_seconds, utcnow()
+            return row
+    row.component_type = registration.component_type
+    _describe(row, registration, origin)
+    row.generation += 1
+    row.restart_requested_at = None
+    await _begin(session, row, lease_seconds)
+    return row
+
+
+async def _inserted(session: AsyncSession, registration: Registration, origin: Origin) -> ComponentTable:
+    if await store.count(session) >= MOST_INSTANCES:
+        raise Busy(
+            f"there are {MOST_INSTANCES} instances already", hint="deregister those that are gone", retry_after=60
+        )
+    row = ComponentTable(
+        component_id=registration.component_id, component_type=registration.component_type, generation=0, failures=0,
+        successes=0, restarts=0, alerted=False, actions=None, description=None, name="", version="",
+        source=origin.source, embedded=origin.embedded,
+    )  # fmt: skip
+    _describe(row, registration, origin)
+    if await store.insert(session, row):
+        return row
+    found = await store.find(session, registration.component_id, lock=True)  # another request was first
+    if found is None:
+        raise Conflict(f"{registration.component_id} was registered and deregistered meanwhile", hint="send it again")
+    if not origin.embedded:
+        _refuse_foreign(found, registration)
+    return found
+
+
+def _refuse_foreign(row: ComponentTable, registration: Registration) -> None:
+    if row.component_type != registration.component_type or row.embedded:
         owner = "an instance inside a server" if row.embedded else f"a {row.component_type}"
         raise Conflict(
             f"{registration.component_id} is already the id of {owner}", where="component_id", hint="choose another id"
         )
-    if row is None:
-        row = ComponentTable(component_id=registration.component_id, component_type=registration.component_type)
-        _describe(row, registration)
-        await store.insert(session, row)
-    else:
-        _describe(row, registration)
-    await _begin(session, row)
-    return row
 
 
-async def register_embedded(session: AsyncSession, registration: Registration) -> ComponentTable:
-    """Insert or update the row of an instance inside this process; a restart updates its row."""
-    row = await store.find(session, registration.component_id, lock=True)
-    if row is None:
-        row = ComponentTable(component_id=registration.component_id, component_type=registration.component_type)
-        _describe(row, registration)
-        row.embedded, row.due_at = True, None
-        await store.insert(session, row)
-    else:
-        _describe(row, registration)
-        row.component_type, row.embedded, row.due_at = registration.component_type, True, None
-    await _begin(session, row)
-    return row
+def _same(row: ComponentTable, registration: Registration, origin: Origin) -> bool:
+    return (
+        row.component_type == registration.component_type
+        and (row.name, row.version) == (registration.name, registration.version)
+        and (row.health_endpoint, row.api_endpoint) == (registration.health_endpoint, registration.api_endpoint)
+        and (row.metadata_ or {}) == dict(registration.metadata)
+        and (origin.source == "registered" or (row.found_by, row.weight) == (origin.found_by, origin.weight))
+    )
 
 
-def _describe(row: ComponentTable, registration: Registration) -> None:
+def _ill(row: ComponentTable) -> bool:
+    return row.status not in (_S.STARTING, _S.HEALTHY, _S.DEGRADED) or row.failures > 0
+
+
+def _describe(row: ComponentTable, registration: Registration, origin: Origin) -> None:
     row.name, row.version = registration.name, registration.version
     row.health_endpoint, row.api_endpoint = registration.health_endpoint, registration.api_endpoint
     row.metadata_ = dict(registration.metadata)
+    row.source, row.embedded, row.found_by = origin.source, origin.embedded, origin.found_by
+    row.node, row.process, row.weight = origin.node, origin.process, origin.weight
 
 
-async def _begin(session: AsyncSession, row: ComponentTable) -> None:
+async def _begin(session: AsyncSession, row: ComponentTable, lease_seconds: float) -> None:
+    """Have it start anew: described and looked at again before it gets a call."""
     row.registered_at = row.registered_at or utcnow()
-    row.last_heartbeat, row.failures, row.problem = utcnow(), 0, None
-    row.description = row.health = None
-    if not row.embedded:
-        row.due_at = 0.0
+    row.last_heartbeat, row.failures, row.successes = utcnow(), 0, 0
+    row.problem = row.problem_kind = row.description = row.description_digest = row.health = row.evidence = None
+    row.drain_until = row.moved_at = None
+    row.expires_at = await store.now(session) + lease_seconds
+    row.beat_until = row.expires_at if row.embedded else None
     await store.change_state(session, row, InstanceState.STARTING, "registered")
+    await store.look_now(session, row)
     await store.changed(session)
 
 
-async def heartbeat(session: AsyncSession, component_id: str) -> ComponentTable:
-    """Note that the instance lives.
+async def heartbeat(
+    session: AsyncSession, component_id: str, said: Heartbeat | None = None, *, lease_seconds: float = LEASE_SECONDS
+) -> ComponentTable:
+    """Note that the instance lives; one that was thought lost starts anew.
 
     Raises:
         NotFound: it is not registered.
+        Conflict: a later incarnation of it has registered.
     """
+    said = said or Heartbeat()
     row = await get(session, component_id, lock=True)
-    row.last_heartbeat = utcnow()
-    if row.status == InstanceState.LOST:
-        await _begin(session, row)
+    if said.generation is not None and said.generation < row.generation:
+        raise Conflict(
+            f"{component_id} has been registered anew since generation {said.generation}", where="generation",
+            hint="another process is this instance now; register again to take its place",
+        )  # fmt: skip
+    if row.status == _S.DRAINING:
+        return row
+    if row.status == _S.LOST:
+        await _begin(session, row, lease_seconds)
+    elif row.status == _S.UNHEALTHY:
+        await store.look_now(session, row)
+    now = await store.now(session)
+    if min(row.expires_at or 0, row.beat_until or 0) - now < lease_seconds * _FRESH:
+        row.expires_at = row.beat_until = now + lease_seconds
+        row.last_heartbeat = utcnow()
+    if said.health is not None and said.health.model_dump(mode="json") != row.health:
+        row.health = said.health.model_dump(mode="json")
     return row
 
 
 async def deregister(session: AsyncSession, component_id: str) -> None:
-    """Forget an instance.
+    """Have an instance get no more calls, and forget it once those that run have had their time.
 
     Raises:
         NotFound: it is not registered.
         Conflict: it lives inside a server, which would register it again.
     """
     row = await get(session, component_id, lock=True)
-    if row.embedded and row.status not in (InstanceState.LOST, InstanceState.DRAINING):
+    if row.embedded and row.status not in (_S.LOST, _S.DRAINING):
         raise Conflict(f"{component_id} lives inside a server", hint="stop that server")
-    await store.remove(session, component_id)
+    if row.embedded or row.status == _S.LOST:
+        await store.remove(session, component_id)
+        return
+    await drain(session, row, "deregistered")
+
+
+async def drain(session: AsyncSession, row: ComponentTable, reason: str) -> None:
+    """Have a locked row get no more calls; it is removed soon."""
+    if row.drain_until is None:
+        row.drain_until = await store.now(session) + DRAIN_SECONDS
+    row.problem = reason
+    await store.change_state(session, row, _S.DRAINING, reason)
+    await store.look_now(session, row)
 
 
 async def get(session: AsyncSession, component_id: str, *, lock: bool = False) -> ComponentTable:
@@ -113,31 +246,6 @@ async def get(session: AsyncSession, component_id: str, *, lock: bool = False) -
     return row
 
 
-async def answered(session: AsyncSession, row: ComponentTable, description: Description, health: Health) -> None:
-    """A probe went well."""
-    row.failures, row.problem, row.last_heartbeat = 0, None, utcnow()
-    plain = description.model_dump(mode="json")
-    if row.description != plain:
-        row.description = plain
-        await store.changed(session)
-    row.health = health.model_dump(mode="json")
-    if row.status != InstanceState.DRAINING:
-        fine = health.status == "ok"
-        await store.change_state(
-            session, row, InstanceState.HEALTHY if fine else InstanceState.DEGRADED, health.waiting_for
-        )
-
-
-async def did_not_answer(session: AsyncSession, row: ComponentTable, problem: str, *, silent: bool) -> None:
-    """A probe failed: unhealthy after three in a row, lost if nothing was heard of it for long."""
-    row.failures += 1
-    row.problem = problem
-    if silent:
-        await store.change_state(session, row, InstanceState.LOST, problem)
-    elif row.failures >= FAILURES_UNTIL_UNHEALTHY and row.status != InstanceState.LOST:
-        await store.change_state(session, row, InstanceState.UNHEALTHY, problem)
-
-
 async def page(
     session: AsyncSession, *, component_type: str | None, statuses: Sequence[str], after: str | None, limit: int
 ) -> Page[ComponentView]:
@@ -146,25 +254,23 @@ async def page(
     return Page[ComponentView].of([view_of(row) for row in rows], limit, lambda view: view.component_id)
 
 
-def view_of(row: ComponentTable) -> ComponentView:
-    """Return the public view of a row."""
-    kinds: list[Any] = (row.description or {}).get("kinds", [])
+def view_of(row: Any) -> ComponentView:
+    """Return the public view of a row, or of a row's columns without those that are large."""
     return ComponentView(
         id=row.id, component_id=row.component_id, component_type=row.component_type, name=row.name,
         version=row.version, status=InstanceState(row.status or InstanceState.STARTING),
         health_endpoint=row.health_endpoint or "", api_endpoint=row.api_endpoint or "",
         metadata=row.metadata_ or {}, registered_at=row.registered_at, last_heartbeat=row.last_heartbeat,
-        embedded=row.embedded, kinds=tuple(kind["name"] for kind in kinds),
+        embedded=row.embedded, kinds=tuple(row.kinds or ()),
         health=None if row.health is None else Health.model_validate(row.health),
-        failures=row.failures, problem=row.problem,
+        failures=row.failures, problem=row.problem, problem_kind=row.problem_kind, source=row.source, node=row.node,
+        generation=row.generation, protocol_version=row.protocol_version, weight=row.weight or 1.0,
+        since=None if row.state_since is None else datetime.fromtimestamp(row.state_since, UTC),
+        restarts=row.restarts, restart_requested_at=row.restart_requested_at,
     )  # fmt: skip
 
 
-def instance_of(row: ComponentTable) -> Instance:
-    """Return what a process keeps of a row."""
-    return Instance(
-        component_id=row.component_id, component_type=row.component_type, api_endpoint=row.api_endpoint or "",
-        status=InstanceState(row.status or InstanceState.STARTING),
-        description=None if row.description is None else Description.model_validate(row.description),
-        load=float((row.health or {}).get("load", 0.0)),
-    )  # fmt: skip
+def detail_of(row: ComponentTable) -> ComponentView:
+    """Return the public view of a row with what was done about it."""
+    actions = tuple(ActionView.model_validate(one) for one in row.actions or ())
+    return view_of(row).model_copy(update={"actions": actions})

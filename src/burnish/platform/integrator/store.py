@@ -1,35 +1,71 @@
 """Queries of instances, and the one function through which an instance's state changes."""
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, Row, Select, delete, func, inspect, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import undefer
 
 from burnish.core.states import INSTANCE, InstanceState, check
 from burnish.infra import event_log
-from burnish.infra.database import notify, utcnow
-from burnish.infra.reconcile import announce
+from burnish.infra.database import epoch_now, notify, utcnow
+from burnish.infra.reconcile import announce, wake
 from burnish.platform.integrator.tables import ComponentTable
 
 TOPIC = "components"
 PLATFORM_PROJECT = "default"
+KEPT_ACTIONS = 20
+
+_C = ComponentTable
+_LISTED = tuple(getattr(_C, a.key) for a in inspect(_C).column_attrs if a.key not in ("description", "actions"))
+
+
+class Known(NamedTuple):
+    """What a process reads, again and again, of every instance."""
+
+    component_id: str
+    component_type: str
+    api_endpoint: str | None
+    status: str | None
+    embedded: bool
+    description_digest: str | None
+    health: dict[str, Any] | None
+    weight: float | None
+    failures: int
+    problem: str | None
+    generation: int
 
 
 async def find(session: AsyncSession, component_id: str, *, lock: bool = False) -> ComponentTable | None:
     """Return an instance's row."""
-    statement = select(ComponentTable).where(ComponentTable.component_id == component_id)
-    if lock:
-        statement = statement.with_for_update()
-    return (await session.execute(statement.execution_options(populate_existing=True))).scalar_one_or_none()
+    return await _one(session, select(_C).where(_C.component_id == component_id), lock=lock)
 
 
 async def by_key(session: AsyncSession, key: str, *, lock: bool = False) -> ComponentTable | None:
     """Return an instance's row by the row's id."""
-    statement = select(ComponentTable).where(ComponentTable.id == key)
+    return await _one(session, select(_C).where(_C.id == key), lock=lock)
+
+
+async def _one(session: AsyncSession, statement: Select[Any], *, lock: bool) -> ComponentTable | None:
     if lock:
         statement = statement.with_for_update()
-    return (await session.execute(statement.execution_options(populate_existing=True))).scalar_one_or_none()
+    statement = statement.options(undefer(_C.description), undefer(_C.actions))
+    found: ComponentTable | None = (
+        await session.execute(statement.execution_options(populate_existing=True))
+    ).scalar_one_or_none()
+    return found
+
+
+async def now(session: AsyncSession) -> float:
+    """Return the database's clock."""
+    return float((await session.execute(select(epoch_now()))).scalar_one())
+
+
+async def count(session: AsyncSession) -> int:
+    """Return how many instances there are."""
+    return int((await session.execute(select(func.count()).select_from(_C))).scalar_one())
 
 
 async def change_state(
@@ -42,6 +78,7 @@ async def change_state(
     if previous is not None:
         check(INSTANCE, InstanceState(previous), new, f"component {row.component_id}")
     row.status = new
+    row.state_since = await now(session)
     await notify(session, TOPIC)
     await event_log.append(
         session, project_id=PLATFORM_PROJECT, subject=row.component_id, type="state",
@@ -49,11 +86,27 @@ async def change_state(
     )  # fmt: skip
 
 
-async def insert(session: AsyncSession, row: ComponentTable) -> None:
-    """Insert an instance; its status and event are set by :func:`change_state`."""
-    session.add(row)
-    await session.flush()
+async def act(
+    session: AsyncSession, row: ComponentTable, action: str, cause: str, more: Mapping[str, Any] | None = None
+) -> None:
+    """Note an action of recovery on the row and as an event."""
+    said = {"at": utcnow().isoformat(), "action": action, "cause": cause}
+    row.actions = [*(row.actions or []), said][-KEPT_ACTIONS:]
+    await event_log.append(
+        session, project_id=PLATFORM_PROJECT, subject=row.component_id, type="action",
+        data={"action": action, "cause": cause, "component_type": row.component_type, **(more or {})},
+    )  # fmt: skip
+
+
+async def insert(session: AsyncSession, row: ComponentTable) -> bool:
+    """Insert an instance; False if another has inserted its id meanwhile."""
+    try:
+        async with session.begin_nested():
+            session.add(row)
+    except IntegrityError:
+        return False
     await changed(session)
+    return True
 
 
 async def changed(session: AsyncSession) -> None:
@@ -62,44 +115,91 @@ async def changed(session: AsyncSession) -> None:
     await notify(session, TOPIC)
 
 
+async def look_now(session: AsyncSession, row: ComponentTable) -> None:
+    """Have an instance looked at as soon as possible."""
+    await session.flush()
+    await wake(session, ComponentTable, row.id)
+
+
+async def suspect(session: AsyncSession, component_ids: Sequence[str]) -> None:
+    """Have instances looked at as soon as possible: a call to them just failed."""
+    statement = select(_C.id).where(_C.component_id.in_(component_ids), _C.due_at.is_not(None))
+    for key in list((await session.execute(statement)).scalars()):
+        await wake(session, ComponentTable, key)
+
+
 async def remove(session: AsyncSession, component_id: str) -> None:
     """Delete an instance's row."""
     await session.execute(delete(ComponentTable).where(ComponentTable.component_id == component_id))
     await changed(session)
 
 
-async def all_of(session: AsyncSession, component_type: str | None = None) -> list[ComponentTable]:
-    """Return every instance."""
-    statement = select(ComponentTable).order_by(ComponentTable.component_id)
-    if component_type is not None:
-        statement = statement.where(ComponentTable.component_type == component_type)
-    return list((await session.execute(statement)).scalars())
+async def known(session: AsyncSession) -> list[Known]:
+    """Return every instance as a process needs it to call them; their descriptions apart."""
+    columns = tuple(getattr(_C, name) for name in Known._fields)
+    found = (await session.execute(select(*columns).order_by(_C.component_id))).all()
+    return [Known(*row) for row in found]
+
+
+async def descriptions(session: AsyncSession, digests: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return descriptions by their digest."""
+    rows = await session.execute(
+        select(_C.description_digest, _C.description).where(_C.description_digest.in_(digests))
+    )
+    return {str(digest): description for digest, description in rows.all() if description is not None}
 
 
 async def page(
     session: AsyncSession, *, component_type: str | None, statuses: Sequence[str], after: str | None, limit: int
-) -> list[ComponentTable]:
-    """Return up to ``limit + 1`` instances by id, behind the id ``after``."""
-    statement = select(ComponentTable)
+) -> list[Row[Any]]:
+    """Return up to ``limit + 1`` instances by id, behind the id ``after``, without what is large."""
+    statement = select(*_LISTED)
     if component_type is not None:
-        statement = statement.where(ComponentTable.component_type == component_type)
+        statement = statement.where(_C.component_type == component_type)
     if statuses:
-        statement = statement.where(ComponentTable.status.in_(statuses))
+        statement = statement.where(_C.status.in_(statuses))
     if after is not None:
-        statement = statement.where(ComponentTable.component_id > after)
-    return list((await session.execute(statement.order_by(ComponentTable.component_id).limit(limit + 1))).scalars())
+        statement = statement.where(_C.component_id > after)
+    return list((await session.execute(statement.order_by(_C.component_id).limit(limit + 1))).all())
 
 
-async def silent_embedded(session: AsyncSession, seconds: float) -> list[ComponentTable]:
-    """Return embedded instances, locked, whose process has not been heard of for so long."""
-    statement = select(ComponentTable).where(
-        ComponentTable.embedded.is_(True),
-        ComponentTable.status != InstanceState.LOST,
-        ComponentTable.last_heartbeat < utcnow() - timedelta(seconds=seconds),
+async def found_by(session: AsyncSession, sources: Sequence[str]) -> list[ComponentTable]:
+    """Return the instances that discovery found."""
+    return list((await session.execute(select(_C).where(_C.source.in_(sources)))).scalars())
+
+
+async def at_endpoints(session: AsyncSession, endpoints: Sequence[str]) -> dict[str, str]:
+    """Return the ids of the instances at these endpoints, by endpoint."""
+    rows = await session.execute(select(_C.api_endpoint, _C.component_id).where(_C.api_endpoint.in_(endpoints)))
+    return {str(endpoint): component_id for endpoint, component_id in rows.all()}
+
+
+async def renew(session: AsyncSession, component_id: str, generation: int, seconds: float) -> None:
+    """Note a sign of life that came beside a turn."""
+    await session.execute(
+        update(_C)
+        .where(_C.component_id == component_id, _C.generation == generation, _C.drain_until.is_(None))
+        .values(expires_at=epoch_now() + seconds)
+        .execution_options(synchronize_session=False)
     )
-    return list((await session.execute(statement.with_for_update(skip_locked=True))).scalars())
 
 
-def remote() -> ColumnElement[bool]:
-    """The rows that a reconciler probes: embedded instances are looked after by their own process."""
-    return ComponentTable.embedded.is_(False)
+async def speaks_for_silent_node(session: AsyncSession, row: ComponentTable, seconds: float) -> bool:
+    """Tell whether all of a node's processes have been lost for so long, and this row is the first of its instances.
+
+    One row of a node speaks for all, so that its work is moved once.
+    """
+    if row.node is None or not row.embedded:
+        return False
+    of_node = (_C.node == row.node, _C.embedded.is_(True))
+    alive = (_C.status != InstanceState.LOST) | _C.status.is_(None) | (_C.state_since > epoch_now() - seconds)
+    await session.flush()
+    if (await session.execute(select(_C.id).where(*of_node, alive).limit(1))).first() is not None:
+        return False
+    first = await session.execute(select(func.min(_C.component_id)).where(*of_node))
+    return bool(first.scalar_one() == row.component_id)
+
+
+def looked_at(but: Sequence[str]) -> ColumnElement[bool]:
+    """The rows that a process looks at: all but its own, which beat by themselves."""
+    return _C.component_id.not_in(list(but))

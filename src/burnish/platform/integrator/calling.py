@@ -1,0 +1,226 @@
+"""Sends one request to an instance of a type: chooses it, learns from what happens, and goes to another if it may."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from prometheus_client import Counter, Histogram
+
+from burnish.core.configuration import IntegratorConfiguration
+from burnish.core.errors import BurnishError, DeadlineExceeded, Unavailable
+from burnish.core.states import InstanceState
+from burnish.infra import signals
+from burnish.infra.http import Request, Response, Transport, Unreachable
+from burnish.platform.integrator.balancing import OfType
+from burnish.platform.integrator.directory import Directory
+from burnish.platform.integrator.repeating import Body, class_of, is_repeatable
+from burnish.platform.integrator.routing import Routing, Try
+from burnish.platform.integrator.schemas import Instance
+from burnish.platform.integrator.ways import Way, Ways
+
+_MOST_TRIES = 4
+_PATIENCE_FACTOR = 4.0
+"""An instance is given up for another after so many times its latency, and no sooner than a late health check."""
+_FAILED = frozenset({500, 502, 503, 504})
+_NONE = OfType()
+
+
+class GivenUp(Unavailable):
+    """An instance did not answer in the time after which another is asked."""
+
+
+@dataclass
+class Calls:
+    """The calls of one process to components."""
+
+    directory: Callable[[], Directory]
+    own: Callable[[], Mapping[str, Transport]]
+    """The instances inside this process."""
+    routing: Routing
+    ways: Ways
+    settings: Callable[[], IntegratorConfiguration]
+
+    @asynccontextmanager
+    async def send(
+        self, component_type: str, request: Request, body: Body, prefer: str | None
+    ) -> AsyncIterator[Response]:
+        """Send a request whose content is ``body`` and give the answer as it comes.
+
+        Raises:
+            Unavailable: no instance of the type can take it now.
+            DeadlineExceeded: the request's deadline passed.
+        """
+        call, repeatable = class_of(request), is_repeatable(request)
+        tried: frozenset[str] = frozenset()
+        failure: BurnishError | None = None
+        while True:
+            made = self._begin(component_type, tried, call, prefer, failure)
+            tried |= {made.instance.component_id}
+            way: Way | None = None
+            try:
+                try:
+                    transport, way = self._way(made.instance)
+                    patience = self._patience(made, tried, request, body) if repeatable else None
+                    sending = transport.send(request)
+                    response = await _answer(sending, patience, made.instance)
+                except (Unreachable, GivenUp, DeadlineExceeded) as error:
+                    self._learn(made, error)
+                    if not self._goes_on(made, error, tried, body, repeatable=repeatable):
+                        raise
+                    failure = error
+                    continue
+                self._note(made, response.status)
+                try:
+                    yield response
+                except BaseException as error:
+                    if not await sending.__aexit__(type(error), error, error.__traceback__):
+                        raise
+                else:
+                    await sending.__aexit__(None, None, None)
+                return
+            finally:
+                self.routing.end(made)
+                if way is not None:
+                    self.ways.ended(way)
+
+    def pick(self, component_type: str) -> Instance:
+        """Return an instance that can be called.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        of_type = self.directory().by_type.get(component_type, _NONE)
+        return self._choose(component_type, of_type, frozenset(), "", None)
+
+    def _begin(
+        self, component_type: str, tried: frozenset[str], call: str, prefer: str | None, failure: BurnishError | None
+    ) -> Try:
+        of_type = self.directory().by_type.get(component_type, _NONE)
+        try:
+            instance = self._choose(component_type, of_type, tried, call, prefer)
+        except Unavailable:
+            if failure is not None:
+                raise failure from None
+            raise
+        return self.routing.begin(instance, of_type, call, time.monotonic())
+
+    def _choose(
+        self, component_type: str, of_type: OfType, tried: frozenset[str], call: str, prefer: str | None
+    ) -> Instance:
+        found = self.routing.choose(of_type, self.own().keys(), tried, call, prefer, time.monotonic())
+        if found is not None:
+            return found
+        usable = {one.component_id for one in (*of_type.healthy, *of_type.degraded)}
+        states = [
+            f"{one.component_id} does not answer" if one.component_id in usable else _why(one) for one in of_type.known
+        ]
+        said = ", ".join(states[:5]) + (f" and {len(states) - 5} more" if len(states) > 5 else "")
+        raise Unavailable(
+            f"no instance of {component_type} can be called: {said or 'none is registered'}", where=component_type,
+            hint="start a server with this component, or look at GET /platform/components", retry_after=2,
+        )  # fmt: skip
+
+    def _way(self, instance: Instance) -> tuple[Transport, Way | None]:
+        if (own := self.own().get(instance.component_id)) is not None:
+            return own, None
+        way = self.ways.way(instance.component_id, instance.api_endpoint)
+        way.calls += 1
+        return way.transport, way
+
+    def _patience(self, made: Try, tried: frozenset[str], request: Request, body: Body) -> float | None:
+        """Return for how long this instance is waited for; None: to the end, nobody else could be asked."""
+        if not isinstance(body.content, bytes) or len(tried) >= _MOST_TRIES or not self._others(made, tried):
+            return None
+        known = made.record.latencies.get(made.call)
+        usual = 0.0 if known is None else _PATIENCE_FACTOR * known.value(made.began)
+        patience = max(self.settings().probe_timeout_seconds, usual)
+        if request.deadline is None:
+            return patience
+        return min(patience, max(0.0, request.deadline - time.time()) / 2)
+
+    def _others(self, made: Try, tried: frozenset[str]) -> bool:
+        usable = len(made.of_type.healthy) + len(made.of_type.degraded)
+        return usable > len(tried)
+
+    def _learn(self, made: Try, error: BurnishError) -> None:
+        now = time.monotonic()
+        if isinstance(error, Unreachable) and not error.sent:
+            self.routing.refused(made, now)
+            _outcome(made.instance.component_type, "unreachable").inc()
+            return
+        self.routing.stayed_silent(made, now)
+        if isinstance(error, Unreachable):
+            self.routing.failed(made, now)
+        _outcome(made.instance.component_type, "unreachable" if isinstance(error, Unreachable) else "late").inc()
+
+    def _goes_on(self, made: Try, error: BurnishError, tried: frozenset[str], body: Body, *, repeatable: bool) -> bool:
+        """Tell whether another instance is asked, and take the retry from the budget."""
+        unsent = isinstance(error, Unreachable) and not error.sent
+        if isinstance(error, DeadlineExceeded) or not body.is_fresh or not (unsent or repeatable):
+            return False
+        if len(tried) >= _MOST_TRIES or not self._others(made, tried):
+            return False
+        component_type = made.instance.component_type
+        if not self.routing.may_retry(component_type, time.monotonic()):
+            signals.COMPONENT_RETRIES.labels(component_type, "over_budget").inc()
+            return False
+        reason = "not_sent" if unsent else "given_up" if isinstance(error, GivenUp) else "broken"
+        signals.COMPONENT_RETRIES.labels(component_type, reason).inc()
+        return True
+
+    def _note(self, made: Try, status: int) -> None:
+        now, component_type = time.monotonic(), made.instance.component_type
+        self.routing.answered(made, now)
+        if status in _FAILED:
+            self.routing.failed(made, now)
+        else:
+            self.routing.succeeded(made, now)
+        _seconds(component_type).observe(now - made.began)
+        _outcome(component_type, f"{status // 100}xx").inc()
+
+
+async def _answer(
+    sending: AbstractAsyncContextManager[Response], patience: float | None, instance: Instance
+) -> Response:
+    """Wait until the answer begins.
+
+    Raises:
+        GivenUp: not within ``patience`` seconds; the request was broken off.
+    """
+    if patience is None:
+        return await sending.__aenter__()
+    try:
+        async with asyncio.timeout(patience):
+            return await sending.__aenter__()
+    except TimeoutError as error:
+        raise GivenUp(
+            f"{instance.component_id} has not answered within {patience:.1f} s", where=instance.component_id,
+            hint="send the request again", retry_after=1,
+        ) from error  # fmt: skip
+
+
+def _why(instance: Instance) -> str:
+    if instance.description is None and instance.status in (InstanceState.HEALTHY, InstanceState.DEGRADED):
+        return f"{instance.component_id} has not described itself"
+    return f"{instance.component_id} is {instance.status}" + (f" ({instance.problem})" if instance.problem else "")
+
+
+_outcomes: dict[tuple[str, str], Counter] = {}
+_histograms: dict[str, Histogram] = {}
+
+
+def _outcome(component_type: str, outcome: str) -> Counter:
+    """Return the labelled counter; looking a child up costs more than counting."""
+    found = _outcomes.get((component_type, outcome))
+    if found is None:
+        found = _outcomes[(component_type, outcome)] = signals.COMPONENT_REQUESTS.labels(component_type, outcome)
+    return found
+
+
+def _seconds(component_type: str) -> Histogram:
+    found = _histograms.get(component_type)
+    if found is None:
+        found = _histograms[component_type] = signals.COMPONENT_SECONDS.labels(component_type)
+    return found

@@ -1,0 +1,203 @@
+"""What a look at an instance changes: its state, its lease, its alert, and what recovery does about it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from burnish.core.configuration import IntegratorConfiguration
+from burnish.core.protocol import Description, Health
+from burnish.core.specs.base import digest_of
+from burnish.core.states import InstanceState
+from burnish.infra.database import utcnow
+from burnish.platform.integrator import store
+from burnish.platform.integrator.health import Alert, Facts, Rules, Sight, Verdict, judge
+from burnish.platform.integrator.recovery import Case, Step, decide, restarts_so_far
+from burnish.platform.integrator.tables import ComponentTable
+
+ALERT = "component_health_check_failed"
+SUPERVISOR = "supervisor"
+"""In a row's metadata: who starts its process again."""
+STOPPED = "stopped"
+"""The problem of an instance that is lost because somebody ended it."""
+_LOAD_STEP = 0.1
+_EVIDENCE_SECONDS = 15.0
+_EVIDENCE_PROCESSES = 16
+
+OnLost = Callable[[AsyncSession, str, str], Awaitable[object]]
+"""Called in the unit of work that notes it, with the node that is silent and the reason; may be called again.
+
+False means not yet: other evidence says that the node lives; it is called again at the next look."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at an instance."""
+
+    sight: Sight
+    reason: str | None = None
+    description: Description | None = None
+    """Its ``/describe``, if that was read."""
+    health: Health | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one process saw lately of its calls to an instance."""
+
+    calls: int
+    errors: int
+    answered: bool
+    """One of them was answered."""
+
+
+@dataclass
+class Judge:
+    """Applies looks to rows, under the rules of the configuration."""
+
+    settings: Callable[[], IntegratorConfiguration]
+    on_lost: list[OnLost] = field(default_factory=list)
+
+    async def apply(self, session: AsyncSession, row: ComponentTable, look: Look, *, beat: bool = False) -> None:
+        """Apply a look to a locked row. ``beat``: it came with the instance's own heartbeat."""
+        settings = self.settings()
+        now = await store.now(session)
+        before = InstanceState(row.status or InstanceState.STARTING)
+        stopped = before is InstanceState.DRAINING or (
+            before is InstanceState.LOST and row.problem_kind == STOPPED
+        )  # fmt: skip
+        verdict = judge(self._facts(row, look, before, now), _rules(settings))
+        await self._describe(session, row, look)
+        self._renew(row, look, verdict, now, settings.lease_seconds, beat=beat)
+        reason = _reason(row, look, verdict)
+        row.problem = None if verdict.state is InstanceState.HEALTHY else reason
+        row.problem_kind = None if row.problem is None else ("erring" if verdict.erring else str(look.sight))
+        row.failures, row.successes = verdict.failures, min(verdict.successes, 1000)
+        await store.change_state(session, row, verdict.state, row.problem)
+        await self._alert(session, row, verdict)
+        if stopped and verdict.state is InstanceState.LOST:
+            row.problem, row.problem_kind = "it was stopped and has not come back", STOPPED
+        await self._recover(session, row, before, now, settings)
+
+    def _facts(self, row: ComponentTable, look: Look, before: InstanceState, now: float) -> Facts:
+        fresh = _fresh(row.evidence, now)
+        return Facts(
+            state=before, sight=look.sight, failures=row.failures, successes=row.successes,
+            lease_left=(row.expires_at or now + 1) - now, beating=(row.beat_until or 0) > now,
+            progressing=any(one.get("answered") for one in fresh),
+            calls=sum(int(one.get("calls", 0)) for one in fresh),
+            errors=sum(int(one.get("errors", 0)) for one in fresh), alerted=row.alerted,
+        )  # fmt: skip
+
+    async def _describe(self, session: AsyncSession, row: ComponentTable, look: Look) -> None:
+        if look.description is None:
+            return
+        row.protocol_version = look.description.protocol_version[:20]
+        if look.sight is Sight.UNFIT:
+            if row.description_digest is not None:
+                row.description = row.description_digest = row.kinds = None
+                await store.changed(session)
+            return
+        plain = look.description.model_dump(mode="json")
+        if (digest := digest_of(plain)) != row.description_digest:
+            row.description, row.description_digest = plain, digest
+            row.kinds = [offer.name for offer in look.description.kinds]
+            await store.changed(session)
+
+    def _renew(
+        self, row: ComponentTable, look: Look, verdict: Verdict, now: float, lease: float, *, beat: bool
+    ) -> None:
+        """Renew the lease when half of it is used: what changes nothing writes nothing."""
+        health, old = look.health, row.health
+        if verdict.alive and (row.expires_at or 0) - now < lease / 2:
+            row.expires_at, row.last_heartbeat = now + lease, utcnow()
+        if beat and (row.beat_until or 0) - now < lease / 2:
+            row.beat_until = now + lease
+        if health is not None and (old is None or _differs(Health.model_validate(old), health)):
+            row.health = health.model_dump(mode="json")
+
+    async def _alert(self, session: AsyncSession, row: ComponentTable, verdict: Verdict) -> None:
+        if verdict.alert is Alert.NONE:
+            return
+        row.alerted = verdict.alert is Alert.RAISE
+        cause = f"{row.failures} health checks failed in a row: {row.problem}" if row.alerted else "it answers again"
+        more: dict[str, Any] = {"name": ALERT, "component_id": row.component_id, "failures": row.failures}
+        await store.act(session, row, "alert" if row.alerted else "alert_ended", cause, more)
+
+    async def _recover(
+        self, session: AsyncSession, row: ComponentTable, before: InstanceState, now: float,
+        settings: IntegratorConfiguration,
+    ) -> None:  # fmt: skip
+        case = Case(
+            before=before, now=InstanceState(row.status or before), in_state_seconds=now - (row.state_since or now),
+            stopped=row.problem_kind == STOPPED,
+            supervised=bool((row.metadata_ or {}).get(SUPERVISOR)), restarts=row.restarts,
+            since_restart=None if row.restart_asked_at is None else now - row.restart_asked_at,
+            node_silent=row.status == InstanceState.LOST
+            and await store.speaks_for_silent_node(session, row, settings.lost_until_moved_seconds),
+            moved=row.moved_at is not None, drained=row.drain_until is not None and row.drain_until <= now,
+        )  # fmt: skip
+        if case.now is not InstanceState.LOST:
+            row.moved_at = None
+        for step in decide(case, settings.forget_lost_seconds):
+            await self._take(session, row, step, case, now)
+
+    async def _take(self, session: AsyncSession, row: ComponentTable, step: Step, case: Case, now: float) -> None:
+        cause = row.problem or "it answers again"
+        if step in (Step.REMOVE, Step.FORGET):
+            await store.act(session, row, step, cause if step is Step.FORGET else "it was deregistered")
+            await session.flush()
+            await store.remove(session, row.component_id)
+            return
+        if step in (Step.RESTART_REQUESTED, Step.RESTARTS_EXHAUSTED):
+            row.restarts = restarts_so_far(case) + 1
+            row.restart_requested_at = utcnow() if step is Step.RESTART_REQUESTED else None
+            row.restart_asked_at = now
+        if step is Step.MOVE_WORK:
+            cause = f"every instance on {row.node} has been lost for long: {cause}"
+            if False in [await callback(session, str(row.node), cause) for callback in self.on_lost]:
+                return
+            row.moved_at = now
+        await store.act(session, row, step, cause, {"node": row.node} if row.node else None)
+
+
+async def observe(session: AsyncSession, component_id: str, process: str, observed: Observed) -> None:
+    """Note what one process saw of its calls to an instance; its next look takes it into account."""
+    row = await store.find(session, component_id, lock=True)
+    if row is None:
+        return
+    now = await store.now(session)
+    kept = {key: one for key, one in (row.evidence or {}).items() if now - float(one.get("at", 0)) < _EVIDENCE_SECONDS}
+    kept[process] = {"at": now, "calls": observed.calls, "errors": observed.errors, "answered": observed.answered}
+    newest = sorted(kept, key=lambda key: float(kept[key]["at"]))[-_EVIDENCE_PROCESSES:]
+    row.evidence = {key: kept[key] for key in newest}
+
+
+def _rules(settings: IntegratorConfiguration) -> Rules:
+    return Rules(
+        failures_until_unhealthy=settings.failures_until_unhealthy,
+        successes_until_healthy=settings.successes_until_healthy, error_ratio=settings.ejection_error_ratio,
+    )  # fmt: skip
+
+
+def _fresh(evidence: dict[str, Any] | None, now: float) -> Sequence[dict[str, Any]]:
+    return [one for one in (evidence or {}).values() if now - float(one.get("at", 0)) < _EVIDENCE_SECONDS]
+
+
+def _reason(row: ComponentTable, look: Look, verdict: Verdict) -> str | None:
+    if verdict.erring:
+        return "its calls fail"
+    if verdict.state is InstanceState.LOST and look.sight is Sight.NOT_LOOKED:
+        return "its process has fallen silent"
+    if look.reason is not None:
+        return look.reason
+    if look.health is not None and look.health.waiting_for is not None:
+        return look.health.waiting_for
+    if look.sight is Sight.OK and verdict.state is not InstanceState.HEALTHY:
+        return "it answers again; a few more answers and it is healthy"
+    return row.problem if look.sight is Sight.NOT_LOOKED else None
+
+
+def _differs(old: Health, new: Health) -> bool:
+    return abs(old.load - new.load) >= _LOAD_STEP or old.model_copy(update={"load": new.load}) != new
