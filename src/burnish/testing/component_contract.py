@@ -148,6 +148,7 @@ async def token_accepted(probe: Probe) -> None:
     """A good token."""
     answer = await _settled(probe, probe.token())
     if answer.status != 404:
+        probe.tokens_are_refused = answer.status == 401
         raise Fault(f"an unknown job, with a good token: {answer.told()}", "status 404")
 
 
@@ -212,7 +213,7 @@ async def validate_finds_problems(probe: Probe) -> None:
         if offer.spec_schema.get("additionalProperties") is False:
             spec = {"no_such_field_here": 1}
             answer = await probe.called("POST", "/jobs/validate", probe.job(offer.name, spec))
-            _problem_at(answer, "spec", f"kind {offer.name} with an unknown field")
+            _problem_at(answer, "spec.no_such_field_here", f"kind {offer.name} with an unknown field")
 
 
 async def validate_partial(probe: Probe) -> None:
@@ -283,7 +284,7 @@ async def tombstone(probe: Probe) -> None:
     if answer.as_model(JobView, "POST /jobs/{id}/cancel").state is not JobState.CANCELLED:
         raise Fault(answer.told(), "state cancelled")
     late = await probe.submit(job_id, example)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
     view = await probe.view(job_id)
     if late.state is not JobState.CANCELLED or view.state is not JobState.CANCELLED:
         raise Fault(f"submitted after its cancel it is {view.state}", "cancelled: it never starts")

@@ -110,6 +110,8 @@ class Probe:
     examples: list[Example] = field(default_factory=list)
     """Jobs that the author gave; else they are made from the schemas."""
     description: Description | None = None
+    tokens_are_refused: bool = False
+    """Whether it does not believe a good token: then nothing that needs one can be looked at."""
     _transport: AiohttpTransport | None = None
     _ran: Ran | None = None
     _example: Example | None = None
@@ -129,6 +131,8 @@ class Probe:
         """
         if self.tokens is None:
             raise NotApplicable("it needs a token: give the key that the component was told to believe (--key-file)")
+        if self.tokens_are_refused:
+            raise NotApplicable("it needs a token, and the component does not believe the suite's")
         return self.tokens.sign(principal, audience or self.component_type, ttl)
 
     async def close(self) -> None:
