@@ -34,6 +34,7 @@ async def test_a_deployed_model_answers(server: Server, store: FileArtifactStore
     revision = await server.deploy(fake_model(store, "first"), model_version="m@1")
     await server.serves(revision)
     status, headers, body = await server.chat()
+    assert status == 200, body
     assert (status, body["choices"][0]["message"]["content"]) == (200, "first w1 w2")
     assert body["usage"]["completion_tokens"] == 3
     assert (headers["x-burnish-revision"], headers["x-burnish-model-version"]) == ("1", "m@1")

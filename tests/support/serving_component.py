@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from burnish.core.specs.base import ArtifactRef
 from burnish.core.specs.serving import DeploySpec
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
+from burnish.infra.asgi import Receive, Send
 from burnish.infra.database import Database
 from burnish.infra.http import AiohttpTransport, AsgiTransport, Request, Response
+from burnish.platform.identity import LOCAL
+from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.model_registry import service as model_registry
 from burnish.platform.model_registry.schemas import NewVersion
 from tests.support.serving import FAKE, TIMING, fake_model
@@ -35,7 +38,11 @@ class Server:
         self.parts: Serving = serving(
             database, store, self.settings, owner=owner, engines={"llama_cpp": FAKE}, timing=TIMING
         )
-        self.transport = AsgiTransport(self.parts.data_path)
+        self.transport = AsgiTransport(self._as_local)
+
+    async def _as_local(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Stands for the component's check of the caller's token."""
+        await self.parts.data_path({**scope, SCOPE_KEY: LOCAL}, receive, send)
 
     async def deploy(self, ref: ArtifactRef, name: str = "dep", job_id: str | None = None, **more: Any) -> int:
         spec = DeploySpec(deployment=name, model=ref, **more)

@@ -7,19 +7,20 @@ from burnish.components.model_serving.api import router
 from burnish.components.model_serving.data_path import DataPath
 from burnish.components.model_serving.engines import ENGINES, Engine
 from burnish.components.model_serving.kinds import deploy_kind
+from burnish.components.model_serving.peers import Peers
 from burnish.components.model_serving.reconciler import DeploymentReconciler, Timing
 from burnish.components.model_serving.replicas import ReplicaProcesses
-from burnish.components.model_serving.routing import Routes, Traffic
+from burnish.components.model_serving.routing import COMPONENT_TYPE, Routes, Traffic
 from burnish.components.model_serving.service import Deployments
 from burnish.core.settings import Settings
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database
+from burnish.platform.identity import CallerTokens
 from burnish.platform.jobs.component_app import component_app
 from burnish.platform.jobs.embedding import Component
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.model_registry import service as model_registry
 
-COMPONENT_TYPE = "model_serving"
 ROUTES = ("/platform/deployments",)
 
 
@@ -30,6 +31,7 @@ class Serving:
     deployments: Deployments
     routes: Routes
     traffic: Traffic
+    peers: Peers
     reconciler: DeploymentReconciler
     data_path: DataPath
 
@@ -45,6 +47,7 @@ class Serving:
         """Stop; the replicas live on and are found again at the next start."""
         await self.reconciler.stop()
         await self.traffic.close()
+        await self.peers.close()
 
 
 def serving(
@@ -55,24 +58,27 @@ def serving(
     owner: str,
     engines: Mapping[str, Engine] = ENGINES,
     timing: Timing | None = None,
+    tokens: CallerTokens | None = None,
 ) -> Serving:
-    """Return the component's parts, not started."""
+    """Return the component's parts, not started. ``tokens``: to pass requests to other nodes that serve them."""
     deployments = Deployments(settings.node, settings.capacity_cpus, engines)
     traffic = Traffic()
-    routes = Routes(database, model_registry.aliases_of, (model_registry.ALIASES_TOPIC,))
+    routes = Routes(database, model_registry.aliases_of, (model_registry.ALIASES_TOPIC,), node=settings.node)
     processes = ReplicaProcesses(settings.run_dir / "replicas")
     reconciler = DeploymentReconciler(
         database, artifacts, deployments, traffic, processes, owner=owner,
         timing=timing or Timing(lease=settings.lease_seconds),
     )  # fmt: skip
-    return Serving(deployments, routes, traffic, reconciler, DataPath(routes, traffic))
+    peers = Peers(tokens, COMPONENT_TYPE)
+    return Serving(deployments, routes, traffic, peers, reconciler, DataPath(routes, traffic, peers))
 
 
 def build(runtime: JobRuntime, *, engines: Mapping[str, Engine] = ENGINES, timing: Timing | None = None) -> Component:
     """Return the component over a runtime's database, store and settings."""
     parts = serving(
-        runtime.database, runtime.store, runtime.settings, owner=runtime.owner, engines=engines, timing=timing
-    )
+        runtime.database, runtime.store, runtime.settings, owner=runtime.owner, engines=engines, timing=timing,
+        tokens=runtime.tokens,
+    )  # fmt: skip
     app = component_app(
         COMPONENT_TYPE,
         {"deploy": deploy_kind(parts.deployments)},
@@ -80,6 +86,7 @@ def build(runtime: JobRuntime, *, engines: Mapping[str, Engine] = ENGINES, timin
         routers=[router(runtime.database, parts.deployments, parts.traffic)],
         routes=ROUTES,
         extra_asgi={"/v1": parts.data_path},
+        warm=parts.routes.warm,
     )
     return Component(
         COMPONENT_TYPE, app, start=parts.start, stop=parts.stop, alive=lambda: parts.reconciler.alive, drain=parts.drain

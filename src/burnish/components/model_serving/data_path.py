@@ -20,12 +20,15 @@ from pydantic import ValidationError
 from burnish.components.model_serving import completion as c
 from burnish.components.model_serving.measure import Measured
 from burnish.components.model_serving.naming import Route
+from burnish.components.model_serving.peers import Peers, came_from_peer
 from burnish.components.model_serving.routing import Routes, Traffic, ready_route
 from burnish.core.errors import BurnishError, NotFound, TooLarge, Unavailable, UpstreamFailed
 from burnish.core.inference import unsupported, upstream_body
 from burnish.core.openai import ChatRequest, CompletionRequest, RequestRefused, envelope, refused
 from burnish.infra.http import Request, Response, Unreachable
-from burnish.platform.identity import LOCAL, Principal
+from burnish.platform.identity import Principal
+from burnish.platform.identity.permission import authorize
+from burnish.platform.identity.principal import principal_in
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -78,9 +81,10 @@ class _Started(Exception):
 class DataPath:
     """The ASGI application."""
 
-    def __init__(self, routes: Routes, traffic: Traffic) -> None:
+    def __init__(self, routes: Routes, traffic: Traffic, peers: Peers) -> None:
         self._routes = routes
         self._traffic = traffic
+        self._peers = peers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors go out in OpenAI's envelope."""
@@ -92,17 +96,20 @@ class DataPath:
             log.info("the client of %s left", scope["path"])
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        principal = scope.get("burnish.principal", LOCAL)
+        principal = principal_in(scope)
         path, method = scope["path"], scope["method"]
         if path in ("/v1/chat/completions", "/v1/completions"):
             if method != "POST":
                 await _refuse_method(send, method, path, "POST")
                 return
-            await self._generate(path, principal, receive, send)
+            authorize(principal, "inference:run")
+            await self._generate(scope, principal, receive, send)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
             if method != "GET":
                 await _refuse_method(send, method, path, "GET")
                 return
+            if not principal.may("inference:run"):  # whoever may ask models may see which there are
+                authorize(principal, "deployment:read")
             await self._models(path.removeprefix("/v1/models").strip("/"), principal, send)
         else:
             raise NotFound(f"Unknown request URL: {method} {path}", hint="/v1/models lists what is served")
@@ -117,13 +124,17 @@ class DataPath:
             routes = await self._routes.of_project(principal.project_id)
             await _answer(send, 200, {"object": "list", "data": [_model(route) for route in routes]})
 
-    async def _generate(self, path: str, principal: Principal, receive: Receive, send: Send) -> None:
+    async def _generate(self, scope: Scope, principal: Principal, receive: Receive, send: Send) -> None:
+        path = scope["path"]
         raw = await _read_body(receive)
         request: ChatRequest | CompletionRequest
         request = _parse(ChatRequest, raw) if path == "/v1/chat/completions" else _parse(CompletionRequest, raw)
         route = await self._routes.find(principal.project_id, request.model)
         if route is None:
             raise _unknown_model(request.model)
+        if route.elsewhere and not route.targets and not came_from_peer(scope):
+            await _until_hang_up(self._peers.forward(route.elsewhere, path, raw, principal, send), receive)
+            return
         for name in unsupported(_asked_for(request), route.spec.engine):
             raise RequestRefused(
                 f"Unsupported parameter: '{name}' is not supported by the engine {route.spec.engine} "

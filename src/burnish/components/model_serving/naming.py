@@ -39,6 +39,9 @@ class Route:
     created: int
     """Unix time of the deployment's making."""
     targets: tuple[Target, ...]
+    """On this node."""
+    elsewhere: tuple[str, ...] = ()
+    """URLs of the processes of other nodes that have replicas of it."""
 
     @property
     def model(self) -> str | None:

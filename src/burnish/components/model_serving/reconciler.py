@@ -25,6 +25,7 @@ from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database, utcnow
 from burnish.infra.processes import ProcessId
 from burnish.infra.reconcile import Reconciler, Turn, wake
+from burnish.platform.jobs import service as jobs
 
 log = logging.getLogger(__name__)
 
@@ -349,12 +350,27 @@ class DeploymentReconciler:
     # Orphans: a process without a living row.
 
     async def _sweep_for_ever(self) -> None:
+        lost = self._database.topic(jobs.LOST_TOPIC)
         while True:
+            seen = lost.version
             try:
+                await self.take_over()
                 await self.sweep()
             except (BurnishError, OSError) as error:
                 log.warning("the sweep for orphaned replicas failed: %s", error)
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await lost.wait(seen, _SWEEP_SECONDS)
+
+    async def take_over(self) -> list[str]:
+        """Make deployments of lost nodes this node's, whichever asks first; return their ids.
+
+        Replicas that live on over there are ended by that node when it comes back: their rows have ended.
+        """
+        async with self._database.write() as session:
+            nodes = [node for node in await jobs.lost_nodes(session) if node != self._deployments.node]
+            taken = await store.take_deployments(session, nodes, self._deployments.node) if nodes else []
+        if taken:
+            log.warning("%d deployments of lost nodes (%s) are served here now", len(taken), ", ".join(nodes))
+        return taken
 
     async def sweep(self) -> list[str]:
         """End processes of replicas whose rows have ended or are gone; return their ids."""

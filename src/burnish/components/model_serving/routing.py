@@ -5,6 +5,7 @@ processes can be lost). What is in flight is known only here, in memory: it ends
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -24,13 +25,19 @@ from burnish.components.model_serving.naming import (
     contested,
     table_of,
 )
+from burnish.components.model_serving.tables import Deployment, Replica, Revision
 from burnish.core.errors import Busy, Unavailable
 from burnish.core.specs.serving import DeploySpec
 from burnish.infra.database import Database
 from burnish.infra.http import AiohttpTransport, Transport
+from burnish.platform.jobs import service as jobs
 
 _REFRESH_SECONDS = 2.0
+_STALE_SECONDS = 0.5
 _WAIT_FOR_REPLICA_SECONDS = 20.0
+COMPONENT_TYPE = "model_serving"
+
+log = logging.getLogger(__name__)
 
 
 AliasesOf = Callable[[AsyncSession, str, Collection[str]], Awaitable[Aliases]]
@@ -40,16 +47,19 @@ AliasesOf = Callable[[AsyncSession, str, Collection[str]], Awaitable[Aliases]]
 class Routes:
     """The route table."""
 
-    def __init__(self, database: Database, aliases: AliasesOf, topics: Sequence[str] = ()) -> None:
-        """Read aliases by ``aliases``; ``topics`` are notified when one of them moved."""
+    def __init__(self, database: Database, aliases: AliasesOf, topics: Sequence[str] = (), *, node: str) -> None:
+        """Read aliases by ``aliases``; ``topics`` are notified when one of them moved. ``node``: this process's."""
         self._database = database
+        self._node = node
         self._aliases = aliases
         self._topics = tuple(database.topic(name) for name in (store.TOPIC, *topics))
         self._table: Mapping[tuple[str, str], Route | Ambiguous] = {}
         self._routes: Sequence[Route] = ()
         self._versions: tuple[int, ...] = ()
-        self._read_at = float("-inf")
+        self._read_at: float | None = None
         self._reading = asyncio.Lock()
+        self._stale = False
+        """The last read failed: the table that there is goes on serving."""
 
     async def find(self, project_id: str, model: str) -> Route | None:
         """Return the route of a deployment's name, an alias or ``name@version``.
@@ -79,30 +89,66 @@ class Routes:
 
     def distrust(self) -> None:
         """Read the rows again at the next look."""
-        self._read_at = float("-inf")
+        if self._read_at is not None:
+            self._read_at = float("-inf")
+
+    async def warm(self) -> tuple[str, ...]:
+        """Return every name (deployment, version, alias) that this node itself has replicas for."""
+        await self._refresh()
+        here = (name for (_, name), route in self._table.items() if isinstance(route, Route) and route.targets)
+        return tuple(sorted(set(here)))
 
     async def _refresh(self) -> None:
+        """Read the rows again if they may have changed. Without the database, the table of before goes on serving.
+
+        Raises:
+            Unavailable: the database does not answer, and there is no table yet.
+        """
         if self._fresh():
             return
         async with self._reading:
             if self._fresh():
                 return
             versions = self._noticed()
-            async with self._database.read() as session:
-                routes = [
-                    Route(
-                        deployment.project_id, deployment.id, deployment.name, revision.number,
-                        DeploySpec.model_validate(revision.spec), int(deployment.created_at.timestamp()),
-                        tuple(Target(replica.id, Path(replica.socket)) for replica in replicas),
-                    )
-                    for deployment, revision, replicas in await store.serving(session)
-                ]  # fmt: skip
-                table: dict[tuple[str, str], Route | Ambiguous] = {}
-                for project in {route.project_id for route in routes}:
-                    own = [route for route in routes if route.project_id == project]
-                    table.update(((project, name), route) for name, route in (await self._names(session, own)).items())
-            self._table, self._routes = table, routes
+            try:
+                await self._read()
+            except Unavailable as error:
+                if self._read_at is None:
+                    raise
+                if not self._stale:
+                    log.warning("requests go on by the last table of routes: %s", error.message)
+                self._stale = True
+            else:
+                if self._stale:
+                    log.info("the table of routes is read from the database again")
+                self._stale = False
             self._versions, self._read_at = versions, time.monotonic()
+
+    async def _read(self) -> None:
+        async with self._database.read() as session:
+            processes = await jobs.processes_of(session, COMPONENT_TYPE)
+            routes = [
+                self._route(deployment, revision, replicas, processes)
+                for deployment, revision, replicas in await store.serving(session)
+            ]
+            table: dict[tuple[str, str], Route | Ambiguous] = {}
+            for project in {route.project_id for route in routes}:
+                own = [route for route in routes if route.project_id == project]
+                table.update(((project, name), route) for name, route in (await self._names(session, own)).items())
+        self._table, self._routes = table, routes
+
+    def _route(
+        self, deployment: Deployment, revision: Revision, replicas: Sequence[Replica],
+        processes: Mapping[str, tuple[str, ...]],
+    ) -> Route:  # fmt: skip
+        here = [replica for replica in replicas if replica.node == self._node]
+        nodes = dict.fromkeys(replica.node for replica in replicas if replica.node != self._node)
+        return Route(
+            deployment.project_id, deployment.id, deployment.name, revision.number,
+            DeploySpec.model_validate(revision.spec), int(deployment.created_at.timestamp()),
+            tuple(Target(replica.id, Path(replica.socket)) for replica in here),
+            tuple(url for node in nodes for url in processes.get(node, ())),
+        )  # fmt: skip
 
     async def _names(self, session: AsyncSession, routes: Sequence[Route]) -> Mapping[str, Route | Ambiguous]:
         models = {route.model for route in routes if route.model is not None}
@@ -114,7 +160,12 @@ class Routes:
         return tuple(topic.version for topic in self._topics)
 
     def _fresh(self) -> bool:
-        return self._versions == self._noticed() and time.monotonic() - self._read_at < _REFRESH_SECONDS
+        if self._read_at is None:
+            return False
+        age = time.monotonic() - self._read_at
+        if self._stale:  # whatever is noticed: the database does not answer, and nobody is to wait for it
+            return age < _STALE_SECONDS
+        return self._versions == self._noticed() and age < _REFRESH_SECONDS
 
 
 class _Lane:
@@ -223,10 +274,10 @@ class Traffic:
 
 
 async def ready_route(routes: Routes, route: Route, avoid: Sequence[str] = ()) -> Route | None:
-    """Return the deployment's route once it has a replica besides those in ``avoid``, waiting for a restart.
+    """Return the deployment's route once this node has a replica besides those in ``avoid``, waiting for a restart.
 
     Returns:
-        None: the deployment is gone, or no replica came up in time.
+        None: the deployment is gone or served elsewhere, or no replica came up in time.
     """
     deadline = time.monotonic() + _WAIT_FOR_REPLICA_SECONDS
     current: Route | None = route
@@ -234,7 +285,7 @@ async def ready_route(routes: Routes, route: Route, avoid: Sequence[str] = ()) -
         if any(target.replica_id not in avoid for target in current.targets):
             return current
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or (current.elsewhere and not current.targets):
             return None
         await routes.changed(min(left, 0.5))
         current = await routes.find(route.project_id, route.deployment)

@@ -9,9 +9,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.components.model_serving.tables import Deployment, Replica, Revision
+from burnish.core.errors import Unavailable
 from burnish.core.states import REPLICA, REVISION, ReplicaState, RevisionState, check
 from burnish.infra import event_log
-from burnish.infra.database import notify
+from burnish.infra.database import notify, utcnow
+from burnish.infra.reconcile import announce, wake
 from burnish.platform.jobs import service as jobs
 
 TOPIC = "deployments"
@@ -84,6 +86,27 @@ async def live_replicas(session: AsyncSession, deployment_id: str | None = None)
     if deployment_id is not None:
         statement = statement.where(Replica.deployment_id == deployment_id)
     return list((await session.execute(statement.order_by(Replica.created_at, Replica.id))).scalars())
+
+
+async def take_deployments(session: AsyncSession, nodes: Collection[str], node: str) -> list[str]:
+    """Make the deployments of some nodes ``node``'s, and end the rows of their replicas there; return their ids."""
+    statement = select(Deployment).where(Deployment.node.in_(nodes)).order_by(Deployment.id)
+    locked = statement.with_for_update(skip_locked=True).execution_options(populate_existing=True)
+    taken = list((await session.execute(locked)).scalars())
+    for deployment in taken:
+        for row in await live_replicas(session, deployment.id):
+            row.ended_at = utcnow()
+            row.error = Unavailable(f"its node {row.node} is lost").body().model_dump(mode="json")
+            await move_replica(session, row, ReplicaState.FAILED)
+        await say(session, deployment, {"node": node, "was_on": deployment.node})
+        deployment.node = node
+        deployment.lease_owner = deployment.lease_until = None
+        await session.flush()
+        await wake(session, Deployment, deployment.id)
+    if taken:
+        await announce(session, Deployment)
+        await notify(session, TOPIC)
+    return [deployment.id for deployment in taken]
 
 
 async def last_error(session: AsyncSession, revision_id: str) -> dict[str, Any] | None:

@@ -128,7 +128,7 @@ class Scheduler:
             gpus=capacity.gpus, disk_bytes=capacity.disk_bytes,
         )  # fmt: skip
         async with self._database.write() as session:
-            await store.put_node(session, node, self._types)
+            await store.put_node(session, node, self._types, self._settings.advertise_url or "")
             was_lost = await store.unmark_lost(session, node.name)
         if was_lost:
             log.warning("node %s had been lost to the others: what they took over ends here", node.name)

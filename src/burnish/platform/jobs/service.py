@@ -1,7 +1,7 @@
 """Rules of jobs: accept, cancel, pause, resume. Nothing here starts or signals a process; it changes rows."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,6 +24,7 @@ ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 INPUT_OWNER = "job-input"
 OUTPUT_OWNER = "job"
 CHECKPOINT_OWNER = "job-checkpoint"
+LOST_TOPIC = store.LOST_TOPIC
 
 
 async def accept(
@@ -174,6 +175,20 @@ async def views(session: AsyncSession, job_ids: Iterable[str]) -> dict[str, JobV
 async def wake(session: AsyncSession, job_id: str) -> None:
     """Give a job a turn now: what a light job waits for has happened."""
     await store.wake_job(session, job_id)
+
+
+async def processes_of(session: AsyncSession, component_type: str) -> Mapping[str, tuple[str, ...]]:
+    """Return, by node, the URLs of the processes that offered a component type lately, the latest first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in await store.nodes_that_offer(session, component_type):
+        urls = (node.offers or {}).get(component_type, {})
+        found[node.name] = tuple(url for url in sorted(urls, key=lambda one: -urls[one]) if url)
+    return found
+
+
+async def lost_nodes(session: AsyncSession) -> list[str]:
+    """Return the nodes whose jobs were moved off as they were lost, and that have not come back."""
+    return await store.lost_nodes(session)
 
 
 async def claim(session: AsyncSession, owner_kind: str, owner_id: str, node: str, resources: Resources) -> None:

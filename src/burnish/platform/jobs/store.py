@@ -17,6 +17,8 @@ from burnish.platform.jobs.tables import ClaimTable, HomeTable, JobTable, NodeTa
 
 FINISHED_TOPIC = "job:finished"
 QUEUE_TOPIC = "jobs:queue"
+LOST_TOPIC = "nodes:lost"
+"""Noticed when a node was found to be lost."""
 _OFFER_SECONDS = 60.0
 _FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 _ON_NODE = (JobState.STARTING, JobState.RUNNING)
@@ -190,12 +192,15 @@ async def drop_claim(session: AsyncSession, owner_kind: str, owner_id: str) -> N
         await notify(session, QUEUE_TOPIC)
 
 
-async def put_node(session: AsyncSession, node: NodeTable, types: Iterable[str]) -> None:
-    """Insert or replace what is known of a node, by one of its processes, which offers these component types."""
+async def put_node(session: AsyncSession, node: NodeTable, types: Iterable[str], url: str = "") -> None:
+    """Insert or replace what is known of a node, by one of its processes, which offers these types under ``url``."""
     now = await database_now(session)
     known = await session.get(NodeTable, node.name, with_for_update=True, populate_existing=True)
-    node.seen_at = now
-    node.offers = {**((known.offers if known is not None else None) or {}), **dict.fromkeys(sorted(types), now)}
+    offers = dict((known.offers if known is not None else None) or {})
+    for component_type in types:
+        lately = {one: at for one, at in offers.get(component_type, {}).items() if at > now - _OFFER_SECONDS}
+        offers[component_type] = {**lately, url: now}
+    node.seen_at, node.offers = now, offers
     await session.merge(node)
 
 
@@ -234,6 +239,7 @@ async def mark_lost(session: AsyncSession, node: str) -> None:
     """Note that a node is lost, until one of its processes says otherwise."""
     since = update(HomeTable).where(HomeTable.node == node, HomeTable.lost_at.is_(None)).values(lost_at=epoch_now())
     await session.execute(since.execution_options(synchronize_session=False))
+    await notify(session, LOST_TOPIC)
 
 
 async def unmark_lost(session: AsyncSession, node: str) -> bool:
@@ -263,7 +269,9 @@ async def nodes_that_offer(session: AsyncSession, component_type: str) -> list[N
     """Return the nodes of which some process offered a component type lately; all, if none is known to."""
     found = await nodes(session)
     since = await database_now(session) - _OFFER_SECONDS
-    offering = [node for node in found if (node.offers or {}).get(component_type, 0.0) > since]
+    offering = [
+        node for node in found if max((node.offers or {}).get(component_type, {}).values(), default=0.0) > since
+    ]
     return offering or found
 
 

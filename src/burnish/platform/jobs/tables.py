@@ -84,8 +84,8 @@ class NodeTable(Base):
     gpus: Mapped[int] = mapped_column(Integer, default=0)
     disk_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     seen_at: Mapped[float] = mapped_column(Float, default=0.0)
-    offers: Mapped[dict[str, float] | None] = mapped_column(JsonB)
-    """When (epoch of the database's clock) a process of it last offered each component type."""
+    offers: Mapped[dict[str, dict[str, float]] | None] = mapped_column(JsonB)
+    """By component type and process (its URL): when, by the database's clock, it last said that it offers that type."""
 
 
 class HomeTable(Base):
