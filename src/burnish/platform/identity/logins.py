@@ -130,6 +130,13 @@ class Logins:
         self._authenticator = authenticator
         self._configuration = configuration
 
+    async def start(self) -> None:
+        """Nothing runs: the provider is read at the first login."""
+
+    async def stop(self) -> None:
+        """Close the connections to the provider."""
+        await self._provider.close()
+
     @property
     def on(self) -> bool:
         """Whether anybody is asked who they are."""
