@@ -11,6 +11,7 @@ from burnish.cli import (
     completion,
     component,
     components,
+    config,
     dataset,
     demo,
     deployment,
@@ -19,6 +20,7 @@ from burnish.cli import (
     login,
     model,
     project,
+    secret,
     serve,
     user,
     workflow,
@@ -46,6 +48,8 @@ app.add_typer(user.service_account_app, name="service-account")
 app.add_typer(project.app, name="project")
 app.add_typer(project.role_app, name="role")
 app.add_typer(audit.app, name="audit")
+app.add_typer(config.app, name="config")
+app.add_typer(secret.app, name="secret")
 
 
 def _version(wanted: bool) -> None:

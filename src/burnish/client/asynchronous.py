@@ -15,6 +15,7 @@ import httpx
 
 from burnish.client import calls, views, wire
 from burnish.client.calls import Call
+from burnish.client.configuration import AsyncConfiguration, AsyncSecrets
 from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff
 from burnish.client.identity import AsyncIdentity
 from burnish.core.errors import BurnishError, DeadlineExceeded
@@ -50,6 +51,8 @@ class AsyncClient:
         self.deployments = Deployments(self)
         self.jobs = Jobs(self)
         self.identity = AsyncIdentity(self)
+        self.configuration = AsyncConfiguration(self)
+        self.secrets = AsyncSecrets(self)
 
     @property
     def url(self) -> str:

@@ -11,6 +11,7 @@ import httpx
 
 from burnish.client import calls, views, wire
 from burnish.client.calls import Call
+from burnish.client.configuration import Configuration, Secrets
 from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff
 from burnish.client.identity import Identity
 from burnish.core.errors import BurnishError, DeadlineExceeded
@@ -46,6 +47,8 @@ class Client:
         self.deployments = Deployments(self)
         self.jobs = Jobs(self)
         self.identity = Identity(self)
+        self.configuration = Configuration(self)
+        self.secrets = Secrets(self)
 
     @property
     def url(self) -> str:
