@@ -158,7 +158,7 @@ class Gateway:
         if self._open:
             return LOCAL
         headers = exchange.headers
-        if is_open(exchange.path) and "authorization" not in headers and "cookie" not in headers:
+        if is_open(exchange.path, exchange.method) and "authorization" not in headers:
             return ANONYMOUS
         if self._authenticator is None:
             raise Unauthenticated("authentication is on, and this request carries no credential that is known here")

@@ -29,7 +29,7 @@ class Guard:
         try:
             if self._authenticator is None:
                 principal = LOCAL
-            elif is_open(scope["path"]) and "authorization" not in headers:
+            elif is_open(scope["path"], scope["method"]) and "authorization" not in headers:
                 principal = ANONYMOUS
             else:
                 principal = await self._authenticator.authenticate(headers, method=scope["method"])

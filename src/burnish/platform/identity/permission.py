@@ -26,9 +26,12 @@ _OPEN_PREFIXES = ("/platform/auth/", "/docs/", "/api/assets/")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def is_open(path: str) -> bool:
-    """Tell whether a path may be asked without a credential; its routes see :data:`ANONYMOUS` then and refuse it or not."""
-    return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES)
+def is_open(path: str, method: str) -> bool:
+    """Tell whether a path may be asked without a credential; its routes see :data:`ANONYMOUS` then and refuse it or not.
+
+    A cookie is none here: a browser sends the one of a session that has ended, too, and is to be let in to log in anew.
+    """
+    return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES) or (method, path) == _LOG_IN
 
 
 def authorize(caller: Principal, permission: str) -> None:
