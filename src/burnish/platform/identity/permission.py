@@ -21,8 +21,11 @@ AUTHENTICATED = "authenticated"
 
 _OPEN_PATHS = frozenset(
     {"/", "/health", "/docs", "/api", "/platform/health", "/platform/ready", "/platform/identity/jwks"}
+    | {f"/platform/auth/{name}" for name in ("login", "callback", "methods", "exchange")}
 )
-_OPEN_PREFIXES = ("/platform/auth/", "/docs/", "/api/assets/")
+_OPEN_PREFIXES = ("/docs/", "/api/assets/")
+_LOG_IN = ("POST", "/platform/auth/session")
+"""To log in nobody needs a credential; to see or end the session, which are other methods of this path, one does."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
