@@ -152,7 +152,7 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     install_problems(app)
     database, events = process.database, process.events
     app.include_router(monitoring_api.router(process.checks(), metrics))
-    app.include_router(integrator_api.router(database))
+    app.include_router(integrator_api.router(database, process.configuration))
     app.include_router(workflow_api.router(database, events, parts.workflows))
     app.include_router(jobs_api.router(database, events))
     app.include_router(model_registry_api.router(database))

@@ -43,7 +43,9 @@ from burnish.platform.identity.logins import Logins
 from burnish.platform.identity.oidc import Provider
 from burnish.platform.identity.sessions import Sessions
 from burnish.platform.integrator import Integrator
+from burnish.platform.integrator.entry_points import component_builders
 from burnish.platform.jobs.embedding import Component
+from burnish.platform.jobs.moving import move_off
 from burnish.platform.jobs.nodes import settle_node
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.model_registry.service import ModelFinder
@@ -250,9 +252,16 @@ def build(installation: Installation) -> Process:
     runtime = JobRuntime(database, store, settings, tokens, owner=owner, configuration=live.current)
     wanted = settings.component_set()
     components = [make(runtime) for name, make in BUILDERS.items() if name in wanted]
-    integrator = Integrator(database, tokens, settings)
+    integrator = Integrator(
+        database, tokens, settings, configuration=live.current, probing=settings.with_platform
+    )  # fmt: skip
+    integrator.on_lost.append(move_off)
     for component in components:
         integrator.embed(component.component_type, component.app)
+    if settings.components.strip() == "all":
+        for component in installed_components(runtime):
+            integrator.embed(component.component_type, component.app, source="entry_point")
+            components.append(component)
     parts = [Part("configuration", live.start, live.stop, lambda: live.alive)]
     digests, sessions = KeyDigests(installation.key), Sessions(database, live.current)
     authenticator = None
@@ -296,11 +305,30 @@ def _platform(
         workflows=WorkflowService(database, integrator, ModelFinder(database)),
         workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=lease),
         housekeeping=Housekeeping(database, store),
-        credentials=credentials, sessions=sessions,
+        credentials=credentials,
+        sessions=sessions,
         live_configuration=live,
         secrets=secret_values,
         logins=logins,
     )
+
+
+def installed_components(runtime: JobRuntime) -> list[Component]:
+    """Return the components that installed packages offer; one that cannot be built is logged and left out."""
+    found: list[Component] = []
+    for name, make in component_builders().items():
+        try:
+            component: Component = make(runtime)
+        except Exception:
+            log.exception("the component %s cannot be built; it is left out", name)
+            continue
+        if component.component_type in {*BUILDERS, *(one.component_type for one in found)}:
+            log.error(
+                "the component %s is a %s, which there is already; it is left out", name, component.component_type
+            )
+            continue
+        found.append(component)
+    return found
 
 
 def refuse_open_bind(settings: Settings) -> None:

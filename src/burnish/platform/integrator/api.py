@@ -14,7 +14,7 @@ from burnish.infra.database import Database
 from burnish.infra.problems import problems
 from burnish.infra.storable import unstorable
 from burnish.platform.identity import Principal
-from burnish.platform.identity.permission import requires
+from burnish.platform.identity.permission import requires, requires_unlogged
 from burnish.platform.integrator import service
 from burnish.platform.integrator.credentials import RegistrationRate, check_credential
 from burnish.platform.integrator.network import check_endpoint
@@ -22,6 +22,7 @@ from burnish.platform.integrator.schemas import ComponentView, Heartbeat, Regist
 
 Reader = Annotated[Principal, Depends(requires("component:read"))]
 Registrar = Annotated[Principal, Depends(requires("component:register"))]
+Beating = Annotated[Principal, Depends(requires_unlogged("component:register"))]
 GENERATION_HEADER = "Burnish-Generation"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 ComponentId = Annotated[str, Path(min_length=1, max_length=255, pattern=_NAME, examples=["fine_tuning-gpu-1"])]
@@ -113,7 +114,7 @@ def _keeping(routes: APIRouter, database: Database, configuration: Current) -> N
         operation_id="heartbeat_component",
         responses=problems(400, 401, 403, 404, 409, 422, 503),
     )
-    async def heartbeat(component_id: ComponentId, caller: Registrar, said: Heartbeat | None = None) -> ComponentView:
+    async def heartbeat(component_id: ComponentId, caller: Beating, said: Heartbeat | None = None) -> ComponentView:
         """Note that the instance lives; one that was thought lost starts anew."""
         check_credential(caller, component_id)
         lease = configuration().integrator.lease_seconds

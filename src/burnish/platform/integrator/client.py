@@ -59,6 +59,7 @@ class Integrator:
         self._routing = Routing(rules, on_suspicion=self._evidence.suspect)
         self._ways = Ways(lambda: self._rules().allowed_networks)
         self._following = Following(database, rules, self._routing, self._ways, lambda: self._own.ids)
+        self._judge.settled = self._following.settled
         self._calls = Calls(
             lambda: self._following.directory, lambda: self._own.transports, self._routing, self._ways, rules
         )

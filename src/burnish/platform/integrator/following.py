@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _REREAD_SECONDS = 2.0
 _SHORTEST_SECONDS = 0.05
 """Between two readings, however often something changes."""
+_GAP_SECONDS = 5.0
+"""Not read for longer than this: the database was away, or this process stood still."""
 _SHOWN = 100
 _CIRCUITS = ("closed", "open", "half_open")
 _S = InstanceState
@@ -41,6 +43,8 @@ class Following:
     own: Callable[[], frozenset[str]] = frozenset
     """The ids of the instances inside this process."""
     directory: Directory = field(default_factory=Directory)
+    _read_at: float = float("-inf")
+    _steady_since: float = float("inf")
     _descriptions: dict[str, Description] = field(default_factory=dict)
     _shown: set[str] = field(default_factory=set)
 
@@ -66,6 +70,7 @@ class Following:
                 {row.description_digest for row in rows if row.description_digest} - self._descriptions.keys()
             )
             found = await store.descriptions(session, missing) if missing else {}
+        self._note_reading()
         self._descriptions.update({digest: Description.model_validate(one) for digest, one in found.items()})
         used = {row.description_digest for row in rows}
         self._descriptions = {digest: one for digest, one in self._descriptions.items() if digest in used}
@@ -78,6 +83,16 @@ class Following:
         self.routing.forget_all_but(ids)
         self.ways.keep_only({*ids, *(f"{one} health" for one in ids)})
         self._show(rows)
+
+    def settled(self) -> bool:
+        """Tell whether the instances have been read for a whole lease without a gap."""
+        return time.monotonic() - self._steady_since > self.settings().lease_seconds
+
+    def _note_reading(self) -> None:
+        now = time.monotonic()
+        if now - self._read_at > _GAP_SECONDS:
+            self._steady_since = now
+        self._read_at = now
 
     def taken(self, component_type: str) -> Mapping[str, str]:
         """Return the path prefixes that other types serve."""

@@ -58,6 +58,9 @@ class Judge:
 
     settings: Callable[[], IntegratorConfiguration]
     on_lost: list[OnLost] = field(default_factory=list)
+    settled: Callable[[], bool] = lambda: True
+    """Whether this process has seen the database for a whole lease without a gap: else silence proves nothing, for
+    nobody could write a heartbeat."""
 
     async def apply(self, session: AsyncSession, row: ComponentTable, look: Look, *, beat: bool = False) -> None:
         """Apply a look to a locked row. ``beat``: it came with the instance's own heartbeat."""
@@ -82,9 +85,10 @@ class Judge:
 
     def _facts(self, row: ComponentTable, look: Look, before: InstanceState, now: float) -> Facts:
         fresh = _fresh(row.evidence, now)
+        left = (row.expires_at or now + 1) - now
         return Facts(
             state=before, sight=look.sight, failures=row.failures, successes=row.successes,
-            lease_left=(row.expires_at or now + 1) - now, beating=(row.beat_until or 0) > now,
+            lease_left=left if self.settled() else max(left, 1.0), beating=(row.beat_until or 0) > now,
             progressing=any(one.get("answered") for one in fresh),
             calls=sum(int(one.get("calls", 0)) for one in fresh),
             errors=sum(int(one.get("errors", 0)) for one in fresh), alerted=row.alerted,
