@@ -34,6 +34,9 @@ from burnish.platform.monitoring import api as monitoring_api
 from burnish.platform.openai_api import OpenAIFace
 from burnish.platform.openai_api import document as openai_document
 from burnish.platform.workflow import api as workflow_api
+from burnish.platform.workflow import kinds_api
+from burnish.platform.workflow.kinds import ENGINE_KINDS
+from burnish.platform.workflow.views import kind_views
 from burnish.wiring import PlatformParts, Process, build, open_installation
 
 log = logging.getLogger(__name__)
@@ -154,6 +157,7 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     app.include_router(monitoring_api.router(process.checks(), metrics))
     app.include_router(integrator_api.router(database, process.configuration))
     app.include_router(workflow_api.router(database, events, parts.workflows))
+    app.include_router(kinds_api.router(lambda: kind_views(parts.offers, ENGINE_KINDS)))
     app.include_router(jobs_api.router(database, events))
     app.include_router(model_registry_api.router(database))
     app.include_router(configuration_api.router(database, parts.live_configuration))
@@ -162,10 +166,11 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     app.include_router(audit_api.router(database, process.tokens))
     app.include_router(auth_api.router(parts.logins))
     app.include_router(documentation.router())
+    app.include_router(documentation.kinds_router(lambda: kind_views(parts.offers, ENGINE_KINDS)))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(requires("component:read"))])
     async def openapi() -> JSONResponse:
-        return JSONResponse(await merged(app.openapi(), openai_document(), process.integrator))
+        return JSONResponse(await merged(app.openapi(), openai_document(), process.integrator, parts.offers.kinds()))
 
     document_permissions(app)
     return app

@@ -51,6 +51,7 @@ from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.model_registry.service import ModelFinder
 from burnish.platform.monitoring.housekeeping import Housekeeping
 from burnish.platform.monitoring.readiness import Check
+from burnish.platform.workflow.offers import KnownOffers
 from burnish.platform.workflow.reconciler import WorkflowReconciler
 from burnish.platform.workflow.service import WorkflowService
 
@@ -103,6 +104,7 @@ class Installation:
 class PlatformParts:
     """What only a process with the role ``platform`` has."""
 
+    offers: KnownOffers
     workflows: WorkflowService
     workflow_reconciler: WorkflowReconciler
     housekeeping: Housekeeping
@@ -282,6 +284,7 @@ def build(installation: Installation) -> Process:
         platform = _platform(installation, live, integrator, owner, credentials, sessions, secret_values, logins)
         reconciler, housekeeping = platform.workflow_reconciler, platform.housekeeping
         parts += [
+            Part("offers", platform.offers.start, platform.offers.stop, lambda: platform.offers.alive),
             Part("workflow", reconciler.start, reconciler.stop, lambda: reconciler.alive),
             Part("housekeeping", housekeeping.start, housekeeping.stop),
             Part("secrets", platform.secrets.start, platform.secrets.stop),
@@ -301,8 +304,9 @@ def _platform(
     """Return what only a process with the role ``platform`` has."""
     database, store = installation.database, installation.store
     lease = installation.settings.lease_seconds
+    offers = KnownOffers(database, integrator)
     return PlatformParts(
-        workflows=WorkflowService(database, integrator, ModelFinder(database)),
+        offers=offers, workflows=WorkflowService(database, integrator, ModelFinder(database), known=offers),
         workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=lease),
         housekeeping=Housekeeping(database, store),
         credentials=credentials,

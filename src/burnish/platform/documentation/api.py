@@ -1,11 +1,14 @@
-"""``/docs`` and ``/api``."""
+"""``/docs``, ``/api`` and ``/api/kinds``."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from burnish.platform.identity.permission import anyone
+from burnish.platform.documentation.kinds_page import page_of_kinds
+from burnish.platform.identity.permission import anyone, requires
+from burnish.platform.workflow.schemas import KindView
 
 HERE = Path(__file__).parent
 SITE = HERE / "site"
@@ -37,6 +40,20 @@ def router(site: Path = SITE) -> APIRouter:
     def asset(name: str) -> Response:
         found = inside(ASSETS, name)
         return _file(found, REFERENCE_POLICY) if found else _missing("no such file", status=404)
+
+    return routes
+
+
+def kinds_router(kinds: Callable[[], Sequence[KindView]]) -> APIRouter:
+    """Return the route of the page of kinds, which is drawn anew from what is known each time."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/api/kinds", dependencies=[Depends(requires("workflow:read"))])
+    def kinds_page() -> Response:
+        headers = {"content-security-policy": REFERENCE_POLICY, "x-content-type-options": "nosniff"}
+        return Response(
+            page_of_kinds(kinds()), media_type="text/html", headers={**headers, "cache-control": "no-cache"}
+        )
 
     return routes
 

@@ -1,17 +1,25 @@
 """One OpenAPI document from the platform's own and the components' parts of it."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from burnish.core.errors import BurnishError
+from burnish.core.protocol import COMPONENT_TYPES, KindOffer
 from burnish.infra.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problems
+from burnish.platform.documentation.offered import kind_schemas, third_party
 from burnish.platform.identity.principal import LOCAL
 from burnish.platform.integrator import Integrator
 
 log = logging.getLogger(__name__)
 
+Part = tuple[str, tuple[str, ...], Mapping[str, Any]]
+"""Name, path prefixes and OpenAPI document of a component."""
+
+_ASK_SECONDS = 3.0
 _SCHEMAS = "#/components/schemas/"
 _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
 _ANY = (400, 401, 403, 421, 500)
@@ -21,23 +29,50 @@ _RELAYED = (502, 503, 504)
 """What it may answer for a component that it cannot reach."""
 
 
-async def merged(own: Mapping[str, Any], openai: Mapping[str, Any], integrator: Integrator) -> dict[str, Any]:
-    """Return the whole API: the platform's routes, ``/v1``, and those of every component that can be asked now."""
-    parts: list[tuple[str, tuple[str, ...], Mapping[str, Any]]] = [("openai", ("/v1",), openai)]
-    relayed: list[str] = []
-    for component_type in sorted(integrator.types()):
-        try:
-            description = await integrator.describe(component_type)
-            if description.routes:
-                document = await integrator.call(component_type, "GET", "/openapi.json", principal=LOCAL.acting())
-                parts.append((component_type, description.routes, document))
-                relayed += description.routes
-        except BurnishError as error:  # its routes are missing from the page; the page is not
-            log.warning("the routes of %s cannot be read: %s", component_type, error.message)
-    return completed(merge(own, parts), relayed)
+async def merged(
+    own: Mapping[str, Any], openai: Mapping[str, Any], integrator: Integrator,
+    kinds: Mapping[tuple[str, str], KindOffer] = MappingProxyType({}),
+) -> dict[str, Any]:  # fmt: skip
+    """Return the whole API: the platform's routes, ``/v1``, those of every component that can be asked now, its kinds."""
+    parts: list[Part] = [("openai", ("/v1",), openai)]
+    asked = await asyncio.gather(*(_part_of(one, integrator) for one in sorted(integrator.types())))
+    for part in filter(None, asked):
+        if part[0] in COMPONENT_TYPES or _fits(own, part):
+            parts.append(part)
+    relayed = [prefix for _, prefixes, _ in parts[1:] for prefix in prefixes]
+    document = merge(own, parts)
+    document["components"]["schemas"] |= kind_schemas(kinds)
+    return completed(document, relayed)
 
 
-def merge(own: Mapping[str, Any], parts: Iterable[tuple[str, tuple[str, ...], Mapping[str, Any]]]) -> dict[str, Any]:
+async def _part_of(component_type: str, integrator: Integrator) -> Part | None:
+    """Return the routes of a component; if it has none, or none that can be read, the page goes without them."""
+    try:
+        description = await integrator.describe(component_type)
+        if not description.routes:
+            return None
+        document = await integrator.call(
+            component_type, "GET", "/openapi.json", principal=LOCAL.acting(), timeout=_ASK_SECONDS
+        )
+    except BurnishError as error:
+        log.warning("the routes of %s cannot be read: %s", component_type, error.message)
+        return None
+    if component_type not in COMPONENT_TYPES:
+        document = third_party(document, component_type)
+    return component_type, description.routes, document
+
+
+def _fits(own: Mapping[str, Any], part: Part) -> bool:
+    """Tell whether a third party's routes can be written into the document at all."""
+    try:
+        completed(merge(own, [part]))
+    except Exception:
+        log.warning("the routes of %s are left out: its /openapi.json is none", part[0], exc_info=True)
+        return False
+    return True
+
+
+def merge(own: Mapping[str, Any], parts: Iterable[Part]) -> dict[str, Any]:
     """Return ``own`` with the paths of each part that begin with one of its prefixes, and the schemas they use.
 
     Args:

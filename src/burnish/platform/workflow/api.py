@@ -98,7 +98,8 @@ def _add_submitting(routes: APIRouter, database: Database, service: WorkflowServ
             return ValidationAnswer(valid=False, problems=error.problems or (_problem_of(error),))
         found = accepted.findings
         steps = views.plans(accepted.definition, found.estimates)
-        return ValidationAnswer(valid=not found.problems, problems=tuple(found.problems), steps=steps)
+        told = (*found.problems, *found.away)
+        return ValidationAnswer(valid=not told, problems=told, steps=steps)
 
 
 def _problem_of(error: BurnishError) -> FieldProblem:

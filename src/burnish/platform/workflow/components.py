@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -52,6 +53,7 @@ class JobClient:
         self._store = artifact_store
         self._began = time.time()
         self._settled_at = time.monotonic() + settle_seconds
+        self._silent_since: dict[str, datetime] = {}
 
     async def deal(self, execution: Execution, attempt: Attempt) -> float | None:
         """Do the next thing with a component's job; return the seconds after which to look again, if any.
@@ -62,13 +64,18 @@ class JobClient:
         if attempt.resting:
             return attempt.again
         try:
-            return await self._deal(execution, attempt)
+            again = await self._deal(execution, attempt)
+            self._silent_since.pop(attempt.component, None)
+            return again
         except (BurnishError, ValidationError) as given:
             odd = f"its answer is none of the protocol's: {str(given).splitlines()[0]}"
             error = given if isinstance(given, BurnishError) else UpstreamFailed(odd)
             attempt.resting = True
             attempt.again = min(_LAST_POLL, error.retry_after or 2.0)
-            attempt.change(note=f"{attempt.component} does not answer: {error.message}; trying again")
+            since = self._silent_since.setdefault(attempt.component, datetime.now(UTC))
+            attempt.change(
+                note=f"{attempt.component} does not answer since {since:%H:%M:%S} UTC: {error.message}; trying again"
+            )
             return attempt.again
 
     async def _deal(self, execution: Execution, attempt: Attempt) -> float | None:

@@ -219,3 +219,27 @@ class DefinitionView(_View):
 
 
 Verb = Literal["cancel", "pause", "resume"]
+
+
+_KIND: dict[str, JsonValue] = {
+    "component_type": "echo_metric", "name": "measure", "summary": "Measure an echo", "heavy": True, "pausable": False,
+    "spec_schema": {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}},
+    "result_schema": {"type": "object", "required": ["characters"], "properties": {"characters": {"type": "integer"}}},
+}  # fmt: skip
+
+
+class KindView(_View):
+    """What a step can be made of: a kind of job that a component offers, or a kind of the engine (`platform`)."""
+
+    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_KIND]})
+
+    component_type: str = Field(description="A step's `component`")
+    name: str = Field(description="A step's `kind`")
+    summary: str = ""
+    heavy: bool = Field(default=True, description="Runs in a host process of its own")
+    pausable: bool = False
+    away_since: datetime | None = Field(
+        default=None, description="Since when no instance of the component is known; null: it is there"
+    )
+    spec_schema: dict[str, Any] = Field(description="JSON Schema of a step's `with`")
+    result_schema: dict[str, Any] = Field(description="JSON Schema of what `steps.<name>.result` is")

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.errors import Conflict, FieldProblem, Forbidden, InvalidRequest, NotFound
+from burnish.core.errors import Conflict, FieldProblem, Forbidden, InvalidRequest, NotFound, Unavailable
 from burnish.core.ids import new_id
 from burnish.core.states import ExecutionState, StepState
 from burnish.infra import event_log
@@ -25,6 +25,7 @@ from burnish.platform.workflow.fork import copied_steps
 from burnish.platform.workflow.kinds import ENGINE_KINDS
 from burnish.platform.workflow.library import definition_named
 from burnish.platform.workflow.live import live_steps, outdated
+from burnish.platform.workflow.offers import Known
 from burnish.platform.workflow.parameters import ModelFinder, Resolver
 from burnish.platform.workflow.records import (
     FINAL,
@@ -64,11 +65,12 @@ class WorkflowService:
         find_model: ModelFinder,
         *,
         kinds: Mapping[str, EngineKind] = ENGINE_KINDS,
+        known: Known | None = None,
     ) -> None:
         self._database = database
         self._kinds = kinds
         self._resolver = Resolver(components, find_model)
-        self._validator = Validator(components, kinds)
+        self._validator = Validator(components, kinds, known)
         self._definitions = Definitions()
 
     def definition_of(self, request: RunRequest) -> Definition:
@@ -94,8 +96,7 @@ class WorkflowService:
         """
         accepted = await self.examine(self.definition_of(request), request.parameters, principal)
         refuse_lacking(accepted.findings.forbidden, principal)
-        if accepted.findings.problems:
-            raise refused(accepted.findings.problems, accepted.definition.name)
+        _refuse_faulty(accepted.findings, accepted.definition.name)
         return accepted
 
     async def examine(self, definition: Definition, given: Mapping[str, Any], principal: Principal) -> Accepted:
@@ -243,8 +244,7 @@ class WorkflowService:
         given = {**row.given, **request.parameters}
         accepted = await self.examine(definition, given, principal)
         refuse_lacking(accepted.findings.forbidden, principal)
-        if accepted.findings.problems:
-            raise refused(accepted.findings.problems, definition.name)
+        _refuse_faulty(accepted.findings, definition.name)
         live = live_steps(definition, self._kinds)
         steps = copied_steps(row, definition, accepted.parameters, request.from_step, live)
         return Accepted(definition, given, accepted.parameters, accepted.findings, steps, forked_from=workflow_id)
@@ -293,6 +293,18 @@ def refuse_lacking(lacking: list[FieldProblem], principal: Principal) -> None:
         raise Forbidden(
             f"{lacking[0].message} in project {principal.project_id}", where=lacking[0].where, hint=lacking[0].hint,
             problems=lacking,
+        )  # fmt: skip
+
+
+def _refuse_faulty(findings: Findings, name: str) -> None:
+    """Refuse what is wrong; what only waits for a component to come back may be sent again."""
+    if findings.problems:
+        raise refused([*findings.problems, *findings.away], name)
+    if findings.away:
+        first = findings.away[0]
+        raise Unavailable(
+            f"{name} cannot be run now: {first.message}", where=first.where, hint=first.hint, problems=findings.away,
+            retry_after=10,
         )  # fmt: skip
 
 

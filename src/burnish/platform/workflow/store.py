@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, and_, func, insert, or_, select, true, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.states import ExecutionState, JobState
+from burnish.infra.database import utcnow
 from burnish.infra.reconcile import announce, wake
 from burnish.platform.jobs.tables import JobTable
 from burnish.platform.workflow.records import FINAL
-from burnish.platform.workflow.tables import StepAttemptRow, WorkflowExecutionRow
+from burnish.platform.workflow.tables import ComponentOfferRow, StepAttemptRow, WorkflowExecutionRow
 
 OPEN = (JobState.QUEUED, JobState.RUNNING)
 _INSERT_ATTEMPTS = insert(StepAttemptRow.__table__)  # type: ignore[arg-type]
@@ -230,3 +233,31 @@ async def succeeded_attempts(session: AsyncSession, project_id: str, workflow_id
         .order_by(StepAttemptRow.finished_at, StepAttemptRow.job_id)
     )
     return (await session.execute(statement)).scalars().all()
+
+
+async def offers(session: AsyncSession) -> dict[str, ComponentOfferRow]:
+    """Return what every type of component that was ever seen offered, by type."""
+    rows = (await session.execute(select(ComponentOfferRow).order_by(ComponentOfferRow.component_type))).scalars()
+    return {row.component_type: row for row in rows}
+
+
+async def keep_offer(session: AsyncSession, component_type: str, kinds: Sequence[Mapping[str, Any]]) -> None:
+    """Note what a type of component offers now."""
+    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    values: dict[str, Any] = {"kinds": list(kinds), "away_since": None}
+    statement = upsert(ComponentOfferRow).values(component_type=component_type, **values)
+    await session.execute(statement.on_conflict_do_update(index_elements=["component_type"], set_=values))
+
+
+async def mark_away(session: AsyncSession, types: Iterable[str]) -> None:
+    """Note that no instance of these types is known any more; the first note stands."""
+    gone = update(ComponentOfferRow).where(
+        ComponentOfferRow.component_type.in_(sorted(types)), ComponentOfferRow.away_since.is_(None)
+    )
+    await session.execute(gone.values(away_since=utcnow()))
+
+
+async def mark_back(session: AsyncSession, types: Iterable[str]) -> None:
+    """Note that instances of these types are known again."""
+    back = update(ComponentOfferRow).where(ComponentOfferRow.component_type.in_(sorted(types)))
+    await session.execute(back.values(away_since=None))

@@ -87,3 +87,13 @@ class StepAttemptRow(Base):
     reused_from: Mapped[str | None] = mapped_column(String(64), default=None)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
+
+
+class ComponentOfferRow(Base):
+    """What a type of component offered when it was last seen, and since when none of its instances is known."""
+
+    __tablename__ = "component_offers"
+
+    component_type: Mapped[str] = mapped_column(String(100), primary_key=True)
+    kinds: Mapped[list[dict[str, Any]]] = mapped_column(JsonB)
+    away_since: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -41,6 +41,7 @@ from burnish.platform.workflow.expressions import (
     resolve,
     single,
 )  # fmt: skip
+from burnish.platform.workflow.offers import Known, OfferedNow, away_problem
 
 _MANY = 50
 """Items of a `foreach` whose specs are each checked at submit."""
@@ -70,6 +71,8 @@ class Findings:
 
     problems: list[FieldProblem] = field(default_factory=list)
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    away: list[FieldProblem] = field(default_factory=list)
+    """Steps whose component is known, but not there now: nothing that the submitter could mend."""
     forbidden: list[FieldProblem] = field(default_factory=list)
     """Steps that need a permission which the submitter lacks; among ``problems``, too."""
 
@@ -77,8 +80,9 @@ class Findings:
 class Validator:
     """Checks a definition with its parameters against what is offered."""
 
-    def __init__(self, components: Components, kinds: Mapping[str, EngineKind]) -> None:
+    def __init__(self, components: Components, kinds: Mapping[str, EngineKind], known: Known | None = None) -> None:
         self._components = components
+        self._known = known or OfferedNow(components)
         self._kinds = kinds
         self._own = {(ENGINE, name): kind.offer(name) for name, kind in kinds.items()}
 
@@ -87,7 +91,7 @@ class Validator:
 
         ``parameters`` lacks those that were given wrongly: what hangs on them is left open.
         """
-        offers = {**self._components.kinds(), **self._own}
+        offers, away = {**self._known.kinds(), **self._own}, self._known.away()
         findings = Findings()
         findings.forbidden = self.lacking(definition, definition.steps, principal)
         findings.problems += findings.forbidden
@@ -107,8 +111,11 @@ class Validator:
                 if step.component == ENGINE:
                     place = f"steps.{name}.with"
                     findings.problems += self._kinds[step.kind].problems(ask.spec, ask.unresolved, place)
-                else:
+                elif step.component not in away:
                     asks.append(ask)
+            if step.component in away:
+                place = f"steps.{name}.component"
+                findings.away.append(away_problem(place, step.component, away[step.component]))
         answers = await asyncio.gather(*(self._ask(definition.steps[a.step], a, principal) for a in asks))
         for ask, (problems, estimate) in zip(asks, answers, strict=True):
             findings.problems += problems
@@ -118,7 +125,7 @@ class Validator:
 
     def lacking(self, definition: Definition, steps: Iterable[str], principal: Principal) -> list[FieldProblem]:
         """Return the steps whose work needs a permission that the caller lacks, each with its name."""
-        offers = {**self._components.kinds(), **self._own}
+        offers = {**self._known.kinds(), **self._own}
         found = []
         for name in steps:
             step = definition.steps[name]

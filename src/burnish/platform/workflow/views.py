@@ -7,14 +7,17 @@ from typing import Any
 from burnish.core.errors import ErrorBody
 from burnish.core.protocol import Progress
 from burnish.core.states import ExecutionState, JobState, StepState
-from burnish.platform.workflow.definition import Definition
+from burnish.platform.workflow.definition import ENGINE, Definition
+from burnish.platform.workflow.engine_kinds import EngineKind
 from burnish.platform.workflow.execution import artifacts_in
+from burnish.platform.workflow.offers import Known
 from burnish.platform.workflow.records import ENDED, StepRecord, load_steps
 from burnish.platform.workflow.schemas import (
     AttemptView,
     DefinitionView,
     ExecutionItem,
     ExecutionView,
+    KindView,
     ParameterView,
     StepPlan,
     StepView,
@@ -131,3 +134,13 @@ def definition_view(definition: Definition, *, whole: bool) -> DefinitionView:
         name=definition.name, description=definition.description, digest=definition.digest, parameters=parameters,
         steps=plans(definition, {}), source=dict(definition.source) if whole else None,
     )  # fmt: skip
+
+
+def kind_views(known: Known, own: Mapping[str, EngineKind]) -> list[KindView]:
+    """Return everything that a step can be made of, sorted."""
+    away = known.away()
+    offers = {**known.kinds(), **{(ENGINE, name): kind.offer(name) for name, kind in own.items()}}
+    return [
+        KindView(component_type=component, away_since=away.get(component), **offer.model_dump())
+        for (component, _), offer in sorted(offers.items())
+    ]
