@@ -239,7 +239,7 @@ async def test_references_resolve_or_say_what_is_near(bench: Bench) -> None:
 
 async def test_another_project_sees_nothing(bench: Bench) -> None:
     made = await bench.upload(lines(3), name="reviews")
-    other = headers(Principal("eve", "other", frozenset()))
+    other = headers(Principal("eve", "other", frozenset({"engineer"})))
     for path in ("/reviews", f"/{made['id']}", "/reviews/versions/1/download", "/resolve?ref=reviews"):
         assert (await bench.client.get(URL + path, headers=other)).status_code == 404
     assert (await bench.client.get(URL, headers=other)).json()["data"] == []
@@ -407,7 +407,9 @@ async def test_the_server_answers_while_a_large_file_is_read(small: Bench) -> No
 async def test_a_split_runs_as_a_job_of_the_component(bench: Bench) -> None:
     made = await bench.upload(lines(100), name="reviews")
     spec = SplitSpec(dataset=made["artifact"]).model_dump(mode="json")
-    checked = await bench.client.post("/jobs/validate", json={"kind": "split", "spec": spec})
+    checked = await bench.client.post(
+        "/jobs/validate", json={"kind": "split", "spec": spec}, headers=headers(LOCAL.acting())
+    )
     assert checked.json()["problems"] == []
     for change, where in (
         ({"dataset": {**made["artifact"], "digest": "sha256:" + "0" * 64}}, "spec.dataset"),
@@ -415,7 +417,9 @@ async def test_a_split_runs_as_a_job_of_the_component(bench: Bench) -> None:
         ({"tset": 0}, "spec.tset"),
     ):
         body = {"kind": "split", "spec": {**spec, **change}}
-        wrong = (await bench.client.post("/jobs/validate", json=body)).json()["problems"]
+        wrong = (await bench.client.post("/jobs/validate", json=body, headers=headers(LOCAL.acting()))).json()[
+            "problems"
+        ]
         assert [problem["where"] for problem in wrong] == [where]
 
     from burnish.components.data_management.kinds import KINDS
@@ -424,7 +428,9 @@ async def test_a_split_runs_as_a_job_of_the_component(bench: Bench) -> None:
     try:
         await submit(JobRequest(job_id="job_s", kind="split", spec=spec), "data_management", KINDS, bench.runtime)
         deadline = time.monotonic() + 60
-        while not (job := (await bench.client.get("/jobs/job_s")).json())["finished_at"]:
+        while not (job := (await bench.client.get("/jobs/job_s", headers=headers(LOCAL.acting()))).json())[
+            "finished_at"
+        ]:
             assert time.monotonic() < deadline, job
             await asyncio.sleep(0.05)
     finally:

@@ -97,7 +97,7 @@ async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: s
         # Versions of the protocol may differ, so it is lenient; whether a job is right depends on its kind.
         tolerated = ["--exclude-checks", "negative_data_rejection,positive_data_acceptance"]
         app = component_app("fine_tuning", KINDS, bench.runtime)
-    headers = {"burnish-caller": bench.runtime.tokens.sign(LOCAL, "fine_tuning", ttl=3600)}
+    headers = {"burnish-caller": bench.runtime.tokens.sign(LOCAL.acting(), "fine_tuning", ttl=3600)}
     await bench.submit("job_1", "count", {"to": 1})
     async with served(app) as url:
         arguments = [

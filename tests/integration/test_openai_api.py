@@ -384,12 +384,12 @@ async def test_the_deploy_job(served: Served) -> None:
 
     async def run(job_id: str, ref: Any, **spec: Any) -> dict[str, Any]:
         body = {"job_id": job_id, "kind": "deploy", "spec": {"deployment": "dep", "model": ref.model_dump(), **spec}}
-        view: dict[str, Any] = await integrator.call("model_serving", "POST", "/jobs", body, principal=LOCAL)
+        view: dict[str, Any] = await integrator.call("model_serving", "POST", "/jobs", body, principal=LOCAL.acting())
         deadline = time.monotonic() + 30
         while view["state"] in {"queued", "starting", "running"}:
             assert time.monotonic() < deadline, view
             await asyncio.sleep(0.05)
-            view = await integrator.call("model_serving", "GET", f"/jobs/{job_id}", principal=LOCAL)
+            view = await integrator.call("model_serving", "GET", f"/jobs/{job_id}", principal=LOCAL.acting())
         return view
 
     one, two = await served.model("one"), await served.model("two")
@@ -421,13 +421,13 @@ async def test_a_cancelled_deploy_leaves_what_serves(served: Served) -> None:
     slow = await served.model("slow", start_seconds=30)
     integrator = served.server.integrator
     body = {"job_id": "job_1", "kind": "deploy", "spec": {"deployment": "dep", "model": slow.model_dump()}}
-    await integrator.call("model_serving", "POST", "/jobs", body, principal=LOCAL)
+    await integrator.call("model_serving", "POST", "/jobs", body, principal=LOCAL.acting())
     await served.until(lambda v: any(r["revision"] == 2 and r["pid"] for r in v["replicas"]))
-    await integrator.call("model_serving", "POST", "/jobs/job_1/cancel", principal=LOCAL)
+    await integrator.call("model_serving", "POST", "/jobs/job_1/cancel", principal=LOCAL.acting())
     view = await served.until(lambda v: v["revisions"][0]["state"] == "retired" and len(v["replicas"]) == 1)
     assert (view["state"], view["wanted"], view["serving"]) == ("ready", 1, 1)
     deadline = time.monotonic() + 10
-    while (job := await integrator.call("model_serving", "GET", "/jobs/job_1", principal=LOCAL))[
+    while (job := await integrator.call("model_serving", "GET", "/jobs/job_1", principal=LOCAL.acting()))[
         "state"
     ] != "cancelled":
         assert time.monotonic() < deadline, job
