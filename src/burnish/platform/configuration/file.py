@@ -24,6 +24,7 @@ from burnish.platform.configuration.layers import Path as Path_
 _LARGEST_BYTES = 1 << 20
 _DEEPEST = 20
 _MOST_VALUES = 100_000
+_COLLECTIONS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ class _Reader:
         if len(path) > _DEEPEST or self._count > _MOST_VALUES:  # aliases may multiply, or contain themselves
             much = f"more than {_MOST_VALUES} values, or nested deeper than {_DEEPEST} levels"
             raise yaml.MarkedYAMLError(problem=much, problem_mark=node.start_mark)
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+            raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} means nothing here", problem_mark=node.start_mark)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):

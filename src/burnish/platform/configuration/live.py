@@ -149,6 +149,10 @@ class LiveConfiguration:
         """Tell whether this process's own variables decide a key, whatever the environment's values say."""
         return key in self._own.values and environment in self.chain()
 
+    def started_with(self) -> Mapping[str, JsonValue]:
+        """Return what needs a restart to change, as it was at the start of this process."""
+        return self._cold
+
     def subscribe(self, name: str, apply: Part, check: Part | None = None) -> None:
         """Let a part follow the configuration: ``apply`` is called with each new one, whole, and now with the present.
 

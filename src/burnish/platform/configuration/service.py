@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.configuration import Setting, schema, sections
+from burnish.core.configuration import Configuration, Setting, schema, sections, value_at
 from burnish.core.errors import Conflict, FieldProblem, InvalidRequest, NotFound
 from burnish.infra import event_log
 from burnish.infra.storable import unstorable
 from burnish.platform.configuration import environments, secrets, store
 from burnish.platform.configuration.file import chain_of
-from burnish.platform.configuration.layers import Layer, LayerName, Placed, changed_keys, compose, flatten, suggestion
+from burnish.platform.configuration.layers import (
+    Layer,
+    LayerName,
+    Placed,
+    changed_keys,
+    compose,
+    flatten,
+    same,
+    suggestion,
+)
 from burnish.platform.configuration.live import LiveConfiguration
 from burnish.platform.configuration.schemas import ChangeView, KeyChange
 from burnish.platform.configuration.tables import ConfigurationVersionRow
@@ -199,13 +208,13 @@ async def _replace(
     old = overrides_of(before)
     changed = changed_keys(old, new)
     _authorize(caller, changed)
-    refusals = await _check(session, live, change, new, given)
-    if refusals and not change.dry_run:
-        raise InvalidRequest("a part of the platform refuses the change; nothing was changed", problems=refusals)
+    judged = await _check(session, live, change, new, given)
+    if judged.refusals and not change.dry_run:
+        raise InvalidRequest("a part of the platform refuses the change; nothing was changed", problems=judged.refusals)
     shown = difference(caller, old, new)
     view = ChangeView(
         environment=change.environment, version=number, previous=number, dry_run=change.dry_run, changed=shown,
-        restart_needed=tuple(one.key for one in shown if one.change == "restart"), refusals=refusals,
+        restart_needed=judged.stale(changed, live), refusals=judged.refusals,
         overridden=tuple(key for key in changed if live.decides(change.environment, key)),
     )  # fmt: skip
     if change.dry_run or not changed:
@@ -228,10 +237,25 @@ def _authorize(caller: Principal, changed: Iterable[str]) -> None:
         authorize_everywhere(caller, permission)
 
 
-async def _check(
-    session: AsyncSession, live: LiveConfiguration, change: Change, new: Values, given: Given
-) -> tuple[FieldProblem, ...]:
-    """Judge an environment, and those that inherit from it, as they would be; return what parts would refuse.
+@dataclass(frozen=True)
+class _Judged:
+    """What the platform makes of a change that is right in itself."""
+
+    refusals: tuple[FieldProblem, ...] = ()
+    own: Configuration | None = None
+    """What this process would obey; None when the change is of an environment that it is not made of."""
+
+    def stale(self, changed: Iterable[str], live: LiveConfiguration) -> tuple[str, ...]:
+        """Return the changed keys that need a restart; in this process's environment only where its start's value differs."""
+        cold = [key for key in changed if _setting(key).change == "restart"]
+        if self.own is None:
+            return tuple(cold)
+        started = live.started_with()
+        return tuple(key for key in cold if not same(value_at(self.own, key), started.get(key)))
+
+
+async def _check(session: AsyncSession, live: LiveConfiguration, change: Change, new: Values, given: Given) -> _Judged:
+    """Judge an environment, and those that inherit from it, as they would be.
 
     Raises:
         InvalidRequest: values are wrong; ``problems`` has every place.
@@ -242,7 +266,7 @@ async def _check(
         raise InvalidRequest("the reason cannot be stored", problems=odd)
     fresh = Layer(LayerName.DATABASE, {key: given.set.get(key, Placed(value, key)) for key, value in new.items()})
     problems = list(given.problems)
-    refusals: tuple[FieldProblem, ...] = ()
+    judged = _Judged()
     for name in live.file.environments:
         chain = chain_of(live.file.environments, name)
         if change.environment not in chain:
@@ -253,10 +277,10 @@ async def _check(
         )
         problems += [one for one in outcome.problems if one not in problems]
         if outcome.configuration is not None and name == live.environment:
-            refusals = live.refusals(outcome.configuration)
+            judged = _Judged(live.refusals(outcome.configuration), outcome.configuration)
     problems += await _missing_secrets(session, fresh)
     _raise(problems)
-    return refusals
+    return judged
 
 
 async def _layer(session: AsyncSession, environment: str) -> Layer:
