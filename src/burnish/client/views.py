@@ -177,6 +177,20 @@ class ComponentView(View):
     status: str = ""
     api_endpoint: str | None = None
     last_heartbeat: datetime | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    node: str | None = None
+    source: str = ""
+    """How it was found: ``embedded``, ``registered``, ``static``, ``dns`` or ``entry_point``."""
+    health: dict[str, Any] | None = None
+    """Its own word: ``load``, ``waiting_for``, ``warm``, ..."""
+    problem: str | None = None
+    """Why it is not healthy."""
+    since: datetime | None = None
+    """When its state began."""
+    restarts: int = 0
+    restart_requested_at: datetime | None = None
+    actions: tuple[dict[str, Any], ...] | None = None
+    """What the platform has done about it, with the cause; only of a single instance."""
 
 
 class Chunk(View):

@@ -1,0 +1,472 @@
+"""The supervisor behind ``burnish up``: starts processes, starts again what ends, and finds them again after its own death.
+
+Each process is in a session of its own and writes into a file, so that it outlives a supervisor that is killed. The
+state file says which process is which, by pid and start time; the next supervisor of the same file adopts them.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from burnish.cli import composition
+from burnish.cli.composition import Launch
+from burnish.cli.processes import ProcessFile, process_file, started_ticks
+from burnish.core.errors import Conflict, InvalidRequest
+
+State = Literal["starting", "ready", "stopping", "waiting", "given_up", "stopped"]
+
+TICK_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""Between looks at restart intents."""
+READY_SECONDS = 120.0
+"""A process that is not ready by then is started again."""
+STOP_SECONDS = 60.0
+"""From TERM (or INT) to KILL."""
+STEADY_SECONDS = 30.0
+"""One that was ready for so long had no trouble of its own: the count of failures starts again."""
+BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+MAX_FAILURES = 6
+"""Ends in a row after which a process is given up, until the file changes or SIGHUP comes."""
+_LOG_LINES = 15
+
+
+class UnitRecord(BaseModel):
+    """What the state file says of one process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    components: str
+    state: State
+    pid: int | None = None
+    started_ticks: int | None = None
+    boot_id: str = ""
+    digest: str = ""
+    home: str = ""
+    url: str | None = None
+    since: float = 0.0
+    failures: int = 0
+    restarts: int = 0
+    problem: str | None = None
+    log: str = ""
+
+
+class StateFile(BaseModel):
+    """The state file: the supervisor and its processes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    supervisor: int
+    supervisor_ticks: int
+    units: tuple[UnitRecord, ...] = ()
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the supervisor that wrote it lives."""
+        return started_ticks(self.supervisor) == self.supervisor_ticks
+
+
+@dataclass
+class Unit:
+    """One process that is to run."""
+
+    launch: Launch
+    home: Path
+    log: Path
+    state: State = "waiting"
+    pid: int | None = None
+    ticks: int | None = None
+    digest: str = ""
+    """Of the launch that it was started with."""
+    since: float = field(default_factory=time.time)
+    at: float = field(default_factory=time.monotonic)
+    """When the state began."""
+    due: float = 0.0
+    failures: int = 0
+    restarts: int = 0
+    url: str | None = None
+    problem: str | None = None
+    child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process lives."""
+        if self.child is not None:
+            self.child.poll()
+        return self.pid is not None and started_ticks(self.pid) == self.ticks
+
+    def become(self, state: State, problem: str | None = None) -> None:
+        """Change the state."""
+        self.state, self.problem = state, problem
+        self.since, self.at = time.time(), time.monotonic()
+
+    def record(self) -> UnitRecord:
+        """Return what the state file is to say."""
+        return UnitRecord(
+            key=self.launch.key, components=self.launch.components, state=self.state, pid=self.pid,
+            started_ticks=self.ticks, boot_id=boot_id(), digest=self.digest, home=str(self.home), url=self.url,
+            since=self.since, failures=self.failures, restarts=self.restarts, problem=self.problem, log=str(self.log),
+        )  # fmt: skip
+
+
+class Supervisor:
+    """Keeps the processes of one file running. One a file."""
+
+    def __init__(self, file: Path, home: Path, say: Callable[[str], None], wanted_restarts: Callable[[str, Sequence[str]], set[int]]) -> None:  # fmt: skip
+        """Make it, without a process.
+
+        Args:
+            file: the composition.
+            home: of processes that name none of their own; also keeps the state and the logs.
+            say: prints a line.
+            wanted_restarts: given this supervisor's id and the URLs of platforms, returns the pids that are to be restarted.
+        """
+        self.file = file.resolve()
+        self.home = home
+        self.folder = folder_of(self.file, home)
+        self.id = f"up-{self.folder.name.removeprefix('up-')}"
+        self._say = say
+        self._wanted_restarts = wanted_restarts
+        self._units: dict[str, Unit] = {}
+        self._rolling: list[str] = []
+        """Keys to be started anew, one after the other."""
+        self._signals: list[int] = []
+        self._changed_at = 0.0
+        self._intents: set[int] = set()
+        self._looking: threading.Thread | None = None
+        self._looked_at = 0.0
+        self._lock: int | None = None
+
+    # What it is told.
+
+    def signal(self, number: int) -> None:
+        """Take a signal, to be obeyed in the loop."""
+        self._signals.append(number)
+
+    def run(self) -> None:
+        """Supervise until a signal ends it: INT drains the processes, TERM leaves their jobs and replicas running.
+
+        Raises:
+            Conflict: another supervisor has this file.
+            InvalidRequest: the file is not as it has to be.
+        """
+        launches = composition.read(self.file)
+        self._take()
+        try:
+            self._changed_at = self._modified()
+            self._adopt(launches)
+            while not (ending := [one for one in self._signals if one in (signal.SIGINT, signal.SIGTERM)]):
+                self._turn()
+                time.sleep(TICK_SECONDS)
+            self._end_all(ending[0])
+        finally:
+            self._write()
+            if self._lock is not None:
+                os.close(self._lock)
+
+    def _take(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            other = read_state(self.file, self.home)
+            pid = f" (pid {other.supervisor})" if other else ""
+            os.close(self._lock)
+            self._lock = None
+            raise Conflict(
+                f"another supervisor{pid} has {self.file}", where=str(self.file),
+                hint="look at it with `burnish up --status`, end it with Ctrl-C or TERM; it reads the file again when it changes",
+            ) from error  # fmt: skip
+
+    def _adopt(self, launches: Sequence[Launch]) -> None:
+        """Take over what an earlier supervisor left running; what has changed since is started anew, one by one."""
+        known = read_state(self.file, self.home)
+        for record in known.units if known is not None else ():
+            if record.pid is None or record.boot_id != boot_id() or started_ticks(record.pid) != record.started_ticks:
+                continue
+            launch = Launch(record.key, record.components, None, {})
+            unit = Unit(launch, Path(record.home), Path(record.log), pid=record.pid, ticks=record.started_ticks)
+            unit.digest, unit.restarts, unit.url = record.digest, record.restarts, record.url
+            unit.become("ready" if record.url else "starting")
+            self._units[record.key] = unit
+            self._say(f"{record.key}: adopted (pid {record.pid})")
+        self._want(launches)
+
+    def _want(self, launches: Sequence[Launch]) -> None:
+        """Make the units those of the file: new ones start, others stop, changed ones are started anew one by one."""
+        wanted = {launch.key: launch for launch in launches}
+        for key, unit in self._units.items():
+            if key not in wanted and unit.state != "stopped":
+                self._say(f"{key}: is no longer in the file")
+                self._stop(unit, signal.SIGTERM)
+        for key, launch in wanted.items():
+            found = self._units.get(key)
+            if found is None or found.state == "stopped":
+                self._units[key] = Unit(launch, self._home_of(launch), self.folder / f"{key}.log")
+                continue
+            found.launch, found.home = launch, self._home_of(launch)
+            if found.state == "given_up":
+                found.failures = 0
+                found.become("waiting")
+            elif found.digest and found.digest != launch.digest and key not in self._rolling:
+                self._rolling.append(key)
+
+    def _home_of(self, launch: Launch) -> Path:
+        given = launch.environment.get("BURNISH_HOME")
+        return Path(given).expanduser().resolve() if given else self.home
+
+    # The loop.
+
+    def _turn(self) -> None:
+        """Look at everything once."""
+        before = [unit.record() for unit in self._units.values()]
+        if signal.SIGHUP in self._signals:
+            self._signals = [one for one in self._signals if one != signal.SIGHUP]
+            self._say("SIGHUP: starting every process anew, one after the other")
+            self._reread()
+            self._rolling = [key for key, unit in self._units.items() if unit.state != "stopped"]
+        elif self._modified() != self._changed_at:
+            self._say(f"{self.file.name} has changed")
+            self._reread()
+        self._look_for_intents()
+        for unit in list(self._units.values()):
+            self._advance(unit)
+        self._roll()
+        if [unit.record() for unit in self._units.values()] != before:
+            self._write()
+
+    def _advance(self, unit: Unit) -> None:
+        """One step of one process."""
+        now = time.monotonic()
+        match unit.state:
+            case "waiting" if now >= unit.due:
+                self._start(unit)
+            case "starting" | "ready" if not unit.alive:
+                self._ended(unit)
+            case "starting":
+                if (url := self._url_of(unit)) is not None:
+                    unit.url = url
+                    unit.become("ready")
+                    self._say(f"{unit.launch.key}: ready at {url} (pid {unit.pid})")
+                elif now - unit.at > READY_SECONDS:
+                    self._kill(unit)
+                    self._ended(unit, f"it was not ready within {READY_SECONDS:g} s")
+            case "ready":
+                if unit.failures and now - unit.at > STEADY_SECONDS:
+                    unit.failures = 0
+                if unit.pid in self._intents:
+                    self._intents.discard(unit.pid or 0)
+                    self._say(f"{unit.launch.key}: the platform asks for its restart")
+                    self._stop(unit, signal.SIGTERM)
+            case "stopping":
+                self._stopping(unit, now)
+            case _:
+                pass
+
+    def _stopping(self, unit: Unit, now: float) -> None:
+        if unit.alive and now - unit.at > STOP_SECONDS:
+            self._say(f"{unit.launch.key}: has not ended within {STOP_SECONDS:g} s; killed")
+            self._kill(unit)
+        if unit.alive:
+            return
+        gone = unit.launch.key not in {launch.key for launch in self._launches}
+        unit.pid = unit.ticks = unit.url = unit.child = None
+        unit.digest = ""
+        if gone or any(one in (signal.SIGINT, signal.SIGTERM) for one in self._signals):
+            unit.become("stopped")
+            return
+        unit.restarts += 1
+        unit.due = 0.0
+        unit.become("waiting")
+
+    def _start(self, unit: Unit) -> None:
+        environment = {**os.environ, **unit.launch.environment}
+        environment |= {"BURNISH_COMPONENTS": unit.launch.components, "BURNISH_SUPERVISED_BY": self.id}
+        environment["BURNISH_HOME"] = str(unit.home)
+        environment["BURNISH_PORT"] = str(unit.launch.port or 0)
+        unit.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with unit.log.open("ab") as output:
+            unit.child = subprocess.Popen(
+                [sys.executable, "-m", "burnish.cli", "serve"],
+                env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        unit.pid, unit.ticks, unit.digest = unit.child.pid, started_ticks(unit.child.pid), unit.launch.digest
+        unit.url = None
+        unit.become("starting")
+        self._write()  # at once: a supervisor that is killed now must find it again
+        self._say(f"{unit.launch.key}: started (pid {unit.pid}, log {unit.log})")
+
+    def _ended(self, unit: Unit, why: str | None = None) -> None:
+        """A process ended by itself: start it again after a while, or give it up."""
+        status = None if unit.child is None else unit.child.poll()
+        why = why or (f"it ended with status {status}" if status is not None else "it ended")
+        if status is not None and status < 0:
+            why = f"it was ended by signal {signal.Signals(-status).name}"
+        unit.failures += 1
+        unit.restarts += 1
+        unit.pid = unit.ticks = unit.url = unit.child = None
+        if unit.failures >= MAX_FAILURES:
+            unit.become("given_up", f"{why}; {unit.failures} times in a row")
+            self._say(f"{unit.launch.key}: given up: {unit.problem}. The end of its log ({unit.log}):")
+            for line in last_lines(unit.log):
+                self._say(f"    {line}")
+            self._say(f"{unit.launch.key}: mend it, then change {self.file.name} or send SIGHUP")
+            return
+        pause = BACKOFF_SECONDS[min(unit.failures - 1, len(BACKOFF_SECONDS) - 1)]
+        unit.due = time.monotonic() + pause
+        unit.become("waiting", why)
+        said = last_lines(unit.log, 1)
+        self._say(f"{unit.launch.key}: {why}{f' ({said[0][:300]})' if said else ''}; again in {pause:g} s")
+
+    def _stop(self, unit: Unit, number: int) -> None:
+        if unit.pid is None or not unit.alive:
+            unit.pid = unit.ticks = None
+            if unit.state != "stopping":
+                unit.become("stopped")
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(unit.pid, number)
+        unit.become("stopping")
+
+    def _kill(self, unit: Unit) -> None:
+        """KILL the server alone: its jobs and replicas are in sessions of their own, and are found again."""
+        if unit.pid is not None and unit.alive:
+            os.kill(unit.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while unit.alive and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+    def _roll(self) -> None:
+        """Start the next process anew once all others are as they should be: one is away at a time."""
+        if not self._rolling or any(unit.state in ("starting", "stopping", "waiting") for unit in self._units.values()):
+            return
+        unit = self._units.get(self._rolling.pop(0))
+        if unit is None or unit.state == "stopped":
+            return
+        if unit.state == "given_up":
+            unit.failures = 0
+            unit.become("waiting")
+            return
+        self._say(f"{unit.launch.key}: starting it anew")
+        self._stop(unit, signal.SIGTERM)
+
+    def _reread(self) -> None:
+        self._changed_at = self._modified()
+        try:
+            self._want(composition.read(self.file))
+        except InvalidRequest as error:
+            said = "; ".join(f"{one.where}: {one.message}" for one in error.problems) or error.message
+            self._say(f"{self.file.name} cannot be used, everything stays as it is: {said}")
+
+    @property
+    def _launches(self) -> tuple[Launch, ...]:
+        try:
+            return composition.read(self.file)
+        except InvalidRequest:
+            return tuple(unit.launch for unit in self._units.values())
+
+    def _modified(self) -> float:
+        try:
+            return self.file.stat().st_mtime
+        except OSError:
+            return self._changed_at
+
+    def _url_of(self, unit: Unit) -> str | None:
+        assert unit.pid is not None, "it was started"
+        with contextlib.suppress(OSError, ValidationError):
+            found = ProcessFile.model_validate_json(process_file(unit.home, unit.pid).read_text())
+            return found.url if found.started_ticks == unit.ticks else None
+        return None
+
+    def _look_for_intents(self) -> None:
+        """Ask the platform, beside the loop, whose restart it wants."""
+        if self._looking is not None and self._looking.is_alive():
+            return
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        urls = [
+            one.url for one in self._units.values() if one.url and one.launch.with_platform and one.state == "ready"
+        ]
+        if not urls:
+            return
+        self._looked_at = time.monotonic()
+        self._looking = threading.Thread(target=self._look, args=(urls,), daemon=True)
+        self._looking.start()
+
+    def _look(self, urls: list[str]) -> None:
+        self._intents = self._wanted_restarts(self.id, urls)
+
+    # Its end, and what it writes.
+
+    def _end_all(self, number: int) -> None:
+        """End everything: first what takes requests, then the components, each once those before have gone."""
+        self._say(
+            "Ending: " + ("jobs are paused, replicas end" if number == signal.SIGINT else "jobs and replicas run on")
+        )
+        units = [unit for unit in self._units.values() if unit.state not in ("stopped", "given_up")]
+        for unit in sorted(units, key=lambda one: not one.launch.with_platform):
+            self._stop(unit, number)
+            while unit.state == "stopping":
+                if self._signals.count(signal.SIGINT) > 1:
+                    self._kill(unit)
+                self._stopping(unit, time.monotonic())
+                time.sleep(TICK_SECONDS / 4)
+            unit.become("stopped")
+            self._say(f"{unit.launch.key}: ended")
+            self._write()
+
+    def _write(self) -> None:
+        state = StateFile(
+            file=str(self.file), supervisor=os.getpid(), supervisor_ticks=started_ticks(os.getpid()) or 0,
+            units=tuple(unit.record() for unit in self._units.values()),
+        )  # fmt: skip
+        path = self.folder / "state.json"
+        draft = path.with_name(".state.json")
+        draft.write_text(state.model_dump_json(indent=1))
+        draft.rename(path)
+
+
+def folder_of(file: Path, home: Path) -> Path:
+    """Return where a file's supervisor keeps its state and logs."""
+    return home / "run" / f"up-{hashlib.blake2b(str(file.resolve()).encode(), digest_size=6).hexdigest()}"
+
+
+def read_state(file: Path, home: Path) -> StateFile | None:
+    """Return what the file's supervisor wrote last; None if there never was one."""
+    try:
+        return StateFile.model_validate(json.loads((folder_of(file, home) / "state.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def last_lines(path: Path, count: int = _LOG_LINES) -> list[str]:
+    """Return the end of a log."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 16_384))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.strip()][-count:]
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the machine from others: start times count from it."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
