@@ -70,13 +70,13 @@ async def _check(registration: Registration, networks: tuple[str, ...]) -> None:
     """Check what the schema does not say.
 
     Raises:
-        InvalidRequest: it cannot be stored, or an endpoint hides its address.
+        InvalidRequest: it cannot be stored.
         Forbidden: an endpoint leads where nothing may be sent.
     """
     if odd := tuple(unstorable(registration.model_dump(), "body")):
         raise InvalidRequest("the registration cannot be stored", problems=odd)
     for where in ("api_endpoint", "health_endpoint"):
-        with suppress(Unavailable):  # its name may be known later; until then it is not healthy, and says why
+        with suppress(InvalidRequest, Unavailable):  # until it can be called it is not healthy, and says why
             await check_endpoint(getattr(registration, where), where, networks)
 
 

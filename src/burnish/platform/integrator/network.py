@@ -5,6 +5,7 @@ the ones that are connected to: a name that leads elsewhere a moment later gains
 """
 
 import asyncio
+import errno
 import ipaddress
 import re
 import socket
@@ -54,7 +55,7 @@ class CheckedResolver(AbstractResolver):
         try:
             addresses = allowed(await _addresses(host, port, family), self._networks(), host)
         except Forbidden as error:
-            raise AddressForbidden(error.message) from error
+            raise AddressForbidden(errno.EACCES, error.message) from error
         return [
             ResolveResult(
                 hostname=host, host=str(one), port=port, proto=0, flags=socket.AI_NUMERICHOST,
@@ -147,7 +148,8 @@ def host_of(url: str, where: str) -> tuple[str, int]:
     """Return host and port of an endpoint.
 
     Raises:
-        InvalidRequest: it is no plain http(s) URL, or writes an address in a way that hides it.
+        InvalidRequest: it is no plain http(s) URL.
+        Forbidden: it writes an address in a way that hides it.
     """
     try:
         parts = urlsplit(url)
@@ -159,7 +161,7 @@ def host_of(url: str, where: str) -> tuple[str, int]:
             f"{where} must be an http or https URL without a user", where=where, hint="for example http://10.0.0.7:8001"
         )
     if _NUMBERS.fullmatch(host) and not _is_address(host):
-        raise InvalidRequest(
+        raise Forbidden(
             f"{where} writes an address in an unusual way: {host}", where=where, hint="write it as 10.0.0.7"
         )
     return host, port or (443 if parts.scheme == "https" else 80)

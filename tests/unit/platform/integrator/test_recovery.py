@@ -30,7 +30,9 @@ def test_what_is_supervised_is_restarted_with_backoff_and_a_cap() -> None:
             count, when = count + 1, now
         now += 1
     assert [at for at, _ in asked] == [0, 10, 30, 70, 150, 230]
-    assert [step for _, step in asked] == [Step.RESTART_REQUESTED] * len(RESTART_BACKOFF_SECONDS) + [Step.RESTARTS_EXHAUSTED]
+    assert [step for _, step in asked] == [Step.RESTART_REQUESTED] * len(RESTART_BACKOFF_SECONDS) + [
+        Step.RESTARTS_EXHAUSTED
+    ]
 
 
 def test_after_being_well_for_long_the_count_begins_anew() -> None:

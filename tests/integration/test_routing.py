@@ -1,0 +1,134 @@
+"""Calls over real processes that are slowed, killed, frozen and come back."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from burnish.core.errors import Unavailable
+from burnish.infra.http import Request
+from burnish.platform.identity import LOCAL
+from tests.support.component_process import ComponentProcess, component_processes
+from tests.support.integrating import TYPE, World, load, wait_for, world
+
+
+async def two(world: World, *processes: ComponentProcess) -> None:
+    for one in processes:
+        await world.register(one.name, one.url)
+    await world.until_known(*(one.name for one in processes))
+
+
+async def test_the_share_of_one_that_is_slowed_falls(database_url: str, home: Path) -> None:
+    with component_processes("a", "b") as (a, b):
+        async with world(database_url, home) as found:
+            await two(found, a, b)
+            for one in (a, b):
+                one.control(delay=0.01)
+            async with load(found.call) as even:
+                await wait_for(lambda: even.calls > 300)
+            b.control(delay=0.1)
+            async with load(found.call) as slowed:
+                await wait_for(lambda: slowed.calls > 300)
+    assert not even.failures + slowed.failures
+    assert 0.2 < even.share("b") < 0.8, even
+    assert slowed.share("b") < 0.15, slowed
+
+
+async def test_a_killed_one_costs_no_idempotent_call(database_url: str, home: Path) -> None:
+    with component_processes("a", "b") as (a, b):
+        async with world(database_url, home) as found:
+            await two(found, a, b)
+            for one in (a, b):
+                one.control(delay=0.05)
+            async with (
+                load(found.call, workers=16, pause=0.0) as calls,
+                load(lambda: found.call("POST"), workers=4) as posts,
+            ):
+                await wait_for(lambda: calls.calls > 200)
+                b.kill()
+                killed = time.monotonic()
+                seen = calls.calls
+                await wait_for(lambda: calls.calls > seen + 200)
+                gone = await found.until("b", lambda one: one.status == "unhealthy")
+                print(f"unhealthy {time.monotonic() - killed:.1f} s after the kill; slowest call {calls.slowest:.2f} s")
+                b.start()
+                await found.until_known("b")
+                before = calls.answers["b"]
+                await wait_for(lambda: calls.answers["b"] > before + 20)
+    assert not calls.failures, calls.failures[:3]
+    assert calls.slowest < 2
+    assert len(posts.failures) <= 4, "a post that was under way is not repeated"
+    assert gone.problem_kind == "refused"
+    assert [one.action for one in gone.actions or ()][-2:] in (["alert", "route_around"], ["route_around", "alert"])
+
+
+async def test_a_frozen_one_is_routed_around_within_the_deadline_and_its_return_is_noticed(
+    database_url: str, home: Path
+) -> None:
+    with component_processes("a", "b") as (a, b):
+        async with world(database_url, home, lease_seconds=60.0) as found:
+            await two(found, a, b)
+            async with load(found.call) as calls:
+                await wait_for(lambda: calls.calls > 100)
+                b.signal(signal.SIGSTOP)
+                frozen = await found.until("b", lambda one: one.status == "degraded")
+                seen = calls.calls
+                await wait_for(lambda: calls.calls > seen + 200)
+                b.signal(signal.SIGCONT)
+                resumed = time.monotonic()
+                before = calls.answers["b"]
+                await wait_for(lambda: calls.answers["b"] > before + 20)
+                print(f"calls again {time.monotonic() - resumed:.1f} s after its return; slowest {calls.slowest:.2f} s")
+    assert not calls.failures, calls.failures[:3]
+    assert calls.slowest < 4
+    assert frozen.problem_kind == "silent"
+
+
+async def test_failing_answers_are_passed_on_and_their_instance_left_out(database_url: str, home: Path) -> None:
+    with component_processes("a", "b") as (a, b):
+        async with world(database_url, home) as found:
+            await two(found, a, b)
+            b.control(status=500)
+            async with load(found.call) as calls:
+                await wait_for(lambda: calls.calls > 300)
+                ill = await found.until("b", lambda one: one.status == "degraded")
+    assert ill.problem == "its calls fail"
+    assert 0 < len(calls.failures) < 60, "they are the client's to see, but few: it is left out"
+
+
+async def test_without_anybody_the_answer_says_so_and_a_stream_is_not_repeated_once_begun(
+    database_url: str, home: Path
+) -> None:
+    with component_processes("a", "b") as (a, b):
+        async with world(database_url, home) as found:
+            await two(found, a, b)
+            begun = asyncio.Event()
+
+            async def chunks():  # type: ignore[no-untyped-def]
+                yield b"x" * 1000
+                begun.set()
+                await asyncio.sleep(0.3)
+                yield b"y" * 1000
+
+            async def upload() -> int:
+                request = Request("PUT", "/work", {}, chunks(), deadline=time.time() + 10)
+                async with found.integrator.send(TYPE, request, LOCAL.acting()) as response:
+                    await response.read()
+                    return response.status
+
+            assert await upload() == 200
+            a.kill()
+            b.kill()
+            begun.clear()
+            for one in ("a", "b"):
+                await found.until(one, lambda seen: seen.failures > 0)
+            with pytest.raises(Unavailable):
+                await upload()
+            assert not begun.is_set(), "nothing of it was sent to anybody"
+            await found.until("a", lambda one: one.status == "unhealthy")
+            await found.until("b", lambda one: one.status == "unhealthy")
+            await found.until_known("a", "b", status="unhealthy")
+            with pytest.raises(Unavailable, match="a is unhealthy"):
+                await found.call()
