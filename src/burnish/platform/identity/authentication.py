@@ -306,4 +306,4 @@ def _project(headers: Mapping[str, str]) -> str | None:
 def _telling(token: str) -> str:
     """Return what may be written down of a credential that was not good."""
     prefix = prefix_of(token)
-    return "unknown" if prefix == NO_PREFIX else f"bk_{prefix}"
+    return "unknown" if prefix == NO_PREFIX else prefix

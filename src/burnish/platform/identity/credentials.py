@@ -42,7 +42,7 @@ class Credentials:
         row = ApiKeyRow(
             id=new_id("key"), name=asked.name, subject=owner.id, project_id=project_id, created_at=utcnow(),
             created_by=caller.subject, expires_at=self._end(asked.days),
-            scopes=None if asked.scopes is None else sorted(set(asked.scopes)),
+            scopes=_own_scopes(caller, owner.id) if asked.scopes is None else sorted(set(asked.scopes)),
         )  # fmt: skip
         if asked.component is not None:
             authorize_everywhere(caller, "component:register")
@@ -78,7 +78,6 @@ class Credentials:
         own = row.subject == caller.subject
         if own and row.project_id == EVERY_PROJECT:
             await self._refuse_bound(session, caller)
-            row.scopes = sorted(caller.scopes) if row.scopes is None and caller.scopes is not None else row.scopes
             service.refuse_beyond_scopes(caller, row.scopes)
             return
         if row.project_id == EVERY_PROJECT:
@@ -88,7 +87,7 @@ class Credentials:
             can = permissions_of(grant.roles | grant.everywhere) - PLATFORM_WIDE
         can = can if row.scopes is None else can & set(row.scopes)
         service.refuse_more(caller, can, row.project_id, f"a key of {row.subject}")
-        if row.scopes is None and (not own or caller.scopes is not None):
+        if row.scopes is None and not own:
             row.scopes = sorted(can)
 
     async def _refuse_bound(self, session: AsyncSession, caller: Principal) -> None:
@@ -123,7 +122,7 @@ class Credentials:
         """Make a key of the caller's own, as :meth:`mint` does, with this end (a login of the CLI)."""
         row = ApiKeyRow(
             id=new_id("key"), name=name[:255], subject=caller.subject, project_id=project_id, created_at=utcnow(),
-            created_by=caller.subject, expires_at=expires_at, scopes=None,
+            created_by=caller.subject, expires_at=expires_at, scopes=_own_scopes(caller, caller.subject),
         )  # fmt: skip
         await self._limit(session, caller, row)
         return await self._insert(session, caller, row, "key:mint")
@@ -228,6 +227,11 @@ async def bootstrap(database: Database, credentials: Credentials, *, issuer: str
         if administrators and issuer is not None and await store.with_login(session, administrators, issuer):
             return None
         return await credentials.first_key(session)
+
+
+def _own_scopes(caller: Principal, owner: str) -> list[str] | None:
+    """Return the scopes of a key for which none were asked: a key of one's own has those of the credential shown."""
+    return sorted(caller.scopes) if owner == caller.subject and caller.scopes is not None else None
 
 
 def _check_scopes(scopes: tuple[str, ...] | None) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from burnish.core.errors import Conflict, Forbidden, NotFound
 from burnish.core.ids import new_id
 from burnish.core.pages import Page
-from burnish.core.permissions import EVERY_PROJECT, permissions_of
+from burnish.core.permissions import EVERY_PROJECT, PERMISSIONS, permissions_of
 from burnish.infra.database import utcnow
 from burnish.platform.identity import audit, store
 from burnish.platform.identity.permission import authorize_everywhere, refusal
@@ -293,12 +293,13 @@ def refuse_more(caller: Principal, permissions: Iterable[str], project_id: str, 
 
 
 def refuse_beyond_scopes(caller: Principal, scopes: Iterable[str] | None) -> None:
-    """Refuse scopes that the caller's own credential does not have.
+    """Refuse scopes (None: all) that the caller's own credential does not have.
 
     Raises:
         Forbidden: it names the first of them.
     """
-    beyond = sorted(set(scopes or ()) - (caller.scopes or set(scopes or ())))
+    wanted = set(PERMISSIONS if scopes is None else scopes)
+    beyond = [] if caller.scopes is None else sorted(wanted - caller.scopes)
     if beyond:
         raise refusal(caller, beyond[0], "with the credential that was shown")
 

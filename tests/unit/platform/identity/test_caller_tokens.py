@@ -3,10 +3,12 @@
 import dataclasses
 import time
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from burnish.core.errors import Unauthenticated
-from burnish.platform.identity import CallerTokens, Principal, principal
+from burnish.platform.identity import CallerTokens, CallerVerifier, Principal, principal
 
 SOMEONE = Principal("someone", "project", frozenset({"developer"}))
 
@@ -78,3 +80,54 @@ def test_a_clock_set_forward_past_a_tokens_end_does_not_leave_it_in_use(tokens: 
     tokens.sign(SOMEONE, "evaluation")
     clock.wall += 3_600
     assert tokens.verify(tokens.sign(SOMEONE, "evaluation"), "evaluation") == SOMEONE
+
+
+WHOLE = Principal(
+    "ada", "ml", frozenset({"engineer"}), frozenset({"model:read"}), frozenset({"viewer"}), "key_1", ("echo-1", "echo")
+)
+
+
+def test_the_public_key_is_enough_to_verify_everything_that_a_token_carries(tokens: CallerTokens) -> None:
+    verifier = CallerVerifier(tokens.public_jwks())
+    token = tokens.sign(WHOLE, "evaluation")
+    assert verifier.verify(token, "evaluation") == WHOLE
+    assert verifier.verify(token, "evaluation") == WHOLE, "from memory"
+    with pytest.raises(Unauthenticated):
+        verifier.verify(token, "compression")
+    assert not any("d" in key for key in tokens.public_jwks()["keys"]), "the private part stays here"
+    with pytest.raises(ValueError, match="no Ed25519 key"):
+        CallerVerifier({"keys": []})
+
+
+def test_forged_tokens_are_refused(tokens: CallerTokens) -> None:
+    """Breaks with: taking the algorithm from the token, or a key that the token brings."""
+    good = tokens.sign(SOMEONE, "evaluation")
+    header, claims, signature = good.split(".")
+    kid = tokens.public_jwks()["keys"][0]["kid"]
+    body = jwt.decode(good, options={"verify_signature": False})
+    raised = {**body, "rol": ["administrator"], "evw": ["administrator"]}
+    other = Ed25519PrivateKey.generate()
+    forged = [
+        jwt.encode(raised, None, algorithm="none", headers={"kid": kid}),
+        jwt.encode(raised, tokens.public_jwks()["keys"][0]["x"] * 2, algorithm="HS256", headers={"kid": kid}),
+        jwt.encode(raised, other, algorithm="EdDSA", headers={"kid": kid}),
+        jwt.encode(raised, other, algorithm="EdDSA", headers={"kid": "mine"}),
+        jwt.encode(raised, other, algorithm="EdDSA"),
+        f"{header}.{claims}.",
+        f"{header}.{claims[:-4]}AAAA.{signature}",
+        "", "a.b.c", "é" * 40, good[:-8],
+    ]  # fmt: skip
+    for token in forged:
+        with pytest.raises(Unauthenticated):
+            tokens.verify(token, "evaluation")
+
+
+def test_a_token_that_was_verified_before_still_expires(tokens: CallerTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tokens.sign(SOMEONE, "evaluation", ttl=5)
+    assert tokens.verify(token, "evaluation") == SOMEONE
+    late = Clock(time.time() + 6)
+    monkeypatch.setattr(principal, "time", late)
+    assert tokens.verify(token, "evaluation") == SOMEONE, "within what clocks may differ"
+    token = tokens.sign(SOMEONE, "compression", ttl=-60)
+    with pytest.raises(Unauthenticated, match="expired"):
+        tokens.verify(token, "compression")

@@ -1,0 +1,265 @@
+"""Who may give what to whom: projects, roles and keys, on both databases."""
+
+from datetime import timedelta
+
+import pytest
+
+from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidRequest, NotFound, Unauthenticated
+from burnish.core.permissions import PLATFORM_WIDE, ROLES
+from burnish.infra.database import Database, utcnow
+from burnish.platform.identity import Principal, service, store
+from burnish.platform.identity.credentials import bootstrap, keys
+from burnish.platform.identity.schemas import (
+    InstanceOf,
+    NewBinding,
+    NewKeyRequest,
+    NewProject,
+    NewSubject,
+    RotateRequest,
+)
+from tests.support.identity import ROOT, People
+
+
+@pytest.fixture
+async def people(database: Database) -> People:
+    found = People(database)
+    await found.begin("ml", "other")
+    return found
+
+
+async def refused(people: People, error: type[BurnishError], caller: Principal, asked: NewBinding) -> BurnishError:
+    with pytest.raises(error) as caught:
+        async with people.database.write() as session:
+            await service.give(session, caller, asked)
+    return caught.value
+
+
+async def test_a_project_administrator_gives_roles_in_their_own_project_only(people: People) -> None:
+    boss = await people.user("boss", "administrator", "ml")
+    await people.user("ada", "viewer", "other")
+    async with people.database.write() as session:
+        given = await service.give(session, boss, NewBinding(subject="ada", role="engineer"))
+        again = await service.give(session, boss, NewBinding(subject="ada", role="engineer"))
+    assert (given.project, given.id) == ("ml", again.id)
+    foreign = await refused(people, NotFound, boss, NewBinding(subject="ada", role="engineer", project="other"))
+    missing = await refused(people, NotFound, boss, NewBinding(subject="ada", role="engineer", project="nothing"))
+    assert foreign.message.replace("other", "nothing") == missing.message, "a foreign project looks like none"
+    everywhere = await refused(people, Forbidden, boss, NewBinding(subject="boss", role="administrator", project="*"))
+    assert "in all projects" in everywhere.message
+    with pytest.raises(Forbidden, match="in all projects"):
+        async with people.database.write() as session:
+            await service.add_project(session, boss, NewProject(id="mine"))
+    with pytest.raises(Forbidden, match="in all projects"):
+        async with people.database.write() as session:
+            await service.add_user(session, boss, NewSubject(id="friend"))
+
+
+async def test_nobody_gives_more_than_they_have(people: People) -> None:
+    """With a key that has few scopes an administrator gives no role, mints no key and rotates none beyond them."""
+    boss = await people.user("boss", "administrator", "ml")
+    ada = await people.user("ada", "engineer", "ml")
+    few = frozenset({"identity:write", "identity:read", "key:write", "model:read"})
+    narrow = Principal("boss", "ml", boss.roles, few, credential="key_none")
+    error = await refused(people, Forbidden, narrow, NewBinding(subject="ada", role="viewer"))
+    assert error.where == "component:read"
+    whole = await people.key(ada)
+    async with people.database.write() as session:
+        with pytest.raises(Forbidden, match="a key of ada allows"):
+            await people.credentials.mint(session, narrow, NewKeyRequest(subject="ada"))
+        with pytest.raises(Forbidden, match="a key of ada allows"):
+            await people.credentials.rotate(session, narrow, whole.id, RotateRequest())
+        with pytest.raises(Forbidden, match="a key of boss allows"):
+            await people.credentials.mint(session, narrow, NewKeyRequest(scopes=("model:deploy", "model:read")))
+    made = await people.key(narrow, NewKeyRequest(subject="ada", scopes=("model:read",)))
+    assert (await people.come_in(made.key)).permissions() == {"model:read"}
+    own = await people.key(narrow)
+    assert own.scopes is not None
+    assert set(own.scopes) <= few
+
+
+async def test_a_key_minted_for_somebody_else_does_not_grow_with_their_roles(people: People) -> None:
+    """Breaks with: keys for others without scopes. Whoever minted one holds its secret."""
+    boss = await people.user("boss", "administrator", "ml")
+    await people.user("ada", "viewer", "ml")
+    minted = await people.key(boss, NewKeyRequest(subject="ada"))
+    await people.user("ada", "administrator", "*")
+    found = await people.come_in(minted.key)
+    assert found.permissions() == ROLES["viewer"]
+    with pytest.raises(NotFound):
+        await people.come_in(minted.key, "other")
+
+
+async def test_a_key_of_one_project_holds_there_only(people: People) -> None:
+    root = Principal("root", "ml", ROOT.roles, everywhere=ROOT.everywhere)
+    narrow = await people.key(root, NewKeyRequest())
+    found = await people.come_in(narrow.key)
+    assert (found.project_id, found.everywhere) == ("ml", frozenset())
+    assert found.permissions() == ROLES["administrator"] - PLATFORM_WIDE
+    for project in ("other", "default", "nothing", "../ml", "*"):
+        with pytest.raises(NotFound, match="there is no project"):
+            await people.come_in(narrow.key, project)
+    wide = await people.key(root, NewKeyRequest(project="*"))
+    assert {(await people.come_in(wide.key, name)).project_id for name in ("ml", "other", "default")} == {
+        "ml",
+        "other",
+        "default",
+    }
+    with pytest.raises(NotFound):
+        await people.come_in(wide.key, "nothing")
+    with pytest.raises(Forbidden, match="for project ml only"):  # the narrow key makes no wide one
+        await people.key(found, NewKeyRequest(project="*"))
+    async with people.database.write() as session:
+        with pytest.raises(Forbidden, match="for project ml only"):
+            await people.credentials.rotate(session, found, wide.id, RotateRequest())
+
+
+async def test_a_new_project_can_be_used_at_once_and_the_header_chooses(people: People) -> None:
+    ada = await people.user("ada", "engineer", "ml")
+    key = await people.key(ada, NewKeyRequest(project="*"))
+    authenticator = people.authenticator()
+    headers = {"authorization": f"bearer {key.key}", "openai-project": "fresh"}
+    with pytest.raises(NotFound):
+        await authenticator.authenticate(headers, method="GET")
+    async with people.database.write() as session:
+        await service.add_project(session, ROOT, NewProject(id="fresh"))
+        await service.give(session, ROOT, NewBinding(subject="ada", role="viewer", project="fresh"))
+    found = await authenticator.authenticate(headers, method="GET")
+    assert (found.project_id, found.roles) == ("fresh", {"viewer"})
+    found = await authenticator.authenticate({"authorization": f"Bearer {key.key}"}, method="GET")
+    assert found.project_id in {"ml", "fresh"}
+    with pytest.raises(Conflict):
+        async with people.database.write() as session:
+            await service.add_project(session, ROOT, NewProject(id="fresh"))
+
+
+async def test_the_last_administrator_of_the_platform_stays(people: People) -> None:
+    async def binding_of(name: str) -> str:
+        async with people.database.read() as session:
+            row = await store.binding_of(session, name, "*", "administrator")
+        assert row is not None
+        return row.id
+
+    async def change(verb: str, name: str) -> None:
+        async with people.database.write() as session:
+            if verb == "take":
+                await service.take(session, ROOT, await binding_of_in(session, name))
+            else:
+                await service.disable(session, ROOT, name, service.USER)
+
+    async def binding_of_in(session: store.AsyncSession, name: str) -> str:
+        row = await store.binding_of(session, name, "*", "administrator")
+        assert row is not None
+        return row.id
+
+    assert await binding_of("root")
+    for verb in ("take", "disable"):
+        with pytest.raises(Conflict, match="last administrator"):
+            await change(verb, "root")
+    await people.user("second", "administrator", "*")
+    await change("disable", "root")
+    with pytest.raises(Conflict, match="last administrator"):
+        await change("take", "second")
+    async with people.database.write() as session:
+        await service.enable(session, ROOT, "root", service.USER)
+    await change("take", "second")
+
+
+async def test_what_is_another_projects_does_not_exist(people: People) -> None:
+    boss, rival = await people.user("boss", "administrator", "ml"), await people.user("rival", "administrator", "other")
+    async with people.database.write() as session:
+        await service.add_service_account(session, rival, NewSubject(id="robot"))
+        await service.give(session, rival, NewBinding(subject="robot", role="engineer"))
+    key = await people.key(rival, NewKeyRequest(subject="robot"))
+    async with people.database.read() as session:
+        theirs = await store.bindings_of(session, "robot")
+    async with people.database.write() as session:
+        for action in (
+            service.subject(session, boss, "robot"), service.disable(session, boss, "robot", service.SERVICE_ACCOUNT),
+            service.take(session, boss, theirs[0].id), people.credentials.revoke(session, boss, key.id),
+            people.credentials.rotate(session, boss, key.id, RotateRequest()), service.project(session, boss, "other"),
+            people.credentials.mint(session, boss, NewKeyRequest(subject="robot")),
+            people.credentials.mint(session, boss, NewKeyRequest(project="other")),
+            service.give(session, boss, NewBinding(subject="robot", role="viewer")),
+        ):  # fmt: skip
+            with pytest.raises(NotFound):
+                await action
+        assert [one.id for one in (await service.subjects(session, boss, service.USER, None, 50)).data] == ["boss"]
+        assert (await keys(session, boss, None, None, 50)).data == []
+        assert [one.subject for one in (await service.bindings(session, boss, None, None, 50)).data] == ["boss"]
+        assert [one.id for one in (await service.projects(session, boss, None, 50)).data] == ["ml"]
+        assert len((await service.projects(session, ROOT, None, 50)).data) == 3
+
+
+async def test_a_key_is_rotated_with_an_overlap_and_revoked_at_once(people: People) -> None:
+    ada = await people.user("ada", "engineer", "ml")
+    old = await people.key(ada, NewKeyRequest(name="laptop", days=30))
+    async with people.database.write() as session:
+        new = await people.credentials.rotate(session, ada, old.id, RotateRequest(overlap_seconds=600))
+    assert (new.name, new.rotated_from, new.key == old.key) == ("laptop", old.id, False)
+    assert new.expires_at is not None
+    assert abs(new.expires_at - utcnow() - timedelta(days=30)) < timedelta(minutes=5)
+    assert (await people.come_in(old.key)).subject == (await people.come_in(new.key)).subject == "ada"
+    async with people.database.read() as session:
+        row = await store.key(session, old.id)
+    assert row is not None
+    assert row.expires_at is not None
+    assert row.expires_at < utcnow() + timedelta(seconds=601)
+    async with people.database.write() as session:
+        newest = await people.credentials.rotate(session, ada, new.id, RotateRequest(overlap_seconds=0))
+    with pytest.raises(Unauthenticated):
+        await people.come_in(new.key)
+    async with people.database.write() as session:
+        with pytest.raises(Conflict, match="does not work any more"):
+            await people.credentials.rotate(session, ada, new.id, RotateRequest())
+        await people.credentials.revoke(session, ada, newest.id)
+        await people.credentials.revoke(session, ada, newest.id)
+    with pytest.raises(Unauthenticated):
+        await people.come_in(newest.key)
+
+
+async def test_the_credential_of_an_instance_is_for_that_instance_and_nothing_else(people: People) -> None:
+    boss = await people.user("boss", "administrator", "ml")
+    asked = NewKeyRequest(subject="root", component=InstanceOf(component_id="echo-1", component_type="echo"))
+    minted = await people.key(ROOT, asked)
+    found = await people.come_in(minted.key)
+    assert found.component == ("echo-1", "echo")
+    assert found.permissions() == {"component:register"}
+    with pytest.raises(Forbidden, match="component:register"):
+        await people.key(boss, asked.model_copy(update={"subject": None}))
+    with pytest.raises(NotFound):
+        await people.come_in(minted.key, "ml")
+
+
+async def test_scopes_are_permissions_and_a_disabled_user_gets_no_key(people: People) -> None:
+    with pytest.raises(InvalidRequest) as wrong:
+        await people.key(ROOT, NewKeyRequest(subject="root", scopes=("model:delpoy", "model:read")))
+    assert [problem.where for problem in wrong.value.problems] == ["body.scopes"]
+    await people.user("ada", "engineer", "ml")
+    key = await people.key(ROOT, NewKeyRequest(subject="ada", project="ml"))
+    async with people.database.write() as session:
+        await service.disable(session, ROOT, "ada", service.USER)
+    with pytest.raises(Unauthenticated):
+        await people.come_in(key.key)
+    with pytest.raises(Conflict, match="is disabled"):
+        await people.key(ROOT, NewKeyRequest(subject="ada", project="ml"))
+    async with people.database.write() as session:
+        await service.enable(session, ROOT, "ada", service.USER)
+    with pytest.raises(Unauthenticated):
+        await people.come_in(key.key)
+
+
+async def test_the_first_administrator_gets_a_key_once_and_again_when_nobody_could_come_in(database: Database) -> None:
+    people = People(database)
+    first = await bootstrap(database, people.credentials)
+    found = await people.come_in(first)
+    assert (found.subject, found.everywhere, found.scopes) == ("administrator", {"administrator"}, None)
+    assert await bootstrap(database, people.credentials) is None
+    async with database.write() as session:
+        await people.credentials.revoke(session, found, str(found.credential))
+    second = await bootstrap(database, people.credentials)
+    assert second not in (None, first)
+    own = await people.key(await people.come_in(second), NewKeyRequest(project="*"))
+    async with database.write() as session:
+        await people.credentials.revoke(session, found, (await people.come_in(second)).credential or "")
+    assert await bootstrap(database, people.credentials) is None, "the administrator's own key works"
+    assert (await people.come_in(own.key)).may_everywhere("identity:write")
