@@ -28,6 +28,7 @@ class Server:
         self.home = home
         self.log = home / f"{name}.log"
         self.url = ""
+        self.program: tuple[str, ...] = ("-m", "burnish.cli", "serve")
         self._process: subprocess.Popen[bytes] | None = None
         self._environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("BURNISH_") or key.startswith("BURNISH_TEST")},
@@ -46,7 +47,7 @@ class Server:
         self.url = ""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "burnish.cli", "serve"], env={**self._environment, **(environment or {})},
+                [sys.executable, *self.program], env={**self._environment, **(environment or {})},
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         if ready:
