@@ -62,10 +62,14 @@ async def test_an_entry_is_as_durable_as_its_change(database: Database) -> None:
         pass
 
     await write(database, 1)
-    with pytest.raises(Broken):
+
+    async def broken() -> None:
         async with database.write() as session:
             await audit.note(session, LOCAL, "model:deploy", "dep_2")
             raise Broken
+
+    with pytest.raises(Broken):
+        await broken()
     assert (await verdict(database)).entries == 1
 
 

@@ -89,7 +89,7 @@ def _operation(summary: str, description: str, operation: str, example: Any, err
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": answer}}
     responses |= {str(status): _error(status) for status in errors}
     return {"tags": ["openai"], "summary": summary, "description": description, "operationId": operation,
-            "responses": responses}  # fmt: skip
+            "responses": responses, "x-permission": "deployment:read"}  # fmt: skip
 
 
 def _generating(summary: str, operation: str, schema: str, example: Any, answer: Any) -> dict[str, Any]:
@@ -99,6 +99,7 @@ def _generating(summary: str, operation: str, schema: str, example: Any, answer:
         "that ends with `[DONE]`. Hanging up stops the generation.",
         operation, answer, tuple(_ERRORS),
     )  # fmt: skip
+    made["x-permission"] = "inference:run"
     made["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}},

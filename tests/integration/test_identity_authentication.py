@@ -1,0 +1,251 @@
+"""Who comes in: good credentials fast and everywhere, bad ones all alike, and both while the database is away."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event
+
+from burnish.core.configuration import Configuration, GatewayConfiguration
+from burnish.core.errors import BurnishError, NotFound, Unauthenticated, Unavailable
+from burnish.infra.database import Database, utcnow
+from burnish.platform.identity import Principal, audit, authentication, service, store
+from burnish.platform.identity.authentication import Authenticator
+from burnish.platform.identity.schemas import NewKeyRequest
+from tests.support.identity import ROOT, People
+
+
+@pytest.fixture
+async def people(database: Database, monkeypatch: pytest.MonkeyPatch) -> People:
+    monkeypatch.setattr(audit, "REFUSALS", audit.Refusals())
+    found = People(database)
+    await found.begin("ml", "other")
+    return found
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def bad_keys(people: People) -> dict[str, str]:
+    """One key for each thing that can be wrong with one."""
+    ada = await people.user("ada", "engineer", "ml")
+    good, revoked, expired = [str((await people.key(ada)).key) for _ in range(3)]
+    disabled = str((await people.key(await people.user("bob", "viewer", "ml"))).key)
+    async with people.database.write() as session:
+        rows = {row.prefix: row for row in await store.api_keys(session, None, None, None, 50)}
+        rows[revoked.split("_")[1]].revoked_at = utcnow()
+        rows[expired.split("_")[1]].expires_at = utcnow() - timedelta(seconds=1)
+        await service.disable(session, ROOT, "bob", service.USER)
+    return {
+        "wrong": good[:-1] + ("A" if good[-1] != "A" else "B"), "unknown": "bk_0123456789ab_" + "x" * 43,
+        "revoked": revoked, "expired": expired, "disabled": disabled, "malformed": "hello", "short": good[:-1],
+        "long": good + "A", "prefix alone": good[:16], "upper": good.upper(), "empty": "", "long text": "x" * 8000,
+        "odd": "bk_é\0\ud800", "spaces": f" {good[3:]}",
+    }  # fmt: skip
+
+
+async def test_whatever_is_wrong_with_a_key_the_answer_and_the_work_are_the_same(people: People) -> None:
+    """By the digests computed, and by the statements sent to the database: not by a clock."""
+    work: dict[str, tuple[int, int, str]] = {}
+    engine = people.database._readers.sync_engine
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda _c, _u, statement, *_: statements.append(statement))
+    authenticator = people.authenticator()
+    for name, key in (await bad_keys(people)).items():
+        before, statements[:] = people.digests.computed, []
+        with pytest.raises(Unauthenticated) as refused:
+            await authenticator.authenticate(bearer(key), method="GET")
+        selects = [one for one in statements if one.lstrip().upper().startswith("SELECT")]
+        work[name] = (people.digests.computed - before, len(selects), str(refused.value.body()))
+    assert len(set(work.values())) == 1, work
+    assert work["unknown"][:2] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": "Basic YTpi"}, {"authorization": "bk_0123456789ab_x"}, {"authorization": ""}, {"authorization": "Bearer"},
+     {"cookie": "burnish_session=nonsense"}, {"burnish-caller": "eyJhbGciOiJub25lIn0.e30."}, {"x-api-key": "a"}],
+)  # fmt: skip
+async def test_what_is_no_credential_is_none(people: People, headers: dict[str, str]) -> None:
+    with pytest.raises(Unauthenticated):
+        await people.authenticator().authenticate(headers, method="GET")
+
+
+async def test_a_key_seen_lately_costs_the_database_nothing(people: People) -> None:
+    key = (await people.key(await people.user("ada", "engineer", "ml"))).key
+    authenticator = people.authenticator()
+    first = await authenticator.authenticate(bearer(key), method="GET")
+    people.database.read = _fails  # type: ignore[method-assign]
+    for _ in range(1000):
+        assert await authenticator.authenticate(bearer(key), method="POST") == first
+
+
+def _fails() -> object:
+    raise AssertionError("asked")
+
+
+async def test_a_storm_of_one_key_asks_the_database_once(people: People) -> None:
+    key = (await people.key(await people.user("ada", "engineer", "ml"))).key
+    authenticator, plain = people.authenticator(), people.database.read
+    asked = 0
+
+    def counted() -> object:
+        nonlocal asked
+        asked += 1
+        return plain()
+
+    people.database.read = counted  # type: ignore[assignment,method-assign]
+    found = await asyncio.gather(*(authenticator.authenticate(bearer(key), method="GET") for _ in range(200)))
+    assert len(set(found)) == 1
+    assert asked == 2, "the key, and what its owner may do"
+
+
+async def within(seconds: float, ask: Callable[[], Awaitable[object]], error: type[BurnishError]) -> float:
+    """Return after how many seconds ``ask`` raises this error."""
+    began = time.monotonic()
+    while True:
+        try:
+            await ask()
+        except error:
+            return time.monotonic() - began
+        assert time.monotonic() - began < seconds, "not in time"
+        await asyncio.sleep(0.01)
+
+
+async def test_a_change_holds_in_every_process_within_a_second(people: People) -> None:
+    """Two processes on PostgreSQL, told by NOTIFY; on SQLite there is one."""
+    other = Database(people.database.url) if people.database.dialect == "postgresql" else people.database
+    await people.database.start()
+    if other is not people.database:
+        await other.start()
+    try:
+        here, there = people.authenticator(), Authenticator(other, people.digests)
+        ada = await people.user("ada", "engineer", "ml")
+        key = await people.key(ada)
+
+        async def ask() -> Principal:
+            return await there.authenticate(bearer(key.key), method="GET")
+
+        deadline = time.monotonic() + 5  # until the other process listens, a notice may be missed
+        while (await ask()).roles != {"engineer"}:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        await here.authenticate(bearer(key.key), method="GET")
+        await asyncio.sleep(0.3)
+        await ask()
+        async with people.database.write() as session:
+            row = await store.binding_of(session, "ada", "ml", "engineer")
+            assert row is not None
+            await service.take(session, Principal("boss", "ml", frozenset({"administrator"})), row.id)
+        assert await within(1, ask, NotFound) < 1
+        await people.user("ada", "viewer", "ml")
+        deadline = time.monotonic() + 1
+        while True:
+            try:
+                assert (await ask()).roles == {"viewer"}
+                break
+            except NotFound:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+        async with people.database.write() as session:
+            await people.credentials.revoke(session, ROOT, key.id)
+        assert await within(1, ask, Unauthenticated) < 1
+        with pytest.raises(Unauthenticated):
+            await here.authenticate(bearer(key.key), method="GET")
+    finally:
+        if other is not people.database:
+            await other.dispose()
+
+
+async def test_while_the_database_is_away_keys_seen_lately_work_and_others_are_told_at_once(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, unseen = [str((await people.key(await people.user(name, "engineer", "ml"))).key) for name in ("ada", "bob")]
+    stale = [900.0]
+
+    def configured() -> Configuration:
+        return Configuration(gateway=GatewayConfiguration(authenticated_stale_seconds=stale[0]))
+
+    authenticator = Authenticator(people.database, people.digests, configuration=configured)
+    first = await authenticator.authenticate(bearer(known), method="GET")
+    plain = people.database.read
+
+    class Hangs:
+        async def __aenter__(self) -> None:
+            await asyncio.sleep(30)
+
+        async def __aexit__(self, *_: object) -> None:
+            return None
+
+    people.database.read = Hangs  # type: ignore[assignment,method-assign]
+    monkeypatch.setattr(authentication, "FRESH_SECONDS", 0.0)
+    began = time.monotonic()
+    assert await authenticator.authenticate(bearer(known), method="GET") == first
+    for key in (unseen, "bk_0123456789ab_" + "x" * 43, "nonsense"):
+        with pytest.raises(Unavailable) as away:
+            await authenticator.authenticate(bearer(key), method="GET")
+        assert away.value.retry_after
+    for _ in range(100):
+        assert await authenticator.authenticate(bearer(known), method="GET") == first
+    assert time.monotonic() - began < 2
+    with pytest.raises(Unavailable):  # another project was not asked for lately
+        await authenticator.authenticate({**bearer(known), "burnish-project": "other"}, method="GET")
+    stale[0] = 0.0
+    with pytest.raises(Unavailable):
+        await authenticator.authenticate(bearer(known), method="GET")
+    people.database.read = plain  # type: ignore[method-assign]
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            assert (await authenticator.authenticate(bearer(unseen), method="GET")).subject == "bob"
+            break
+        except Unavailable:
+            assert time.monotonic() < deadline, "it is back"
+            await asyncio.sleep(0.05)
+    await authenticator.stop()
+
+
+async def test_an_expiring_key_ends_on_time_without_asking(people: People) -> None:
+    ada = await people.user("ada", "engineer", "ml")
+    key = await people.key(ada, NewKeyRequest(days=0.4 / 86_400))
+    authenticator = people.authenticator()
+    await authenticator.authenticate(bearer(key.key), method="GET")
+    people.database.read = _fails  # type: ignore[method-assign]
+    assert await within(1, lambda: authenticator.authenticate(bearer(key.key), method="GET"), Unauthenticated) < 1
+
+
+async def test_when_keys_were_used_is_written_in_batches(people: People) -> None:
+    key = await people.key(await people.user("ada", "engineer", "ml"))
+    authenticator = people.authenticator()
+    await authenticator.start()
+    assert authenticator.alive
+    for _ in range(20):
+        await authenticator.authenticate(bearer(key.key), method="GET")
+    async with people.database.read() as session:
+        before = await store.key(session, key.id)
+    assert before is not None
+    assert before.last_used_at is None
+    await authenticator.stop()
+    async with people.database.read() as session:
+        after = await store.key(session, key.id)
+    assert after is not None
+    assert after.last_used_at is not None
+    assert abs(after.last_used_at - utcnow()) < timedelta(seconds=30)
+
+
+async def test_failed_logins_are_entries_without_the_key(people: People) -> None:
+    authenticator = people.authenticator()
+    await authenticator.start()
+    for name, key in (await bad_keys(people)).items():
+        with pytest.raises(Unauthenticated):
+            await authenticator.authenticate(bearer(key), method="GET")
+        assert name
+    await authenticator.stop()
+    async with people.database.read() as session:
+        rows = await store.audit_page(session, {"action": "login:failed"}, None, 50)
+    told = {row.actor: row.details for row in rows}
+    assert {"unknown", "0123456789ab"} <= told.keys()
+    assert all(len(name) in (7, 12) for name in told)
