@@ -18,8 +18,8 @@ from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.platform.configuration import api as configuration_api
 from burnish.platform.configuration import check_file, secret_api
 from burnish.platform.documentation import api as documentation
-from burnish.platform.documentation.openapi import merged
-from burnish.platform.gateway import Gateway
+from burnish.platform.documentation.openapi import merged, secured
+from burnish.platform.gateway import Gateway, HttpProtocol
 from burnish.platform.identity import api as identity_api
 from burnish.platform.identity import audit_api, auth_api
 from burnish.platform.identity.guard import Guard
@@ -31,6 +31,7 @@ from burnish.platform.jobs.mounting import PREFIX as COMPONENTS
 from burnish.platform.jobs.mounting import MountedComponents
 from burnish.platform.model_registry import api as model_registry_api
 from burnish.platform.monitoring import api as monitoring_api
+from burnish.platform.monitoring.examination import Finding, examine, port_finding
 from burnish.platform.openai_api import OpenAIFace
 from burnish.platform.openai_api import document as openai_document
 from burnish.platform.workflow import api as workflow_api
@@ -40,6 +41,11 @@ from burnish.platform.workflow.views import kind_views
 from burnish.wiring import PlatformParts, Process, build, open_installation
 
 log = logging.getLogger(__name__)
+
+
+__all__ = [
+    "Application", "Finding", "HttpProtocol", "check_configuration_file", "create_app", "examine", "port_finding",
+]  # fmt: skip
 
 
 class Application:
@@ -170,7 +176,8 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(requires("component:read"))])
     async def openapi() -> JSONResponse:
-        return JSONResponse(await merged(app.openapi(), openai_document(), process.integrator, parts.offers.kinds()))
+        document = await merged(app.openapi(), openai_document(), process.integrator, parts.offers.kinds())
+        return JSONResponse(document if process.authenticator is None else secured(document))
 
     document_permissions(app)
     return app

@@ -25,6 +25,7 @@ from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
 from burnish.infra.home import disk_free, require_disk
 from burnish.infra.storable import unstorable
+from burnish.platform.identity import audit
 
 ROUTE = "POST /platform/datasets"
 OPTION_FIELDS = ("format", "columns", "licence", "duplicates", "bad_rows")
@@ -116,6 +117,7 @@ class Adding:
             ):
                 return UploadAnswer.model_validate(stored.body)
             answer = same or await service.add(session, project_id, name, made, artifact)
+            audit.about(f"{answer.name}@{answer.version}", created=answer.created)
             if key is not None:
                 status = 201 if answer.created else 200
                 body = answer.model_dump(mode="json")

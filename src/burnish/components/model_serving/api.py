@@ -11,7 +11,7 @@ from burnish.core.specs.serving import DeploySpec
 from burnish.infra.database import Database
 from burnish.infra.idempotency import KEY_SCHEMA
 from burnish.infra.problems import problems
-from burnish.platform.identity import Principal
+from burnish.platform.identity import Principal, audit
 from burnish.platform.identity.permission import requires
 
 Reader = Annotated[Principal, Depends(requires("deployment:read"))]
@@ -55,6 +55,7 @@ def router(database: Database, deployments: Deployments, traffic: Traffic) -> AP
         A new revision starts beside the one that serves, is verified by a generation of its own, and takes over
         without dropping a request. The same spec as the one that serves changes nothing.
         """
+        audit.about(spec.deployment)
         async with database.write() as session:
             await deployments.deploy_once(session, caller.project_id, spec, idempotency_key)
         return await shown(caller, spec.deployment)

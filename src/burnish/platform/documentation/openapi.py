@@ -102,6 +102,19 @@ def merge(own: Mapping[str, Any], parts: Iterable[Part]) -> dict[str, Any]:
     return {**merged, "tags": tags} if tags else merged
 
 
+def secured(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with the credentials that each operation takes, for a server with authentication on."""
+    made: dict[str, Any] = json.loads(json.dumps(document))
+    schemes = made.setdefault("components", {}).setdefault("securitySchemes", {})
+    schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key, `bk_...`"}
+    schemes["session"] = {"type": "apiKey", "in": "cookie", "name": "burnish_session", "description": "A login of the page"}
+    for item in made["paths"].values():
+        for method in _METHODS & item.keys():
+            is_open = item[method].get("x-permission") == "open"
+            item[method]["security"] = [] if is_open else [{"key": []}, {"session": []}]
+    return made
+
+
 def completed(document: Mapping[str, Any], relayed: Iterable[str] = ()) -> dict[str, Any]:
     """Return the document with what no route says by itself.
 

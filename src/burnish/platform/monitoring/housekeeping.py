@@ -10,6 +10,7 @@ from burnish.infra import idempotency, signals
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import Database
+from burnish.platform.identity import store as identity_store
 from burnish.platform.jobs import store as jobs
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Housekeeping:
                 await self.sweep()
                 async with self._database.write() as session:
                     await idempotency.prune(session, KEYS_KEPT_SECONDS)
+                    await identity_store.prune(session)
             except (BurnishError, OSError) as error:
                 log.warning("housekeeping: %s", error)
             except Exception:
