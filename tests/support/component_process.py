@@ -1,138 +1,88 @@
-"""A tiny component in a process of its own, to be slowed, frozen and killed.
+"""A third party's component in a process of its own: started, killed, started again."""
 
-``GET /work`` answers with the process's name after its delay; ``/control?delay=0.1&health_delay=0&status=200&...``
-changes how it behaves from then on.
-"""
-
-import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from burnish.infra.processes import alive, identify
+from tests.support.server import wait_for
+
+ECHO = Path(__file__).parents[2] / "examples" / "components" / "echo_metric" / "echo_metric.py"
 
 
-class ComponentProcess:
-    """The process, as tests hold it."""
+class ComponentRun:
+    """``python SCRIPT`` with a home of its own."""
 
-    def __init__(self, name: str, component_type: str = "echo_metric", port: int = 0) -> None:
-        self.name = name
-        self.component_type = component_type
+    def __init__(self, home: Path, url: str, *, script: Path = ECHO, environment: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.log = home.with_suffix(".log")
         self.url = ""
-        self._port = port
-        self._process: subprocess.Popen[str] | None = None
+        self._script = script
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("BURNISH_")}
+        own = {"BURNISH_URL": url, "BURNISH_COMPONENT_HOME": str(home), "BURNISH_COMPONENT_DRAIN_SECONDS": "5"}
+        self._environment = {**inherited, **own, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> "ComponentProcess":
-        """Start it; the same port again after a kill."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.component_process", self.name, self.component_type, str(self._port)],
-            cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        self._port = int(self._process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self._port}"
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *arguments: str) -> "ComponentRun":
+        """Start it and wait until it listens."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(self._script), *arguments], env=self._environment, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        wait_for(self._ready, 60, lambda: f"the component is not ready\n{self.tail()}")
         return self
 
-    def control(self, **how: float | str) -> None:
-        """Change how it behaves."""
-        query = "&".join(f"{name}={value}" for name, value in how.items())
-        with urllib.request.urlopen(f"{self.url}/control?{query}", timeout=10):
-            pass
-
-    def signal(self, number: int) -> None:
-        """Send a signal to this process alone."""
+    def _ready(self) -> bool:
         assert self._process is not None
-        self._process.send_signal(number)
+        if (code := self._process.poll()) is not None:
+            raise AssertionError(f"the component ended with {code}\n{self.tail()}")
+        found = re.findall(rf"ready at (\S+) \(.*pid {self.pid}\)", self.log.read_text(errors="replace"))
+        self.url = found[-1] if found else ""
+        return bool(self.url)
+
+    def refused(self, *arguments: str) -> str:
+        """Start it a second time and return what it says as it ends."""
+        command = [sys.executable, str(self._script), *arguments]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0, done.stdout
+        return done.stderr
 
     def kill(self) -> None:
         """SIGKILL."""
-        self.signal(signal.SIGKILL)
-        self.wait()
-
-    def wait(self) -> None:
-        """Wait for its end."""
         assert self._process is not None
+        self._process.kill()
         self._process.wait(10)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
 
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended."""
-        return self._process is not None and self._process.poll() is None
+    def stop(self) -> int:
+        """SIGTERM; return the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(60)
 
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
-@contextmanager
-def component_processes(*names: str) -> Iterator[tuple[ComponentProcess, ...]]:
-    """Run some of them; whatever happened to them, they are gone afterwards."""
-    found = tuple(ComponentProcess(name) for name in names)
-    try:
-        for one in found:
-            one.start()
-        yield found
-    finally:
-        for one in found:
-            if one.running:
-                one.signal(signal.SIGCONT)
-                one.kill()
-
-
-def main() -> None:
-    """Serve until killed."""
-    import asyncio
-
-    from aiohttp import web
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name")
-    parser.add_argument("component_type")
-    parser.add_argument("port", type=int)
-    options = parser.parse_args()
-    how = {"delay": 0.0, "health_delay": 0.0, "status": 200.0, "version": 1.0, "degraded": 0.0}
-
-    async def control(request: web.Request) -> web.Response:
-        how.update({name: float(value) for name, value in request.query.items()})
-        return web.json_response(how)
-
-    async def health(request: web.Request) -> web.Response:
-        await asyncio.sleep(how["health_delay"])
-        return web.json_response({"status": "degraded" if how["degraded"] else "ok", "load": 0.0})
-
-    async def describe(request: web.Request) -> web.Response:
-        await asyncio.sleep(how["health_delay"])
-        said = {"component_type": options.component_type, "version": "1", "protocol_version": f"{how['version']:.0f}"}
-        return web.json_response(said)
-
-    async def work(request: web.Request) -> web.Response:
-        body = await request.read()
-        await asyncio.sleep(how["delay"])
-        said = {"name": options.name, "pid": os.getpid(), "bytes": len(body), "at": time.time()}
-        return web.json_response(said, status=int(how["status"]))
-
-    app = web.Application(client_max_size=64 << 20)
-    app.router.add_get("/control", control)
-    app.router.add_get("/health", health)
-    app.router.add_get("/describe", describe)
-    app.router.add_route("*", "/work", work)
-
-    async def serve() -> None:
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", options.port, reuse_address=True)
-        await site.start()
-        assert site._server is not None
-        sys.stdout.write(f"{site._server.sockets[0].getsockname()[1]}\n")  # type: ignore[attr-defined]
-        sys.stdout.flush()
-        await asyncio.Event().wait()
-
-    asyncio.run(serve())
-
-
-if __name__ == "__main__":
-    main()
+    def end_everything(self) -> None:
+        """Kill it and whatever it left (by pid, found by its home)."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+        for folder in Path("/proc").glob("[0-9]*"):
+            pid = int(folder.name)
+            try:
+                command = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(self.home).encode() in command and pid != os.getpid():
+                found = identify(pid)
+                if found is not None and alive(found):
+                    os.kill(pid, signal.SIGKILL)

@@ -15,13 +15,16 @@ from burnish.cli import (
     dataset,
     demo,
     deployment,
+    doctor,
     job,
     key,
+    kinds,
     login,
     model,
     project,
     secret,
     serve,
+    up,
     user,
     workflow,
 )
@@ -35,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, demo, login, workflow, chat, components, completion):
+for module in (serve, up, doctor, demo, login, workflow, chat, components, kinds, completion):
     module.register(app)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(model.app, name="model")

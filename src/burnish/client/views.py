@@ -198,3 +198,17 @@ class Chunk(View):
 
     text: str
     finish_reason: Literal["stop", "length", "content_filter", "tool_calls"] | None = None
+
+
+class KindView(View):
+    """What a step can be made of: a kind of job of a component."""
+
+    component_type: str
+    name: str
+    summary: str = ""
+    heavy: bool = True
+    pausable: bool = False
+    away_since: datetime | None = None
+    """Since when no instance of its component is known."""
+    spec_schema: dict[str, Any] = Field(default_factory=dict)
+    result_schema: dict[str, Any] = Field(default_factory=dict)

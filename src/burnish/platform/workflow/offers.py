@@ -147,5 +147,5 @@ def away_problem(where: str, component: str, since: datetime) -> FieldProblem:
     """Return what is told of a step whose component is known but away."""
     return FieldProblem(
         where=where, message=f"component {component!r} is known, but away since {since:%Y-%m-%d %H:%M:%S} UTC",
-        hint=f"start it again: it registers itself; `burnish components` shows what is there instead of {component}",
+        hint="start it again: it registers itself; `burnish components` shows what is there",
     )  # fmt: skip
