@@ -132,7 +132,11 @@ def _browser(routes: APIRouter, logins: Logins) -> None:
         responses={302: {"description": "Logged in: to `next`, or to the command line"}, **problems(401, 403, 404, 409, 422, 503)},
     )  # fmt: skip
     async def callback(
-        request: Request, state: _Text, code: _Text | None = None, error: _Text | None = None, iss: _Text | None = None
+        request: Request,
+        state: _Text | None = None,
+        code: _Text | None = None,
+        error: _Text | None = None,
+        iss: _Text | None = None,
     ) -> Response:
         """End a login that this browser began. Open."""
         headers = _headers(request)

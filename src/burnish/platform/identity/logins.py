@@ -56,6 +56,7 @@ class Pending(BaseModel):
     nonce: str
     verifier: str
     redirect_uri: str
+    issuer: str
     browser: str
     """Digest of the cookie of the browser that began it."""
     next: str = "/"
@@ -166,7 +167,8 @@ class Logins:
         attempt = await self._provider.begin(redirect_uri)
         browser = secrets.token_urlsafe(32)
         pending = Pending(
-            nonce=attempt.nonce, verifier=attempt.verifier, redirect_uri=redirect_uri, browser=digest_of(browser),
+            nonce=attempt.nonce, verifier=attempt.verifier, redirect_uri=redirect_uri, issuer=attempt.issuer,
+            browser=digest_of(browser),
             next=next_path, command_line=command_line,
         )  # fmt: skip
         now = utcnow()
@@ -177,7 +179,9 @@ class Logins:
             )
         return Begun(attempt.url, browser)
 
-    async def finish(self, state: str, browser: str | None, answer: ProviderAnswer, *, old: str | None) -> Landed:
+    async def finish(
+        self, state: str | None, browser: str | None, answer: ProviderAnswer, *, old: str | None
+    ) -> Landed:
         """End a login when the provider has sent the browser back.
 
         Args:
@@ -191,7 +195,9 @@ class Logins:
             Forbidden: the user was disabled.
             Unavailable: the provider does not answer.
         """
-        pending = await self._take(state, browser)
+        if state is None and answer.error is not None:  # some providers leave it out when they refuse
+            raise _let_nobody_in(answer.error)
+        pending = await self._take(state or "", browser)
         try:
             identity = await self._identity(pending, answer)
             async with self._database.write() as session:
@@ -275,19 +281,15 @@ class Logins:
         )  # fmt: skip
 
     async def _identity(self, pending: Pending, answer: ProviderAnswer) -> Identity:
-        issuer = self._provider.issuer or ""
-        if answer.issuer is not None and answer.issuer.rstrip("/") != issuer.rstrip("/"):
+        if answer.issuer is not None and answer.issuer != pending.issuer:
             raise Unauthenticated(
-                f"the answer is {_printable(answer.issuer)}'s, and the login provider is {issuer}", where="iss",
+                f"the answer is {_printable(answer.issuer)}'s, and {pending.issuer} was asked", where="iss",
                 hint="log in again",
             )  # fmt: skip
         if answer.code is None:
-            raise Unauthenticated(
-                f"the login provider let nobody in: {_printable(answer.error or 'it sent no code')}", where="error",
-                hint="log in again, or ask the provider's administrator for access to Burnish",
-            )  # fmt: skip
+            raise _let_nobody_in(answer.error or "it sent no code")
         return await self._provider.finish(
-            Attempt("", "", pending.nonce, pending.verifier, pending.redirect_uri), answer.code
+            Attempt("", "", pending.nonce, pending.verifier, pending.redirect_uri, pending.issuer), answer.code
         )
 
     async def _land(self, session: AsyncSession, pending: Pending, subject: str) -> Landed:
@@ -341,6 +343,13 @@ def loopback_url(url: str) -> str:
             hint="send http://127.0.0.1:PORT/PATH without a query",
         )  # fmt: skip
     return f"http://{'[::1]' if host == '::1' else host}:{port}{quote(parts.path or '/', safe='/-._~')}"
+
+
+def _let_nobody_in(reason: str) -> Unauthenticated:
+    return Unauthenticated(
+        f"the login provider let nobody in: {_printable(reason)}", where="error",
+        hint="log in again, or ask the provider's administrator for access to Burnish",
+    )  # fmt: skip
 
 
 def _told(target: CommandLine, error: BurnishError) -> str:

@@ -68,6 +68,8 @@ class Attempt:
     nonce: str
     verifier: str
     redirect_uri: str
+    issuer: str
+    """Who is to vouch: another provider's answer to it is no answer."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Provider:
             known.metadata.authorization_endpoint, settings.client_id, "code", redirect_uri, list(settings.scopes), state,
             nonce=nonce, code_challenge=create_s256_code_challenge(verifier), code_challenge_method="S256",
         )  # fmt: skip
-        return Attempt(str(url), state, nonce, verifier, redirect_uri)
+        return Attempt(str(url), state, nonce, verifier, redirect_uri, known.metadata.issuer)
 
     async def finish(self, attempt: Attempt, code: str) -> Identity:
         """Turn the provider's code into the identity that it vouches for.
@@ -136,6 +138,8 @@ class Provider:
         """
         settings = self._settings()
         known = await self._read(settings)
+        if attempt.issuer != known.metadata.issuer:
+            raise Unauthenticated("the login provider was changed meanwhile", where="state", hint="log in again")
         token = await self._token(settings, known.metadata, attempt, code)
         claims = await self._claims(settings, known, token, attempt.nonce)
         if claims.get("email") is None or (settings.roles_claim and _at(claims, settings.roles_claim) is None):
