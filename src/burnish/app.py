@@ -55,7 +55,7 @@ class Application:
         own_logging.configure(settings.log_level, settings.log_format)
         self.state = SimpleNamespace(process=None, first_key=None)
         self._settings = settings
-        self._edge: ASGIApp | None = None
+        self._edge: Edge | None = None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request, or the process's lifespan."""
@@ -64,6 +64,13 @@ class Application:
             return
         assert self._edge is not None, "the lifespan has started"
         await self._edge(scope, receive, send)
+
+    async def finish(self) -> None:
+        """Take no new request from now on, and wait until those in flight are answered (SIGTERM); bounded."""
+        process = self.state.process
+        if self._edge is not None and self._edge.gateway is not None and process is not None:
+            self._edge.gateway.drain()
+            await self._edge.gateway.drained(process.configuration().gateway.drain_seconds)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -97,7 +104,8 @@ class Edge:
         apps: dict[str, ASGIApp] = {one.component_type: one.app for one in process.components}
         self._components = MountedComponents(apps, process.configuration)
         self._about = Guard(about_app(process), process.authenticator)
-        self._rest: ASGIApp = self._about if process.platform is None else gateway(process, process.platform)
+        self.gateway = None if process.platform is None else gateway(process, process.platform)
+        self._rest: ASGIApp = self._about if self.gateway is None else self.gateway
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -133,7 +141,7 @@ def gateway(process: Process, parts: PlatformParts) -> Gateway:
     face = OpenAIFace(process.integrator)
     return Gateway(
         platform_app(process, parts), face, process.integrator, process.settings,
-        authenticator=process.authenticator, configuration=process.configuration,
+        authenticator=process.authenticator, configuration=process.configuration, limits=parts.buckets.limiter,
     )
 
 

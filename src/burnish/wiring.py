@@ -35,6 +35,7 @@ from burnish.infra.event_log import EventLog
 from burnish.infra.home import HomeLock
 from burnish.infra.migrations import schema_problem, upgrade
 from burnish.platform.configuration import LiveConfiguration, Secrets
+from burnish.platform.gateway import Buckets
 from burnish.platform.identity import CallerTokens
 from burnish.platform.identity.authentication import Authenticator
 from burnish.platform.identity.credentials import Credentials, bootstrap
@@ -108,6 +109,7 @@ class PlatformParts:
     workflows: WorkflowService
     workflow_reconciler: WorkflowReconciler
     housekeeping: Housekeeping
+    buckets: Buckets
     credentials: Credentials
     sessions: Sessions
     live_configuration: LiveConfiguration
@@ -284,6 +286,7 @@ def build(installation: Installation) -> Process:
         platform = _platform(installation, live, integrator, owner, credentials, sessions, secret_values, logins)
         reconciler, housekeeping = platform.workflow_reconciler, platform.housekeeping
         parts += [
+            Part("limits", platform.buckets.start, platform.buckets.stop),
             Part("offers", platform.offers.start, platform.offers.stop, lambda: platform.offers.alive),
             Part("workflow", reconciler.start, reconciler.stop, lambda: reconciler.alive),
             Part("housekeeping", housekeeping.start, housekeeping.stop),
@@ -303,12 +306,13 @@ def _platform(
 ) -> PlatformParts:  # fmt: skip
     """Return what only a process with the role ``platform`` has."""
     database, store = installation.database, installation.store
-    lease = installation.settings.lease_seconds
+    lease, url = installation.settings.lease_seconds, installation.settings.redis_url
     offers = KnownOffers(database, integrator)
     return PlatformParts(
         offers=offers, workflows=WorkflowService(database, integrator, ModelFinder(database), known=offers),
         workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=lease),
         housekeeping=Housekeeping(database, store),
+        buckets=Buckets(database, None if url is None else url.get_secret_value(), node=installation.settings.node),
         credentials=credentials,
         sessions=sessions,
         live_configuration=live,

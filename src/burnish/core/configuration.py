@@ -65,6 +65,7 @@ class GatewayConfiguration(Section):
         300.0, "Longest silence inside an answer; event streams send comments more often", gt=0
     )
     cors_origins: tuple[str, ...] = hot((), "Origins whose pages may ask (`https://console.example.org`)")
+    drain_seconds: float = hot(10.0, "That requests in flight get to be answered when a process is told to end", ge=0)
     authenticated_stale_seconds: float = hot(
         900.0, "How long a key that was seen lately is honoured while the database is away", ge=0
     )
