@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidRequest, NotFound, Unauthenticated
 from burnish.core.permissions import PLATFORM_WIDE, ROLES
@@ -124,7 +125,7 @@ async def test_a_new_project_can_be_used_at_once_and_the_header_chooses(people: 
         await service.add_project(session, ROOT, NewProject(id="fresh"))
         await service.give(session, ROOT, NewBinding(subject="ada", role="viewer", project="fresh"))
     found = await authenticator.authenticate(headers, method="GET")
-    assert (found.project_id, found.roles) == ("fresh", {"viewer"})
+    assert (found.project_id, found.roles) == ("fresh", frozenset({"viewer"}))
     found = await authenticator.authenticate({"authorization": f"Bearer {key.key}"}, method="GET")
     assert found.project_id in {"ml", "fresh"}
     with pytest.raises(Conflict):
@@ -146,7 +147,7 @@ async def test_the_last_administrator_of_the_platform_stays(people: People) -> N
             else:
                 await service.disable(session, ROOT, name, service.USER)
 
-    async def binding_of_in(session: store.AsyncSession, name: str) -> str:
+    async def binding_of_in(session: AsyncSession, name: str) -> str:
         row = await store.binding_of(session, name, "*", "administrator")
         assert row is not None
         return row.id
@@ -252,7 +253,7 @@ async def test_the_first_administrator_gets_a_key_once_and_again_when_nobody_cou
     people = People(database)
     first = await bootstrap(database, people.credentials)
     found = await people.come_in(first)
-    assert (found.subject, found.everywhere, found.scopes) == ("administrator", {"administrator"}, None)
+    assert (found.subject, found.everywhere, found.scopes) == ("administrator", frozenset({"administrator"}), None)
     assert await bootstrap(database, people.credentials) is None
     async with database.write() as session:
         await people.credentials.revoke(session, found, str(found.credential))

@@ -15,6 +15,7 @@ from burnish.infra.database import Database
 from burnish.platform.identity import LOCAL, Principal, audit, store
 from burnish.platform.identity.guard import Guard
 from burnish.platform.identity.permission import requires, requires_unlogged
+from burnish.platform.identity.refusals import Refusals
 
 CHANGES = {
     "sqlite": ["DROP TRIGGER audit_log_no_update", "DROP TRIGGER audit_log_no_delete"],
@@ -206,7 +207,7 @@ async def test_each_changing_request_leaves_one_entry_in_the_transaction_of_its_
 async def test_refusals_are_written_down_and_kept_while_the_database_is_away(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(audit, "REFUSALS", audit.Refusals())
+    monkeypatch.setattr(audit, "REFUSALS", Refusals())
     audit.refused(Principal("eve", "ml", credential="key_1"), "model:deploy")
     audit.failed_login("abcdefgh1234")
     audit.failed_login("abcdefgh1234")

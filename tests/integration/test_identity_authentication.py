@@ -13,13 +13,14 @@ from burnish.core.errors import BurnishError, NotFound, Unauthenticated, Unavail
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import Principal, audit, authentication, service, store
 from burnish.platform.identity.authentication import Authenticator
+from burnish.platform.identity.refusals import Refusals
 from burnish.platform.identity.schemas import NewKeyRequest
 from tests.support.identity import ROOT, People
 
 
 @pytest.fixture
 async def people(database: Database, monkeypatch: pytest.MonkeyPatch) -> People:
-    monkeypatch.setattr(audit, "REFUSALS", audit.Refusals())
+    monkeypatch.setattr(audit, "REFUSALS", Refusals())
     found = People(database)
     await found.begin("ml", "other")
     return found
@@ -78,7 +79,7 @@ async def test_a_key_seen_lately_costs_the_database_nothing(people: People) -> N
     key = (await people.key(await people.user("ada", "engineer", "ml"))).key
     authenticator = people.authenticator()
     first = await authenticator.authenticate(bearer(key), method="GET")
-    people.database.read = _fails  # type: ignore[method-assign]
+    people.database.read = _fails  # type: ignore[assignment,method-assign]
     for _ in range(1000):
         assert await authenticator.authenticate(bearer(key), method="POST") == first
 
@@ -213,7 +214,7 @@ async def test_an_expiring_key_ends_on_time_without_asking(people: People) -> No
     key = await people.key(ada, NewKeyRequest(days=0.4 / 86_400))
     authenticator = people.authenticator()
     await authenticator.authenticate(bearer(key.key), method="GET")
-    people.database.read = _fails  # type: ignore[method-assign]
+    people.database.read = _fails  # type: ignore[assignment,method-assign]
     assert await within(1, lambda: authenticator.authenticate(bearer(key.key), method="GET"), Unauthenticated) < 1
 
 

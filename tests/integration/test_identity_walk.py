@@ -236,7 +236,7 @@ def test_whoever_has_no_good_key_comes_in_nowhere(world: World, actor: str | Non
             assert answer.status_code == 401, (one.name, answer.status_code, answer.text[:300])
             assert answer.headers["www-authenticate"].startswith("Bearer"), one.name
             body = answer.json()
-            error = body["error"] if "error" in body else {**body, "trace_id": None}
+            error = body.get("error", {**body, "trace_id": None})
             answers.add(json.dumps([error.get("detail"), error.get("message", ""), error.get("code")]))
         for raw in ("/", "/platform/nothing", "/v1/nothing", "/components/evaluation/jobs", "/components/evaluation/jobs/x",
                     "/components/model_serving/v1/models", "/components/data_management/platform/datasets", "/metrics",

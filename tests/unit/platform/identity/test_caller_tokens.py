@@ -108,7 +108,7 @@ def test_forged_tokens_are_refused(tokens: CallerTokens) -> None:
     raised = {**body, "rol": ["administrator"], "evw": ["administrator"]}
     other = Ed25519PrivateKey.generate()
     forged = [
-        jwt.encode(raised, None, algorithm="none", headers={"kid": kid}),
+        jwt.encode(raised, "", algorithm="none", headers={"kid": kid}),
         jwt.encode(raised, tokens.public_jwks()["keys"][0]["x"] * 2, algorithm="HS256", headers={"kid": kid}),
         jwt.encode(raised, other, algorithm="EdDSA", headers={"kid": kid}),
         jwt.encode(raised, other, algorithm="EdDSA", headers={"kid": "mine"}),
