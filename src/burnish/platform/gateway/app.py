@@ -19,6 +19,7 @@ from burnish.platform.gateway.checks import (
     LimitedBody,
     Pace,
     body_of,
+    check_once,
     check_origin,
     check_text,
     is_upload,
@@ -131,6 +132,8 @@ class Gateway:
     async def _through(self, exchange: Exchange, receive: Receive) -> None:
         gateway = self._configuration().gateway
         check_text(exchange.path, exchange.scope.get("query_string", b""))
+        if len(exchange.headers) != len(exchange.scope["headers"]):
+            check_once(exchange.scope["headers"])
         if self._open:
             check_origin(exchange.headers)
         if gateway.cors_origins:

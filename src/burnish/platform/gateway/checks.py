@@ -3,7 +3,7 @@
 import ipaddress
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_plus, urlsplit
 
@@ -63,6 +63,24 @@ def check_origin(headers: Mapping[str, str]) -> None:
             where="Origin",
             hint="ask from a program, or from a page of this machine",
         )
+
+
+_ONCE = (
+    "authorization", "burnish-project", "openai-project", "x-csrf-token", "cookie", "origin", "content-length",
+    "content-type", "burnish-priority", TIMEOUT_HEADER,
+)  # fmt: skip
+
+
+def check_once(raw: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuse a header twice that decides something: a proxy before us may have looked at the other one.
+
+    Raises:
+        MalformedRequest: names the header.
+    """
+    names = [name.decode("latin-1") for name, _ in raw]
+    twice = next((name for name in _ONCE if names.count(name) > 1), None)
+    if twice is not None:
+        raise MalformedRequest(f"the header {twice} comes twice", where=twice, hint="send it once")
 
 
 def check_text(path: str, query: bytes) -> None:

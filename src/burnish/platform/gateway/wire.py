@@ -23,7 +23,8 @@ HEADER_COUNT = 200
 HEADER_SECONDS = 20.0
 """From the first byte of a request to the end of its headers; on a new connection, also until that byte."""
 DISCARDED_BYTES = 64 << 20
-"""Of a body whose answer has been given: a client that has not read it yet is let finish, up to this."""
+LINGER_SECONDS = 5.0
+"""A body whose answer has been given is read on for so long and so far: closing at once would lose the answer."""
 
 
 class _Refused(Exception):
@@ -38,6 +39,7 @@ class HttpProtocol(HttpToolsProtocol):
     _fed = 0
     _discarded = 0
     _slow: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
     _refusal: tuple[int, str, str] = (400, "malformed_request", "what came is no HTTP/1.1 request")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,6 +50,8 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_waiting()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -105,6 +109,18 @@ class HttpProtocol(HttpToolsProtocol):
         """End a request; the next may follow."""
         super().on_message_complete()
         self._in_headers, self._discarded = True, 0
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        """End an answer. The rest of its request's body, if it has not come, is given a little time."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
+            self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""

@@ -1,0 +1,296 @@
+"""What a request may say and what becomes of it: limits, priorities, times, origins, what never passes."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from burnish.infra import signals
+from burnish.platform.gateway.checks import Pace
+from burnish.platform.identity import Principal
+from tests.support.gateway import Stand, gateway_stand
+
+ENGINEER = Principal("user_1", "red", frozenset({"engineer"}), credential="key_1")
+VIEWER = Principal("user_2", "red", frozenset({"viewer"}), credential="key_2")
+KEYS = {"sk-one": ENGINEER, "sk-two": VIEWER}
+ONE = {"authorization": "Bearer sk-one"}
+TWO = {"authorization": "Bearer sk-two"}
+ECHO = "/platform/datasets/x/echo"
+
+
+@pytest.fixture
+async def stand() -> AsyncIterator[Stand]:
+    async with gateway_stand(keys=KEYS) as found:
+        yield found
+
+
+@pytest.fixture
+async def open_stand() -> AsyncIterator[Stand]:
+    async with gateway_stand() as found:
+        yield found
+
+
+async def test_a_limit_answers_429_and_says_which(stand: Stand) -> None:
+    stand.configure(per_key={"requests_per_second": 0.5, "burst": 2})
+    before = signals.LIMITED.labels("gateway.per_key")._value.get()
+    answers = [await stand.client.get("/platform/things", headers=ONE) for _ in range(3)]
+    assert [one.status_code for one in answers] == [200, 200, 429]
+    assert [one.headers["x-ratelimit-remaining"] for one in answers] == ["1", "0", "0"]
+    last = answers[-1]
+    assert (last.headers["retry-after"], last.headers["x-ratelimit-limit"]) == ("2", "2")
+    assert (last.json()["code"], last.json()["where"]) == ("rate_limited", "gateway.per_key")
+    assert signals.LIMITED.labels("gateway.per_key")._value.get() == before + 1
+    assert (await stand.client.get("/platform/things", headers=TWO)).status_code == 200, "another key is free"
+    openai = await stand.client.get("/v1/models", headers=ONE)
+    assert (openai.status_code, openai.json()["error"]["code"]) == (429, "rate_limited")
+    stand.configure()
+    assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200, "the next request obeys"
+
+
+async def test_who_is_refused_by_authentication_is_charged_nothing(stand: Stand) -> None:
+    stand.configure(per_project={"requests_per_second": 0.01, "burst": 1})
+    for _ in range(5):
+        wrong = await stand.client.get("/platform/things", headers={"authorization": "Bearer wrong"})
+        assert (wrong.status_code, wrong.headers["www-authenticate"]) == (401, "Bearer")
+    assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200
+    for _ in range(3):
+        assert (await stand.client.get("/platform/health")).status_code == 200, "open, and not limited"
+
+
+async def test_what_a_client_claims_never_passes(stand: Stand) -> None:
+    """Breaks with: a header of ours, a credential or an address claim that reaches a component."""
+    forged = {
+        **ONE, "burnish-caller": "forged", "burnish_caller": "forged", "burnish-deadline": "9", "forwarded": "for=1.2.3.4",
+        "x-forwarded-for": "1.2.3.4", "x-forwarded-host": "evil", "x-forwarded-user": "root", "x-real-ip": "1.2.3.4",
+        "cookie": "session=secret", "x-csrf-token": "t", "x-custom": "kept", "connection": "keep-alive, x-custom-2",
+    }  # fmt: skip
+    for path in (ECHO, "/v1/chat/completions"):
+        method = "GET" if path == ECHO else "POST"
+        await stand.client.request(method, path, headers=forged, json=None if method == "GET" else {"model": "m"})
+        got = stand.component.got[-1]
+        assert got["x-custom"] == "kept"
+        leaked = {
+            name for name in got
+            if name.startswith("x-forwarded") or "_" in name or "caller" in name or "deadline" in name
+            or name in {"authorization", "cookie", "x-csrf-token", "forwarded", "x-real-ip"}
+        }  # fmt: skip
+        assert not leaked, got
+
+
+async def test_the_model_in_a_body_chooses_the_instance(stand: Stand) -> None:
+    await stand.client.post("/v1/chat/completions", headers=ONE, json={"messages": [], "model": "sentiment"})
+    await stand.client.post("/v1/chat/completions", headers=ONE, content=b"no json at all")
+    await stand.client.get("/v1/models", headers=TWO)
+    assert stand.way.preferred == ["sentiment", None, None]
+    refused = await stand.client.post("/v1/chat/completions", headers=TWO, json={"model": "sentiment"})
+    assert (refused.status_code, len(stand.way.preferred)) == (403, 3)
+
+
+async def test_origins(stand: Stand) -> None:
+    origin = "https://console.example.org"
+    ask = {
+        "origin": origin, "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type",
+    }  # fmt: skip
+    assert (await stand.client.options(ECHO, headers=ask)).status_code == 401, "nothing is listed"
+    stand.configure(cors_origins=[origin])
+    preflight = await stand.client.options(ECHO, headers=ask)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, origin)
+    assert preflight.headers["access-control-allow-headers"] == "authorization, content-type"
+    assert preflight.headers["access-control-allow-credentials"] == "true"
+    assert "origin" in preflight.headers["vary"]
+    answer = await stand.client.get(ECHO, headers={**ONE, "origin": origin})
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    failed = await stand.client.get("/platform/nothing", headers={**ONE, "origin": origin})
+    assert failed.headers["access-control-allow-origin"] == origin, "a page can read why"
+    for other in ("https://evil.example.org", "https://console.example.org.evil", "null", "http://console.example.org"):
+        refused = await stand.client.options(ECHO, headers={**ask, "origin": other})
+        assert (refused.status_code, refused.headers.get("access-control-allow-origin")) == (403, None)
+        unread = await stand.client.get(ECHO, headers={**ONE, "origin": other})
+        assert "access-control-allow-origin" not in unread.headers
+    stand.configure(cors_origins=["*"])
+    anyone = await stand.client.get(ECHO, headers={**ONE, "origin": "https://any.example"})
+    assert anyone.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in anyone.headers
+
+
+async def test_with_authentication_off_a_listed_origin_opens_nothing(open_stand: Stand) -> None:
+    open_stand.configure(cors_origins=["https://evil.example", "http://localhost:5173"])
+    evil = {"origin": "https://evil.example"}
+    assert (await open_stand.client.get("/platform/things", headers=evil)).status_code == 403
+    page = await open_stand.client.get("/platform/things", headers={"origin": "http://localhost:5173"})
+    assert page.headers["access-control-allow-origin"] == "http://localhost:5173"
+
+
+async def test_when_full_batch_goes_first(stand: Stand) -> None:
+    stand.configure(max_in_flight=2, batch_share=0.5)
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(stand.client.post("/platform/datasets/a", headers=ONE, content=slowly(stand, 1)))
+        await until(lambda: stand.component.running == 1)
+        refused = await stand.client.post("/platform/workflows/run", headers=ONE, json={})
+        assert (refused.status_code, refused.headers["retry-after"], refused.json()["code"]) == (503, "1", "overloaded")
+        asked = await stand.client.get("/platform/things", headers={**ONE, "burnish-priority": "batch"})
+        assert asked.status_code == 503
+        assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200
+        assert (await stand.client.get("/platform/health")).status_code == 200
+        wrong = await stand.client.get("/platform/things", headers={**ONE, "burnish-priority": "urgent"})
+        assert wrong.status_code == 400
+        stand.configure(max_in_flight=10)
+    assert first.result().status_code == 200
+
+
+async def slowly(stand: Stand, places: int) -> AsyncIterator[bytes]:
+    """An upload that ends when the test has changed the number of places."""
+    yield b"x" * 10
+    while stand.configuration.gateway.max_in_flight != 10:
+        await asyncio.sleep(0.01)
+    yield b"y" * places
+
+
+async def test_draining(stand: Stand) -> None:
+    async with stand.client.stream("GET", "/platform/datasets/x/stream", headers=ONE) as running:
+        chunks = running.aiter_raw()
+        await anext(chunks)
+        stand.gateway.drain()
+        refused = await stand.client.get("/platform/things", headers=ONE)
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+        assert refused.headers["retry-after"] == "1"
+        assert not await stand.gateway.drained(0.05)
+        await anext(chunks)
+    assert await stand.gateway.drained(5)
+
+
+async def test_an_answer_must_begin_in_time(stand: Stand) -> None:
+    stand.configure(request_timeout_seconds=0.15)
+    for path in ("/platform/datasets/x/silent", "/v1/models/silent", "/platform/slow/1"):
+        began = time.monotonic()
+        late = await stand.client.get(path, headers=ONE)
+        assert late.status_code == 504, path
+        assert 0.1 < time.monotonic() - began < 0.9
+    assert late.json()["where"] == "gateway.request_timeout_seconds"
+    await until(lambda: stand.component.running == 0)
+    await until(lambda: stand.way.platform.state.ended == 1)
+    assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200
+
+
+async def test_a_client_says_how_long_it_waits(stand: Stand) -> None:
+    began = time.monotonic()
+    late = await stand.client.get("/platform/datasets/x/silent", headers={**ONE, "x-request-timeout": "0.2"})
+    assert late.status_code == 504
+    assert time.monotonic() - began < 1
+    deadline = float(stand.component.got[-1]["burnish-deadline"])
+    assert -1 < deadline - time.time() < 0.3, "it travels"
+    assert "x-request-timeout" not in stand.component.got[-1]
+    own = await stand.client.get("/platform/slow/1", headers={**ONE, "x-request-timeout": "0.1"})
+    assert (own.status_code, own.json()["where"]) == (504, "X-Request-Timeout")
+    for wrong in ("soon", "-1", "0", "nan", "inf", "1e9"):
+        answer = await stand.client.get("/platform/things", headers={**ONE, "x-request-timeout": wrong})
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+
+
+async def test_a_silence_in_an_answer_ends_it(stand: Stand) -> None:
+    stand.configure(idle_timeout_seconds=0.2)
+    with pytest.raises(httpx.RemoteProtocolError):
+        await stand.client.get("/platform/datasets/x/stall", headers=ONE)
+    await until(lambda: stand.component.running == 0)
+    async with stand.client.stream("GET", "/platform/datasets/x/stream", headers=ONE) as running:
+        chunks = running.aiter_raw()
+        began = time.monotonic()
+        while time.monotonic() - began < 0.5:
+            assert await anext(chunks), "one that moves goes on"
+
+
+async def test_answers_have_a_limit_and_streams_have_none(stand: Stand) -> None:
+    stand.configure(max_response_bytes=1000)
+    assert (await stand.client.get("/platform/datasets/big/1000", headers=ONE)).content == b"x" * 1000
+    large = await stand.client.get("/platform/datasets/big/1001", headers=ONE)
+    assert (large.status_code, large.json()["where"]) == (502, "gateway.max_response_bytes")
+    with pytest.raises(httpx.RemoteProtocolError):
+        await stand.client.get("/platform/datasets/big-chunked/1001", headers=ONE)
+    async with stand.client.stream("GET", "/platform/datasets/x/stream", headers=ONE) as running:
+        size = 0
+        async for chunk in running.aiter_raw():
+            size += len(chunk)
+            if size > 1500:
+                break
+
+
+async def test_body_limits_are_hot(stand: Stand) -> None:
+    stand.configure(max_body_bytes=2000, max_upload_bytes=4000)
+    for path, size, kind, status in (
+        ("/platform/workflows/run", 2000, "application/json", 200),
+        ("/platform/workflows/run", 2001, "application/json", 413),
+        ("/platform/datasets/a", 4000, "text/csv", 200),
+        ("/platform/datasets/a", 4001, "text/csv", 413),
+        ("/platform/datasets/a", 2001, "application/json", 413),
+    ):
+        answer = await stand.client.post(path, headers={**ONE, "content-type": kind}, content=b"x" * size)
+        assert answer.status_code == status, (path, size)
+    assert answer.json()["hint"].endswith("gateway.max_body_bytes")
+    stand.configure(max_body_bytes=3000)
+    assert (await stand.client.post("/platform/workflows/run", headers=ONE, content=b"x" * 2001)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["authorization", "burnish-project", "x-csrf-token", "x-request-timeout"])
+async def test_what_decides_comes_once(stand: Stand, name: str) -> None:
+    headers = [("authorization", "Bearer sk-one"), (name, "1"), (name, "2")]
+    answer = await stand.client.get("/platform/things", headers=headers)
+    assert (answer.status_code, answer.json()["where"]) == (400, name)
+    twice = [("authorization", "Bearer sk-one"), ("x-mine", "1"), ("x-mine", "2")]
+    assert (await stand.client.get(ECHO, headers=twice)).json()["headers"]["x-mine"] == "1, 2"
+
+
+@pytest.mark.parametrize("path", ["/platform/datasets/a", "/platform/workflows/run"])
+@pytest.mark.parametrize("pause", [0.02, 10.0], ids=["trickle", "stop"])
+async def test_bodies_that_hardly_come(path: str, pause: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are given up, and with them the connection. Breaks with: a body that is waited for without end."""
+    monkeypatch.setattr("burnish.platform.gateway.wire.LINGER_SECONDS", 0.3)
+    async with gateway_stand(keys=KEYS, pace=Pace(silence=0.3, grace=0.4, rate=1000)) as stand:
+        began = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-one\r\nContent-Length: 9000\r\n\r\n"
+        writer.write(head.encode())
+        answered = asyncio.create_task(reader.read())
+        while not answered.done() and time.monotonic() - began < 8:
+            with contextlib.suppress(OSError):
+                writer.write(b"x")
+                await writer.drain()
+            await asyncio.wait({answered}, timeout=pause)
+        writer.close()
+        assert b"408 Request Timeout" in answered.result()
+        assert b"body_too_slow" in answered.result()
+        assert time.monotonic() - began < 4
+        await until(lambda: stand.component.running == 0)
+        assert stand.component.stored == []
+        assert stand.gateway._admission.in_flight == 0
+
+
+async def test_the_access_log_says_who_and_no_secret(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "burnish.access"):
+        await stand.client.get(f"{ECHO}?token=hidden-query", headers={**ONE, "x-request-id": "r-1"})
+        await until(lambda: bool(caplog.records))
+    record = next(one for one in caplog.records if one.name == "burnish.access")
+    told = {
+        name: getattr(record, name) for name in ("subject", "credential", "project_id", "route", "status", "method")
+    }
+    assert told == {
+        "subject": "user_1", "credential": "key_1", "project_id": "red", "route": "/platform/datasets/{path}",
+        "status": 200, "method": "GET",
+    }  # fmt: skip
+    everything = json.dumps(record.__dict__, default=str)
+    assert "hidden-query" not in everything
+    assert "sk-one" not in everything
+
+
+async def until(condition: object, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
