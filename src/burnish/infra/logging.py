@@ -35,8 +35,11 @@ _QUIET = {
 
 _HIDDEN = "***"
 _SHORT = 5
+_LONG = 500
+_MOST_LINES = 200
 _hidden_values: set[str] = set()
 _known: re.Pattern[str] | None = None
+_known_long: tuple[str, ...] = ()
 _TELLING_NAME = r"(?:pass(?:word|wd|phrase)|secret(?:[_-]?key)?|api[_-]?key|access[_-]?key|private[_-]?key|token|authorization|cookie)"
 _SECRET_FIELD = re.compile(rf"(?:^|[_-]){_TELLING_NAME}$", re.IGNORECASE)
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -60,7 +63,11 @@ def redact(text: str) -> str:
 
 def redact_known(text: str) -> str:
     """Return ``text`` without the values that this process knows to be secret. Costs nothing while there are none."""
-    return text if _known is None else _known.sub(_HIDDEN, text)
+    if _known is None:
+        return text
+    for form in _known_long:
+        text = text.replace(form, _HIDDEN)
+    return _known.sub(_HIDDEN, text)
 
 
 def redact_known_fields(value: Any) -> Any:
@@ -80,14 +87,15 @@ def hide(value: str) -> None:
     Values of up to five characters are left alone: they would blot out ordinary text. Of a text of several lines (a
     private key) each longer line is hidden too.
     """
-    global _known
-    new = {value, value.strip(), *(line for line in value.splitlines() if len(line) > 2 * _SHORT)}
+    global _known, _known_long
+    new = {value, value.strip(), *(line for line in value.splitlines()[:_MOST_LINES] if len(line) > 2 * _SHORT)}
     new = {one for one in new if len(one) > _SHORT} - _hidden_values
     if not new:
         return
     _hidden_values.update(new)
     forms = sorted({form for one in _hidden_values for form in _forms(one)}, key=len, reverse=True)
-    _known = re.compile("|".join(map(re.escape, forms)))
+    _known_long = tuple(form for form in forms if len(form) > _LONG)  # a pattern of them takes seconds to compile
+    _known = re.compile("|".join(re.escape(form) for form in forms if len(form) <= _LONG) or r"(?!)")
 
 
 def _forms(value: str) -> Iterator[str]:

@@ -53,6 +53,8 @@ class Composed:
 
     configuration: Configuration | None
     problems: tuple[FieldProblem, ...]
+    crossed: Configuration | None
+    """With problems, when each value is right by itself and only some do not fit each other: all of them, as they are."""
     winners: Mapping[str, tuple[LayerName, Placed]]
     """By key: the layer that won, and its value."""
 
@@ -75,10 +77,11 @@ def compose(layers: Sequence[Layer]) -> Composed:
     winners = {key: (layer.name, placed) for layer in layers for key, placed in layer.values.items()}
     problems = [problem for layer in layers[1:] for problem in wrong_values(layer)]
     if problems:
-        return Composed(None, tuple(dict.fromkeys(problems)), winners)
+        return Composed(None, tuple(dict.fromkeys(problems)), None, winners)
     configuration = parse({key: placed.value for key, (_, placed) in winners.items()})
-    crossed = tuple(_at_origin(problem, winners) for problem in problems_of(configuration))
-    return Composed(None if crossed else configuration, crossed, winners)
+    if crossed := tuple(_at_origin(problem, winners) for problem in problems_of(configuration)):
+        return Composed(None, crossed, configuration, winners)
+    return Composed(configuration, (), None, winners)
 
 
 def parse(values: Mapping[str, JsonValue]) -> Configuration:

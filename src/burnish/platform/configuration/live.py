@@ -98,6 +98,7 @@ class LiveConfiguration:
         self._parts: dict[str, tuple[Part, Part | None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = asyncio.Lock()
+        self._telling = asyncio.Lock()
         self._cold: dict[str, JsonValue] = {}
         self._started_at = self._obeyed_at = utcnow()
         self._seen: tuple[str, Mapping[str, int]] | None = None
@@ -108,10 +109,11 @@ class LiveConfiguration:
         if self._watched.problems:
             raise _refused("the configuration cannot be used", self._watched.problems)
         outcome = compose(self.layers(self.environment, ()))
-        if outcome.configuration is None:
+        now = outcome.configuration or outcome.crossed  # what does not fit here may fit what the database has
+        if now is None:
             raise _refused("the configuration cannot be used", outcome.problems)
         self._stored = _Stored((), dict.fromkeys(self.chain(), 0))
-        self._snapshot = Snapshot(outcome.configuration, outcome.winners, self._stored.versions)
+        self._snapshot = Snapshot(now, outcome.winners, self._stored.versions)
 
     def current(self) -> Configuration:
         """Return the configuration as it is now. Costs nothing; call it for every decision."""
@@ -174,6 +176,7 @@ class LiveConfiguration:
         """Obey the database's newest version that can be obeyed, and follow changes from now on.
 
         Raises:
+            InvalidRequest: the layers contradict each other, with every version and with none.
             Unavailable: the database is away.
         """
         async with self._turn:
@@ -227,9 +230,10 @@ class LiveConfiguration:
                         self._obeyed_at = utcnow()
 
     async def obey(self) -> None:
-        """Obey what was just committed before its writer is answered; if that cannot be, soon after."""
+        """Obey what was just committed, and say so, before its writer is answered; if that cannot be, soon after."""
         with suppress(BurnishError):
             await self.refresh()
+            await self._tell()
 
     def status(self) -> ProcessReport:
         """Return what this process obeys, for others to see."""
@@ -277,6 +281,9 @@ class LiveConfiguration:
                 self._snapshot = judged
                 log.warning("started with version %d of %s, the newest that can be obeyed", number, self.environment)
                 return
+        judged = self._judge(_Stored((), dict.fromkeys(stored.versions, 0)))
+        if isinstance(judged, _Refusal):
+            raise _refused("the configuration cannot be used", judged.problems)
         log.warning("started without what the database says")
 
     def _offer(self, stored: _Stored) -> bool:
@@ -323,11 +330,14 @@ class LiveConfiguration:
 
     async def _tell(self) -> None:
         """Write down what is obeyed: at once when it changed, else as often as the lease needs."""
-        report = self.status()
-        now = asyncio.get_running_loop().time()
-        if report == self._told and now - self._told_at < REPORT_SECONDS:
-            return
-        before = self._told
+        async with self._telling:
+            report = self.status()
+            now = asyncio.get_running_loop().time()
+            if report != self._told or now - self._told_at >= REPORT_SECONDS:
+                await self._write_down(report, self._told)
+                self._told, self._told_at = report, now
+
+    async def _write_down(self, report: ProcessReport, before: ProcessReport | None) -> None:
         async with self._database.write() as session:
             await store.report(session, self._process, self.environment, report.model_dump(mode="json"), _LEASE_SECONDS)
             if report.problems and (before is None or before.problems != report.problems):
@@ -336,15 +346,21 @@ class LiveConfiguration:
                     data={"state": "refused", "process": self._process, "versions": report.refused,
                           "obeys": report.versions, "problems": [one.model_dump() for one in report.problems]},
                 )  # fmt: skip
-        self._told, self._told_at = report, now
 
 
 def database_layer(row: ConfigurationVersionRow) -> Layer:
-    """Return a version's values; each says which version gave it."""
-    since = {key: row.origins.get(key, row.number) for key in row.overrides}
+    """Return a version's values; each says which version gave it.
+
+    They were checked when they were stored: a key that there is not is one of an older or a newer Burnish.
+    """
+    if unknown := row.overrides.keys() - schema().keys():
+        log.warning("version %d of %s has keys that this Burnish does not know, they are left out: %s",
+                    row.number, row.environment, ", ".join(sorted(unknown)))  # fmt: skip
+    since = {key: row.origins.get(key, row.number) for key in row.overrides if key in schema()}
     values = {
         key: Placed(value, f"version {since[key]} of {row.environment}", (row.environment, since[key]))
         for key, value in row.overrides.items()
+        if key in since
     }
     return Layer(LayerName.DATABASE, values)
 

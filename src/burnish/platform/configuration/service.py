@@ -84,7 +84,7 @@ async def apply(
         Conflict: another version than ``expected_version`` is the newest; ``problems`` says what changed.
     """
     number, before = await _locked(session, live, caller, change)
-    new = {key: value for key, value in overrides_of(before).items() if key not in given.unset}
+    new = {key: value for key, value in _known(before).items() if key not in given.unset}
     new |= {key: placed.value for key, placed in given.set.items()}
     return await _replace(session, live, caller, change, number, before, new, given)
 
@@ -103,7 +103,7 @@ async def roll_back(
 ) -> ChangeView:
     """Make a new version with the values of an older one. Raises as :func:`apply`, and NotFound."""
     number, before = await _locked(session, live, caller, change)
-    new = overrides_of(await find_version(session, change.environment, to))
+    new = _known(await find_version(session, change.environment, to))
     return await _replace(session, live, caller, change, number, before, new, Given({}))
 
 
@@ -287,7 +287,7 @@ async def _layer(session: AsyncSession, environment: str) -> Layer:
     heads = await store.heads(session, [environment])
     row = await find_version(session, environment, heads[environment])
     origin = f"version {heads[environment]} of {environment}"
-    return Layer(LayerName.DATABASE, {key: Placed(value, origin) for key, value in overrides_of(row).items()})
+    return Layer(LayerName.DATABASE, {key: Placed(value, origin) for key, value in _known(row).items()})
 
 
 async def _missing_secrets(session: AsyncSession, layer: Layer) -> list[FieldProblem]:
@@ -340,6 +340,11 @@ def _told(change: KeyChange) -> str:
     was = f"was {json.dumps(change.old)}" if change.old_given else "was not set"
     now = f"is {json.dumps(change.new)}" if change.new_given else "is not set any more"
     return f"{was}, {now}"
+
+
+def _known(row: ConfigurationVersionRow | None) -> Values:
+    """Return a version's values without those of keys that there are no more."""
+    return {key: value for key, value in overrides_of(row).items() if key in schema()}
 
 
 def _raise(problems: Sequence[FieldProblem]) -> None:

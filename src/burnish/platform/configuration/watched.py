@@ -11,7 +11,7 @@ import watchfiles
 
 from burnish.core.errors import FieldProblem, NotFound
 from burnish.platform.configuration import environments
-from burnish.platform.configuration.file import ConfigurationFile, composed, read_file
+from burnish.platform.configuration.file import ConfigurationFile, read_file
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class WatchedFile:
             environments.find(found.environments, self._environment)
         except NotFound as error:
             return (FieldProblem(where="BURNISH_ENVIRONMENT", message=error.message, hint=error.hint),)
-        return composed(found, self._environment).problems
+        return ()
 
     def _stamp_now(self) -> Stamp:
         if self.path is not None:
