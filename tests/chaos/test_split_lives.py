@@ -15,7 +15,7 @@ from tests.support.server import wait_for
 
 pytestmark = pytest.mark.postgres
 
-BUSY_AT = {"tuning": "train", "rest": "evaluate_base"}
+BUSY_AT = {"tuning": "train", "rest": "evaluate_tuned"}
 """The step at which a process is killed that has more to do then than at any other."""
 
 

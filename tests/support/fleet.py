@@ -83,6 +83,7 @@ class Fleet:
     ) -> None:  # fmt: skip
         """``cuttable``: everybody reaches ``serving2``, and ``gateway2`` the database, by way of a proxy."""
         self.home = folder / "home"
+        self.roles = roles
         self.folder = folder
         self.database_url = postgres.url(postgres.create_database())
         program = ("-m", "tests.support.fake_serve") if fake_engine else ("-m", "burnish.cli", "serve")
@@ -144,8 +145,8 @@ class Fleet:
         """Tell whether each process's components are healthy, as every gateway sees it."""
         wanted: dict[str, int] = {}
         for name, member in self.members.items():
-            for component in ROLES.get(name, "").split(","):
-                if component not in ("", "platform") and member.running:
+            for component in self.roles[name].split(","):
+                if component != "platform" and member.running:
                     wanted[component] = wanted.get(component, 0) + 1
         for gateway in self.gateways:
             if not gateway.running:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from tests.support.fleet import Fleet
 from tests.support.lifecycle import FINAL
@@ -68,11 +69,11 @@ class Harm:
 
 def under_load(
     fleet: Fleet, fault: str, strike: Callable[[], object], restore: Callable[[], object], *,
-    rate: float, hold: float, times: int = 1, pause: float = 1.5, load: Load | None = None,
+    rate: float, hold: float, times: int = 1, pause: float = 1.5, timeout: float = 30,
 ) -> Harm:  # fmt: skip
     """Send steady load, strike, hold, restore, wait until all is well, again and again; return what came of it."""
     harm = Harm(fault)
-    load = load or Load(fleet.url, fleet.folder, rate=rate, api_key=fleet.key, seed=hash(fault) % 10_000)
+    load = Load(fleet.url, fleet.folder, rate=rate, api_key=fleet.key, seed=crc32(fault.encode()), timeout=timeout)
     try:
         wait_for(lambda: tally(load.sent())["ok"] >= min(10, 2 * rate), 30, lambda: f"no answers\n{fleet.tails()}")
         for _ in range(times):

@@ -5,7 +5,7 @@ know each other do. Nothing is sent again: each request counts once, with what c
 
 ``ok``       answered, and rightly
 ``refused``  503 with ``Retry-After``: the server said that it cannot now
-``failed``   any other error, a connection that broke, no answer within ``_TIMEOUT`` seconds
+``failed``   any other error, a connection that broke, no answer in time
 ``wrong``    answered 2xx with something else than was asked for
 """
 
@@ -25,7 +25,6 @@ from typing import Any
 
 import aiohttp
 
-_TIMEOUT = 30.0
 _ROWS = b'{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n{"text": "c", "label": "x"}\n'
 MIX = {"chat": 70, "stream": 60, "list": 55, "submit": 14, "upload": 1}
 """Kinds of requests and their shares. An upload is a process of its own, which reads the file: few of those."""
@@ -68,7 +67,7 @@ class Load:
 
     def __init__(
         self, url: str, folder: Path, *, rate: float, model: str = "chat", says: str = "chat", seed: int = 0,
-        api_key: str = "", mix: dict[str, int] | None = None,
+        api_key: str = "", mix: dict[str, int] | None = None, timeout: float = 30,
     ) -> None:  # fmt: skip
         self._file = folder / f"load-{uuid.uuid4().hex[:8]}.jsonl"
         given = {
@@ -79,12 +78,12 @@ class Load:
             "seed": seed,
             "key": api_key,
             "mix": mix or MIX,
+            "timeout": timeout,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.load", str(self._file), json.dumps(given)], stdin=subprocess.PIPE, text=True
         )  # fmt: skip
-        self.rate = rate
-        self.began = time.monotonic()
+        self._timeout = timeout
 
     def sent(self) -> list[Sent]:
         """Return what has been answered so far."""
@@ -99,7 +98,7 @@ class Load:
 
     def stop(self) -> list[Sent]:
         """Send no more, wait for the answers, return everything."""
-        self._process.communicate(timeout=_TIMEOUT + 15)
+        self._process.communicate(timeout=self._timeout + 15)
         return self.sent()
 
     def kill(self) -> None:
@@ -128,11 +127,11 @@ class Wrong(Exception):
 class _Client:
     """A client with one connection at a time."""
 
-    def __init__(self, headers: dict[str, str]) -> None:
+    def __init__(self, headers: dict[str, str], timeout: float) -> None:
         self.port = 0
         connector = aiohttp.TCPConnector(limit=1, socket_factory=self._socket, keepalive_timeout=30)
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
-        self.session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
+        limit = aiohttp.ClientTimeout(total=timeout)
+        self.session = aiohttp.ClientSession(connector=connector, timeout=limit, headers=headers)
 
     def _socket(self, address: Any) -> socket.socket:
         made = socket.socket(address[0], address[1], address[2])
@@ -188,7 +187,7 @@ class _Sender:
         except Wrong as error:
             outcome, why = "wrong", str(error)
         except TimeoutError:
-            why = f"no answer within {_TIMEOUT:.0f} s"
+            why = f"no answer within {self.given['timeout']:.0f} s"
         except (aiohttp.ClientError, OSError) as error:
             why = f"{type(error).__name__}: {error}"
         sent = Sent(kind, began, time.monotonic(), outcome, status, client.port, key, made, why)
@@ -196,7 +195,7 @@ class _Sender:
         self.idle.append(client)
 
     def new_client(self) -> _Client:
-        client = _Client(self.headers)
+        client = _Client(self.headers, self.given["timeout"])
         self.clients.append(client)
         return client
 
