@@ -96,12 +96,12 @@ def run(settings: Settings) -> None:
         refuse_second(settings.home)
     listener = bind(settings.host, settings.port)
     settings = advertised(settings, listener)
-    from burnish.app import create_app  # only now: a refusal needs no server code
+    from burnish.app import HttpProtocol, create_app  # only now: a refusal needs no server code
 
     app = create_app(settings)
     edge = _Lifespan(app)
     config = uvicorn.Config(
-        edge, loop="uvloop", http="httptools", lifespan="on", log_config=None, log_level="warning", access_log=False, server_header=False,
+        edge, loop="uvloop", http=HttpProtocol, lifespan="on", proxy_headers=False, log_config=None, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=STREAMS_GRACE, timeout_keep_alive=75, backlog=2048,
     )  # fmt: skip
     server = _Server(
@@ -111,6 +111,7 @@ def run(settings: Settings) -> None:
         drain=lambda: _process(app).drain(),
         end_streams=lambda: _process(app).events.finish(),
         first_key=lambda: app.state.first_key,
+        finish=lambda: app.finish(),
     )
     try:
         server.run(sockets=[listener])
@@ -240,9 +241,10 @@ class _Server(uvicorn.Server):
 
     def __init__(
         self, config: uvicorn.Config, settings: Settings, listener: socket.socket, drain: Callable[[], Any],
-        end_streams: Callable[[], None], first_key: Callable[[], str | None],
+        end_streams: Callable[[], None], first_key: Callable[[], str | None], finish: Callable[[], Any],
     ) -> None:  # fmt: skip
         super().__init__(config)
+        self._finish = finish
         self._home = settings.home
         self._components = (
             "all" if settings.component_set() == ALL_ROLES else ",".join(sorted(settings.component_set()))
@@ -281,7 +283,10 @@ class _Server(uvicorn.Server):
             )
             self._let_nobody_in(sockets or [])
             await self._drained()
+        else:
+            self._let_nobody_in(sockets or [])  # before the rest: a balancer then tries the next one
         self._end_streams()
+        await self._finished()
         await super().shutdown(sockets)
 
     def _let_nobody_in(self, sockets: list[socket.socket]) -> None:
@@ -292,6 +297,14 @@ class _Server(uvicorn.Server):
             one.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
+
+    async def _finished(self) -> None:
+        """Wait until what is in flight is answered, within the bound that the configuration sets, or until told again."""
+        finish = asyncio.ensure_future(self._finish())
+        while not finish.done() and not self.force_exit:
+            await asyncio.wait([finish], timeout=0.1)
+        finish.cancel()
+        await asyncio.wait([finish])
 
     async def _drained(self) -> None:
         drain = asyncio.ensure_future(self._drain())

@@ -41,6 +41,7 @@ BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 MAX_FAILURES = 6
 """Ends in a row after which a process is given up, until the file changes or SIGHUP comes."""
 _LOG_LINES = 15
+SERVE = (sys.executable, "-m", "burnish.cli", "serve")
 
 
 class UnitRecord(BaseModel):
@@ -126,7 +127,10 @@ class Unit:
 class Supervisor:
     """Keeps the processes of one file running. One a file."""
 
-    def __init__(self, file: Path, home: Path, say: Callable[[str], None], wanted_restarts: Callable[[str, Sequence[str]], set[int]]) -> None:  # fmt: skip
+    def __init__(
+        self, file: Path, home: Path, say: Callable[[str], None],
+        wanted_restarts: Callable[[str, Sequence[str]], set[int]], command: Sequence[str] = SERVE,
+    ) -> None:  # fmt: skip
         """Make it, without a process.
 
         Args:
@@ -134,6 +138,7 @@ class Supervisor:
             home: of processes that name none of their own; also keeps the state and the logs.
             say: prints a line.
             wanted_restarts: given this supervisor's id and the URLs of platforms, returns the pids that are to be restarted.
+            command: starts one process, which is told by variables what it is to be.
         """
         self.file = file.resolve()
         self.home = home
@@ -141,6 +146,7 @@ class Supervisor:
         self.id = f"up-{self.folder.name.removeprefix('up-')}"
         self._say = say
         self._wanted_restarts = wanted_restarts
+        self._command = tuple(command)
         self._units: dict[str, Unit] = {}
         self._rolling: list[str] = []
         """Keys to be started anew, one after the other."""
@@ -302,7 +308,7 @@ class Supervisor:
         unit.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with unit.log.open("ab") as output:
             unit.child = subprocess.Popen(
-                [sys.executable, "-m", "burnish.cli", "serve"],
+                self._command,
                 env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         unit.pid, unit.ticks, unit.digest = unit.child.pid, started_ticks(unit.child.pid), unit.launch.digest

@@ -25,8 +25,10 @@ from burnish.core.errors import SchemaNewer
 class App:
     def __init__(self, settings):
         self.settings = settings
-        self.state = SimpleNamespace(process=self)
+        self.state = SimpleNamespace(process=self, first_key=None)
         self.events = SimpleNamespace(finish=lambda: None)
+    async def finish(self):
+        return None
     async def drain(self):
         if self.settings.environment == "slow":
             import asyncio
@@ -52,7 +54,7 @@ class App:
             await send({"type": "http.response.body", "body": b": \\n\\n", "more_body": True})
             await asyncio.sleep(0.05)
 
-sys.modules["burnish.app"] = types.SimpleNamespace(create_app=App)
+sys.modules["burnish.app"] = types.SimpleNamespace(create_app=App, HttpProtocol="httptools")
 from burnish.cli.main import main
 main(sys.argv[1:])
 """

@@ -112,6 +112,12 @@ async def claim_store(session: AsyncSession, store_id: str, url: str) -> str:
     return known.database_id
 
 
+async def known_store(session: AsyncSession) -> tuple[str, str] | None:
+    """Return id and URL of the store that the database's artifacts are in; None before there is one."""
+    row = (await session.execute(select(ArtifactStoreRow.store_id, ArtifactStoreRow.url))).first()
+    return None if row is None else (row[0], row[1])
+
+
 async def key_fingerprint(session: AsyncSession) -> str | None:
     """Return the fingerprint of the installation's secret key; None before the first process has claimed it."""
     return await session.scalar(select(ArtifactStoreRow.key_fingerprint))

@@ -1,0 +1,280 @@
+"""`burnish up`: the file, and the supervisor over processes that only say that they are ready."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from burnish.cli import composition, supervisor
+from burnish.cli.processes import started_ticks
+from burnish.cli.supervisor import Supervisor, read_state
+from burnish.core.errors import Conflict, InvalidRequest
+
+ROOT = Path(__file__).parents[3]
+
+PROGRAM = """
+import json, os, signal, sys, time
+from pathlib import Path
+name, home = os.environ["BURNISH_COMPONENTS"], Path(os.environ["BURNISH_HOME"])
+print("started as", name, os.environ.get("MARK", ""), flush=True)
+if os.environ.get("FAIL") and not Path(os.environ["FAIL"]).exists():
+    sys.exit("this cannot work: the reason")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+signal.signal(signal.SIGINT, lambda *_: (print("drained", flush=True), sys.exit(0)))
+ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+(home / "run").mkdir(parents=True, exist_ok=True)
+one = {"pid": os.getpid(), "url": "http://127.0.0.1:1", "components": name, "started_ticks": ticks}
+draft = home / "run" / f"draft-{os.getpid()}"
+draft.write_text(json.dumps(one))
+draft.rename(home / "run" / f"process-{os.getpid()}.json")
+while True:
+    time.sleep(60)
+"""
+
+
+class Up:
+    """A supervisor in a thread of its own."""
+
+    def __init__(self, file: Path, home: Path) -> None:
+        self.said: list[str] = []
+        self.asked: set[int] = set()
+        self.file, self.home = file, home
+        command = (sys.executable, "-c", PROGRAM)
+        self.supervisor = Supervisor(file, home, self.said.append, self._asked, command)
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.supervisor.run()
+        except BaseException as error:
+            self.failure = error
+
+    def _asked(self, _id: str, _urls: Sequence[str]) -> set[int]:
+        asked, self.asked = self.asked, set()
+        return asked
+
+    def pids(self) -> dict[str, int]:
+        state = read_state(self.file, self.home)
+        return {one.key: one.pid for one in state.units if one.pid and one.state == "ready"} if state else {}
+
+    def until(self, wanted: Callable[[], object], seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while not wanted():
+            assert time.monotonic() < deadline, "\n".join([*self.said, repr(self.failure)])
+            time.sleep(0.02)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        self.supervisor.signal(number)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def abandon(self) -> None:
+        """As after a KILL of the supervisor: nothing more is done, the lock is free."""
+        self.supervisor._turn = lambda: None  # type: ignore[method-assign]
+        self.supervisor._end_all = lambda _number: None  # type: ignore[method-assign]
+        self.end()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", (0.0, 0.05))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "home"
+    yield folder
+    for path in (folder / "run").glob("process-*.json"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(path.stem.partition("-")[2]), signal.SIGKILL)
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "burnish.yaml"
+    path.write_text(text)
+    return path
+
+
+TWO = "processes:\n  platform: {components: platform}\n  tuning: {components: fine_tuning, replicas: 2}\n"
+
+
+def test_what_ends_is_started_again_and_the_rest_is_left_alone(tmp_path: Path, home: Path) -> None:
+    up = Up(_file(tmp_path, TWO), home)
+    up.until(lambda: len(up.pids()) == 3)
+    before = up.pids()
+    assert set(before) == {"platform", "tuning-1", "tuning-2"}
+    os.kill(before["tuning-1"], signal.SIGKILL)
+    up.until(lambda: len(up.pids()) == 3 and up.pids()["tuning-1"] != before["tuning-1"])
+    after = up.pids()
+    assert {key: after[key] for key in ("platform", "tuning-2")} == {
+        key: before[key] for key in ("platform", "tuning-2")
+    }
+    assert any("SIGKILL" in line for line in up.said)
+    up.end()
+    assert all(started_ticks(pid) is None for pid in after.values())
+    state = read_state(up.file, home)
+    assert state is not None
+    assert {one.state for one in state.units} == {"stopped"}
+    ended = [line for line in up.said if line.endswith(": ended")]
+    assert ended[0] == "platform: ended", "what takes requests ends before those that it passes them to"
+
+
+def test_one_that_cannot_start_is_given_up_with_its_reason_and_tried_again_when_told(
+    tmp_path: Path, home: Path
+) -> None:
+    """Breaks with: a process that is started for ever, or silently not."""
+    mended = tmp_path / "mended"
+    text = f"processes:\n  all: {{environment: {{FAIL: {mended}}}}}\n"
+    up = Up(_file(tmp_path, text), home)
+    up.until(lambda: any("given up" in line for line in up.said))
+    assert sum("started (pid" in line for line in up.said) == supervisor.MAX_FAILURES
+    assert any("this cannot work: the reason" in line for line in up.said)
+    state = read_state(up.file, home)
+    assert state is not None
+    assert state.units[0].state == "given_up"
+    assert "status 1" in str(state.units[0].problem)
+    mended.touch()
+    up.supervisor.signal(signal.SIGHUP)
+    up.until(lambda: up.pids())
+    up.end(signal.SIGINT)
+    assert "drained" in (up.supervisor.folder / "all.log").read_text()
+
+
+def test_a_changed_file_starts_anew_what_changed_one_at_a_time(tmp_path: Path, home: Path) -> None:
+    file = _file(tmp_path, TWO)
+    up = Up(file, home)
+    up.until(lambda: len(up.pids()) == 3)
+    before, least = up.pids(), 3
+    file.write_text(TWO.replace("replicas: 2", "replicas: 2, environment: {MARK: new}"))
+    os.utime(file, (time.time() + 2, time.time() + 2))
+
+    def rolled() -> bool:
+        nonlocal least
+        state = read_state(file, home)
+        assert state is not None
+        least = min(least, sum(one.state == "ready" for one in state.units))
+        now = up.pids()
+        return len(now) == 3 and all(now[key] != before[key] for key in ("tuning-1", "tuning-2"))
+
+    up.until(rolled)
+    assert up.pids()["platform"] == before["platform"]
+    assert least == 2, "one is away at a time"
+    assert "new" in (up.supervisor.folder / "tuning-2.log").read_text()
+    file.write_text("processes: {platform: {components: nonsense}}")  # a mistake changes nothing
+    os.utime(file, (time.time() + 4, time.time() + 4))
+    up.until(lambda: any("everything stays as it is" in line for line in up.said))
+    assert len(up.pids()) == 3
+    file.write_text("processes: {platform: {components: platform}}")
+    os.utime(file, (time.time() + 6, time.time() + 6))
+    up.until(lambda: set(up.pids()) == {"platform"})
+    up.end()
+
+
+def test_sighup_starts_everything_anew(tmp_path: Path, home: Path) -> None:
+    up = Up(_file(tmp_path, TWO), home)
+    up.until(lambda: len(up.pids()) == 3)
+    before = up.pids()
+    up.supervisor.signal(signal.SIGHUP)
+    up.until(lambda: len(up.pids()) == 3 and not set(up.pids().values()) & set(before.values()))
+    up.end()
+
+
+def test_a_restart_that_the_platform_asks_for_is_done_once(tmp_path: Path, home: Path) -> None:
+    up = Up(_file(tmp_path, TWO), home)
+    up.until(lambda: len(up.pids()) == 3)
+    before = up.pids()
+    up.asked = {before["tuning-2"], 999_999}
+    up.until(lambda: up.pids().get("tuning-2") not in (None, before["tuning-2"]))
+    after = up.pids()
+    assert after["platform"] == before["platform"]
+    up.end()
+
+
+def test_a_supervisor_that_was_killed_finds_its_processes_again(tmp_path: Path, home: Path) -> None:
+    """Breaks with: a second set beside the first; a pid that is believed although another program has it by now."""
+    file = _file(tmp_path, TWO)
+    first = Up(file, home)
+    first.until(lambda: len(first.pids()) == 3)
+    before = first.pids()
+    first.abandon()
+    os.kill(before["tuning-1"], signal.SIGKILL)  # meanwhile
+    first.until(lambda: started_ticks(before["tuning-1"]) is None)
+    second = Up(file, home)
+    second.until(lambda: len(second.pids()) == 3 and second.pids()["tuning-1"] != before["tuning-1"])
+    after = second.pids()
+    assert {key for key in before if before[key] == after[key]} == {"platform", "tuning-2"}
+    assert sum("adopted" in line for line in second.said) == 2
+    second.end()
+    assert all(started_ticks(pid) is None for pid in after.values())
+    for unit in first.supervisor._units.values():
+        assert unit.child is not None
+        unit.child.wait(10)
+
+
+def test_a_second_supervisor_of_a_file_is_refused(tmp_path: Path, home: Path) -> None:
+    file = _file(tmp_path, TWO)
+    first = Up(file, home)
+    first.until(lambda: len(first.pids()) == 3)
+    with pytest.raises(Conflict, match=f"pid {os.getpid()}"):
+        Supervisor(file, home, print, lambda *_: set()).run()
+    assert len(first.pids()) == 3
+    first.end()
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", "burnish.yaml"),
+        ("[1, 2]", "burnish.yaml"),
+        ("processes: {a: {components: [}", "burnish.yaml"),
+        ("processes: {}", "processes"),
+        ("processes: {A B: {}}", "processes"),
+        ("processes: {a: {components: tuning}}", "processes.a.components"),
+        ("processes: {a: {replicas: 0}}", "processes.a.replicas"),
+        ("processes: {a: {port: 80000}}", "processes.a.port"),
+        ("processes: {a: {prot: 8000}}", "processes.a.prot"),
+        ("processes: {a: {environment: {X: [1]}}}", "processes.a.environment.X"),
+        ("processes: {a: {port: 8000, replicas: 2}, b: {port: 8001}}", "burnish.yaml"),
+        ("processes: {a: {replicas: 2}, a-1: {}}", "burnish.yaml"),
+        ("environment: {X: '${NOWHERE}'}\nprocesses: {a: {}}", "environment"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        composition.read(_file(tmp_path, text), {})
+    assert where in " ".join([str(caught.value.where), *(str(one.where) for one in caught.value.problems)])
+
+
+def test_the_file_says_what_each_process_is(tmp_path: Path) -> None:
+    text = """
+environment: {A: 1, B: true, C: "${GIVEN}", D: "${NOT:-else}"}
+processes:
+  one: {port: 9000, replicas: 2, environment: {A: own}}
+  two: {components: "fine_tuning, platform"}
+"""
+    first, second, other = composition.read(_file(tmp_path, text), {"GIVEN": "x"})
+    assert (first.key, first.port, first.environment["A"]) == ("one-1", 9000, "own")
+    assert (second.key, second.port) == ("one-2", 9001)
+    assert (other.key, other.port, other.components, other.with_platform) == ("two", None, "fine_tuning,platform", True)
+    assert other.environment == {"A": "1", "B": "true", "C": "x", "D": "else"}
+
+
+def test_the_example_is_the_issues_set() -> None:
+    given = {
+        "BURNISH_DATABASE_URL": "postgresql://x",
+        "BURNISH_REDIS_URL": "redis://x",
+        "BURNISH_ARTIFACT_URL": "file:///x",
+    }
+    launches = composition.read(ROOT / "examples/split/burnish.yaml", given)
+    assert sum(one.with_platform for one in launches) == 2
+    assert sum(one.components == "model_serving" for one in launches) == 2
