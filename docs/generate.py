@@ -89,8 +89,96 @@ def permissions() -> str:
 def component_protocol() -> str:
     """Return the page of the component protocol."""
     from burnish.core import protocol
+    from burnish.core.states import JOB
 
-    return f"# Component protocol, version {protocol.PROTOCOL_VERSION}\n\n```text\n{inspect.getdoc(protocol)}\n```\n"
+    routes = protocol.PROTOCOL
+    parts = [
+        f"# Component protocol, version {protocol.PROTOCOL_VERSION}", "",
+        ("What a component and the platform say to each other over HTTP. Our own components are reached exactly so. "
+        "[Write a component](../how-to/write-a-component.md) does it in Python in about 20 lines; any language will do, and "
+        "`burnish component check URL` tells whether what runs there keeps to it."), "",
+        "| route | takes | answers | |", "|---|---|---|---|",
+    ]  # fmt: skip
+    parts += [
+        f"| [{r.method} `{r.path}`](#{_anchor(r)}) | {_model_link(r.body)} | {_model_link(r.answer)} "
+        f"| {'open' if r.open else 'caller token'} |"
+        for r in routes
+    ]
+    parts += ["", *_protocol_rules(), "## Routes", ""]
+    for route in routes:
+        codes = [200, *(() if route.open else (401,)), *route.errors, 503]
+        takes = [f"Body: {_model_link(route.body)}.", ""] if route.body else []
+        answer = "a stream of" if route.path.endswith("/events") else "a"
+        parts += [
+            f"### {route.method} `{route.path}` {{ #{_anchor(route)} }}", "", route.says, "", *takes,
+            f"Answers {answer} {_model_link(route.answer)}; statuses {', '.join(map(str, sorted(codes)))}.", "",
+        ]  # fmt: skip
+    parts += ["## States of a job", "", "| state | can become |", "|---|---|"]
+    parts += [f"| `{old}` | {_codes(sorted(new)) or '*(final)*'} |" for old, new in JOB.items()]
+    parts += ["", "## Bodies", ""]
+    for model in _protocol_models():
+        schema = {**model.model_json_schema(), "$schema": "https://json-schema.org/draft/2020-12/schema"}
+        parts += [f"### {model.__name__}", "", inspect.cleandoc(model.__doc__ or ""), "", *_field_rows(model), ""]
+        parts += [
+            '??? note "JSON Schema"',
+            "    ```json",
+            *(f"    {line}" for line in json.dumps(schema, indent=2).splitlines()),
+            "    ```",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _protocol_rules() -> list[str]:
+    from burnish.core import offers, protocol
+    from burnish.platform.jobs.limits import MAX_BODY_BYTES
+
+    reserved = _codes([*offers.PLATFORM_ROUTES, *offers.OWN_ROUTES])
+    return [
+        "## Rules", "",
+        "**Headers.** What the platform sends with every call:", "",
+        "| header | |", "|---|---|",
+        f"| `{protocol.CALLER_HEADER}` | who asks, as a token (below); a component believes nothing else |",
+        f"| `{protocol.DEADLINE_HEADER}` | Unix time in seconds after which nobody waits: a request that comes later is a 504 and does nothing |",
+        f"| `{protocol.TRACE_HEADER}` | W3C trace context; an error carries its trace id as `trace_id` |",
+        "| `last-event-id` | where a stream of events goes on |", "",
+        ("**Caller tokens** are JWTs, signed with Ed25519 (`alg` EdDSA) by a key of `GET /platform/identity/jwks` (the header's "
+        "`kid` names it), valid for a minute. Check the signature, `exp` and `aud` (the component's type). Claims: `sub` who it is, "
+        "`prj` the project, `rol` the roles (`platform`: the engine itself, for whoever submitted the work), `scp` what the "
+        "credential is limited to. A caller reaches its own project's jobs: another's is a 404, and a job for another is a 403. "
+        "A key that is not known may be new: read the set again before refusing."), "",
+        ("**Errors** are `application/problem+json` (RFC 9457) with `code` (see [errors](errors.md)), `detail`, `where`, `hint`, "
+        "`problems` and `trace_id`. 429 and 503 carry `Retry-After`, and mean that the same request may succeed later."), "",
+        ("**Idempotency.** The platform sends a submission again whenever it cannot know that it arrived, and forgets nothing that "
+        "it was promised. So the id decides: same id and spec, same job."), "",
+        f"**Limits.** A body has at most {MAX_BODY_BYTES >> 20} MiB (413); data travels as artifacts.", "",
+        ("**Versions.** Unknown fields of a message are ignored, so that a version can grow. A component whose "
+        "`protocol_version` is unknown is listed with the reason and gets no work."), "",
+        (f"**What a description may say.** At most {offers.MAX_KINDS} kinds, with JSON Schemas of objects of at most "
+        f"{offers.MAX_SCHEMA_BYTES >> 10} KiB whose references stay inside; names and texts without control characters; at most "
+        f"{offers.MAX_ROUTES} path prefixes under `/platform/` that are neither the platform's ({reserved}) nor another "
+        "component's. Whatever breaks a rule is refused with the reason, which `burnish components` shows."), "",
+        ("**Registering.** `POST /platform/components/register` with a [Registration](#registration) and a key of the role "
+        "`component` that is bound to this id and type; then `POST /platform/components/{id}/heartbeat` every few seconds "
+        "(404: register again), and `DELETE /platform/components/{id}` at the end. No work comes before `/describe` was read."), "",
+    ]  # fmt: skip
+
+
+def _protocol_models() -> list[type[BaseModel]]:
+    from burnish.core import protocol
+
+    named = [model for route in protocol.PROTOCOL for model in (route.body, route.answer) if model is not None]
+    inner = [protocol.KindOffer, protocol.Progress, protocol.Registration]
+    return list(dict.fromkeys([*named, *inner]))
+
+
+def _anchor(route: Any) -> str:
+    words = "".join(one if one.isalnum() else " " for one in f"{route.method} {route.path}")
+    return "-".join(words.lower().split())
+
+
+def _model_link(model: type[BaseModel] | None) -> str:
+    return "" if model is None else f"[{model.__name__}](#{model.__name__.lower()})"
 
 
 def errors() -> str:

@@ -41,7 +41,7 @@ _FLAGS = {
     "--url": ("platform_url", "BURNISH_URL", "the platform; by default the server of this machine's home"),
     "--advertise-url": ("advertise_url", "BURNISH_ADVERTISE_URL", "where the platform reaches it; its own address by default"),
     "--artifact-url": ("artifact_url", "BURNISH_ARTIFACT_URL", "the platform's artifacts (file:///...), if this machine sees them"),
-    "--jwks": ("jwks", "BURNISH_COMPONENT_JWKS", "file of public keys to believe instead of the platform's (for checks)"),
+    "--jwks": ("jwks", "BURNISH_COMPONENT_JWKS", "file of public keys to believe instead of a platform's, at none of which it then registers (for checks)"),
     "--drain-seconds": ("drain_seconds", "BURNISH_COMPONENT_DRAIN_SECONDS", "time that jobs get to end on SIGTERM; 30 by default"),
     "--log-level": ("log_level", "BURNISH_LOG_LEVEL", "debug, info, warning or error"),
 }  # fmt: skip

@@ -166,6 +166,9 @@ class ComponentProcess:
         """Say where it listens, and register it there."""
         endpoint = (self._options.advertise_url or url).rstrip("/")
         _say(f"{self._options.component_id} is ready at {url} (home {self._options.home}, pid {os.getpid()})")
+        if self._options.jwks is not None:  # the platform's calls would be refused
+            _say(f"Not registered anywhere: it believes the keys in {self._options.jwks}, not a platform's.")
+            return
         self._registrar = Registrar(self._platform, self._registration(endpoint), tell=_say)
         self._registrar.start()
 

@@ -1,18 +1,9 @@
 """The component protocol, version 1: the models that a component and the platform exchange over HTTP.
 
-===========================  ==========================================================
-``GET /health``              :class:`Health`
-``GET /describe``            :class:`Description`
-``POST /jobs/validate``      :class:`JobRequest` -> :class:`Validation`
-``POST /jobs``               :class:`JobRequest` -> :class:`JobView` (the same id twice is the same job)
-``GET /jobs/{id}``           :class:`JobView`
-``GET /jobs/{id}/events``    Server-sent events; each ``data`` is an :class:`Event`
-``POST /jobs/{id}/cancel``   :class:`JobView`; an unknown id leaves a tombstone, so that it can never start
-``POST /jobs/{id}/pause``    :class:`JobView`
-``POST /jobs/{id}/resume``   :class:`JobView`
-===========================  ==========================================================
+:data:`PROTOCOL` lists its routes with what they take, answer and promise; the reference page is generated from it.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
@@ -174,3 +165,68 @@ class Registration(Message):
     health_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="Its health check")
     api_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="What the protocol's paths are below")
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProtocolRoute:
+    """One route of the protocol."""
+
+    method: str
+    path: str
+    says: str
+    """What it promises, in a few sentences."""
+    body: type[Message] | None = None
+    answer: type[Message] = Health
+    errors: tuple[int, ...] = ()
+    """Statuses besides 401 (no caller token that is believed) and 503 (not now)."""
+    open: bool = False
+    """Answers without a caller token."""
+
+
+PROTOCOL: tuple[ProtocolRoute, ...] = (
+    ProtocolRoute(
+        "GET", "/health", "Says that it lives, how much it has to do and what it waits for. Fast: the platform waits 3 s.",
+        answer=Health, open=True,
+    ),
+    ProtocolRoute(
+        "GET", "/describe",
+        "Says what it is and offers. Read when it registers and again with each probe; at most 4 MiB. What it offers appears "
+        "in definitions, validation, the API's schema and documentation from then on.",
+        answer=Description, open=True,
+    ),
+    ProtocolRoute(
+        "POST", "/jobs/validate",
+        "Answers with every problem of a spec, each with its place (`spec.rank`, `kind`), or with the spec, its defaults filled "
+        "in, and what it needs. Accepts nothing. Fields named in `unresolved` are not there yet and are not complained about.",
+        body=JobRequest, answer=Validation, errors=(400, 403, 413, 422, 504),
+    ),
+    ProtocolRoute(
+        "POST", "/jobs",
+        "Accepts a job under the caller's id (1 to 100 letters, digits and `. _ : -`), durably, before it answers. The same id "
+        "with the same spec is the same job, however often it is sent and whatever became of it; with another spec it is a 409. "
+        "What does not validate is a 422 and leaves nothing behind.",
+        body=JobRequest, answer=JobView, errors=(400, 403, 409, 413, 422, 504, 507),
+    ),
+    ProtocolRoute("GET", "/jobs/{id}", "A job as it is now.", answer=JobView, errors=(404, 504)),
+    ProtocolRoute(
+        "GET", "/jobs/{id}/events",
+        "Server-sent events as they happen: states, progress, metrics, log lines. Each `data` is an event and each `id` its "
+        "cursor: sent back as `Last-Event-ID` it goes on behind it. The stream ends with the event of the job's last state.",
+        answer=Event, errors=(400, 404, 504),
+    ),
+    ProtocolRoute(
+        "POST", "/jobs/{id}/cancel",
+        "Asks for the job's end; again, or after its end, it changes nothing. An id that is not known is kept as cancelled "
+        "(a tombstone), so that a submission that comes late never starts.",
+        answer=JobView, errors=(404, 504),
+    ),
+    ProtocolRoute(
+        "POST", "/jobs/{id}/pause", "Asks a job to checkpoint and stop. 409 where its kind cannot.",
+        answer=JobView, errors=(404, 409, 504),
+    ),
+    ProtocolRoute(
+        "POST", "/jobs/{id}/resume", "Lets a paused job go on from its last checkpoint.",
+        answer=JobView, errors=(404, 409, 504),
+    ),
+)  # fmt: skip
+"""Every route of the protocol, version 1."""
