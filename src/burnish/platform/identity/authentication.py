@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -31,9 +32,10 @@ FRESH_SECONDS = 3.0
 _LOOKUP_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 """After a look-up that failed nobody waits for another one for this long."""
-_LOOKUPS = 8
-"""At once: strangers with made-up keys do not take the database away from everybody."""
+_STRANGERS = 8
+"""Looked up at once: whoever sends made-up keys does not take the database away from those who are known."""
 _REMEMBERED = 10_000
+_REFUSED_REMEMBERED = 1_000
 _WRITE_USES_SECONDS = 10.0
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _COOKIE = "burnish_session"
@@ -86,9 +88,11 @@ class Authenticator:
         self._sessions = sessions
         self._topic = database.topic(store.TOPIC)
         self._known: dict[tuple[str, str | None], _Known] = {}
-        self._running: dict[tuple[str, str | None], asyncio.Task[_Answer]] = {}
+        self._refused: dict[tuple[str, str | None], _Known] = {}
+        self._running: dict[tuple[str, str | None], asyncio.Task[_Known]] = {}
         self._away_until = 0.0
-        self._gate = asyncio.Semaphore(_LOOKUPS)
+        self._stopping = False
+        self._strangers = asyncio.Semaphore(_STRANGERS)
         self._uses: dict[str, datetime] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._refusals = audit.RefusalWriter(database)
@@ -100,10 +104,16 @@ class Authenticator:
 
     async def stop(self) -> None:
         """Write what is left, and stop."""
-        for task in (*self._tasks, *self._running.values()):
+        self._stopping = True
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._running.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        if running := set(self._running.values()):  # a statement that is cut off would leave its connection half-open
+            _, late = await asyncio.wait(running, timeout=_LOOKUP_SECONDS)
+            for look_up in late:
+                look_up.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
         await self._refusals.stop()
         await self.write_uses()
 
@@ -141,7 +151,7 @@ class Authenticator:
 
     async def _principal(self, token: str, project: str | None) -> Principal:
         digest = self._digests.of(token)
-        known = self._known.get((digest, project))
+        known = self._known.get((digest, project)) or self._refused.get((digest, project))
         if known is None or not self._fresh(known):
             known = await self._renewed(digest, project, token, known)
         answer = known.answer
@@ -161,16 +171,18 @@ class Authenticator:
     async def _renewed(self, digest: str, project: str | None, token: str, known: _Known | None) -> _Known:
         """Ask the database; while it is away, honour what it said not long ago."""
         key = (digest, project)
-        version, now = self._topic.version, time.monotonic()
+        now = time.monotonic()
         if now >= self._away_until:
             task = self._running.get(key)
             if task is None:
-                task = self._running[key] = asyncio.create_task(self._look_up(digest, project, token), name="look-up")
+                stranger = key not in self._known
+                task = self._running[key] = asyncio.create_task(self._asked(key, token, stranger), name="look-up")
                 task.add_done_callback(lambda done: self._ended(key, done))
             await asyncio.wait({task}, timeout=_LOOKUP_SECONDS)
             if task.done() and not task.cancelled() and task.exception() is None:
-                return self._remember(key, _Known(task.result(), version, now))
-            self._away_until = time.monotonic() + _AWAY_SECONDS
+                return self._remember(key, task.result())
+            if task.done() or key in self._known:  # a stranger may only have waited for other strangers
+                self._away_until = time.monotonic() + _AWAY_SECONDS
         stale = self._configuration().gateway.authenticated_stale_seconds
         if known is not None and isinstance(known.answer.found, Principal) and now - known.at < stale:
             return known
@@ -179,28 +191,39 @@ class Authenticator:
             hint="send the request again in a moment; keys that were used lately go on working meanwhile",
         )  # fmt: skip
 
-    def _ended(self, key: tuple[str, str | None], task: "asyncio.Task[_Answer]") -> None:
+    def _ended(self, key: tuple[str, str | None], task: "asyncio.Task[_Known]") -> None:
         self._running.pop(key, None)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Unavailable):
             log.error("a credential could not be looked up", exc_info=error)
 
     def _remember(self, key: tuple[str, str | None], known: _Known) -> _Known:
-        if len(self._known) >= _REMEMBERED:
-            for old in sorted(self._known, key=lambda one: self._known[one].at)[: _REMEMBERED // 2]:
-                del self._known[old]
-        self._known[key] = known
+        good = isinstance(known.answer.found, Principal)
+        kept, most = (self._known, _REMEMBERED) if good else (self._refused, _REFUSED_REMEMBERED)
+        if not good:
+            self._known.pop(key, None)
+        if len(kept) >= most:
+            for old in sorted(kept, key=lambda one: kept[one].at)[: most // 2]:
+                del kept[old]
+        kept[key] = known
         return known
 
+    async def _asked(self, key: tuple[str, str | None], token: str, stranger: bool) -> _Known:
+        """Return what the database says now, noting as of when: a change that comes meanwhile makes it old at once."""
+        async with self._strangers if stranger else nullcontext():
+            if self._stopping:
+                raise Unavailable("the server is stopping", retry_after=2)
+            version, at = self._topic.version, time.monotonic()
+            return _Known(await self._look_up(key[0], key[1], token), version, at)
+
     async def _look_up(self, digest: str, project: str | None, token: str) -> _Answer:
-        async with self._gate:
-            try:
-                if self._sessions is not None and not token.startswith("bk_"):
-                    held = await self._sessions.principal_of(token)
-                    if held is not None:
-                        return _Answer(await self._of_subject(held, project))
-                return await self._of_key(digest, project, prefix_of(token))
-            except (NotFound, Unauthenticated) as error:
-                return _Answer(error)
+        try:
+            if self._sessions is not None and not token.startswith("bk_"):
+                held = await self._sessions.principal_of(token)
+                if held is not None:
+                    return _Answer(await self._of_subject(held, project))
+            return await self._of_key(digest, project, prefix_of(token))
+        except (NotFound, Unauthenticated) as error:
+            return _Answer(error)
 
     async def _of_key(self, digest: str, project: str | None, prefix: str) -> _Answer:
         async with self._database.read() as session:
