@@ -51,7 +51,7 @@ def list_(
     if as_json:
         return print_json(page)
     rows = [
-        (key.id, key.name or "-", key.subject, key.project, "all" if key.scopes is None else " ".join(key.scopes), ago(key.last_used_at),
+        (key.id, key.name or "-", key.subject, key.project, _scopes(key.scopes), ago(key.last_used_at),
          state_text("revoked") if key.revoked_at else f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "in use")
         for key in page.data
     ]  # fmt: skip
@@ -87,6 +87,12 @@ def revoke(key_id: KeyId, url: Url = None, as_json: Json = False) -> None:
     return (
         print_json({"id": key_id, "revoked": True}) if as_json else console().print(f"[green]✓[/] {key_id} is revoked")
     )
+
+
+def _scopes(scopes: tuple[str, ...] | None) -> str:
+    if scopes is None:
+        return "all of its owner's"
+    return " ".join(scopes) if len(scopes) <= 3 else f"{len(scopes)} permissions"
 
 
 def _show_once(made: "MintedKey", quiet: bool, as_json: bool) -> None:

@@ -84,12 +84,21 @@ def logout(url: Url = None, as_json: Json = False) -> None:
 
 def whoami(url: Url = None, as_json: Json = False) -> None:
     """Show who you are to a server and what you may do there."""
-    from burnish.cli.output import print_json, print_record
+    from burnish.cli.output import console, print_json
     from burnish.client import Client
 
     with Client(url) as client:
-        me = client.identity.me()
-    return print_json(me) if as_json else print_record(me)
+        me, address = client.identity.me(), client.url
+    if as_json:
+        return print_json(me)
+    out = console()
+    out.print(f"[bold]{me.subject}[/] at {address}, project {me.project}", soft_wrap=True)
+    for role in me.everywhere:
+        out.print(f"  {role} in every project")
+    for access in me.projects:
+        out.print(f"  {', '.join(access.roles)} in project {access.project}")
+    out.print(f"  may here: {' '.join(me.permissions) or 'nothing'}", soft_wrap=True)
+    return None
 
 
 def _refuse_argument(key: str | None) -> None:

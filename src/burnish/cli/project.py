@@ -23,17 +23,15 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a project."""
-    from burnish.cli.output import console, print_json
+    from burnish.cli.output import command, console, print_json
     from burnish.client import Client
 
     with Client(url) as client:
         made = client.identity.add_project(project, display_name=name)
     if as_json:
         return print_json(made)
-    console().print(
-        f"[green]✓[/] {made.id} is made; give somebody a role in it: role grant NAME engineer --project {made.id}",
-        soft_wrap=True,
-    )
+    console().print(f"[green]✓[/] {made.id} is made", soft_wrap=True)
+    console().print(f"  next: {command(f'role grant NAME engineer --project {made.id}')}", soft_wrap=True, markup=False)
     return None
 
 

@@ -30,7 +30,7 @@ def add(
 
     with Client(url) as client:
         found = client.identity.add_user(user, display_name=name, email=email)
-    _said(found, as_json, f"{found.id} is added; give a role next: role grant {found.id} engineer --project default")
+    _said(found, as_json, f"{found.id} is added", f"role grant {found.id} engineer --project default")
 
 
 @app.command(name="list")
@@ -60,7 +60,7 @@ def enable(user: User, url: Url = None, as_json: Json = False) -> None:
 
     with Client(url) as client:
         found = client.identity.enable_user(user)
-    _said(found, as_json, f"{found.id} is enabled; make a new key: key create --for {found.id}")
+    _said(found, as_json, f"{found.id} is enabled", f"key create --for {found.id}")
 
 
 @service_account_app.command(name="add")
@@ -73,7 +73,8 @@ def add_account(account: Account, name: Shown = "", url: Url = None, as_json: Js
     _said(
         found,
         as_json,
-        f"{found.id} is added to {found.project_id}; give a role, then a key: key create --for {found.id}",
+        f"{found.id} is added to project {found.project_id}",
+        f"role grant {found.id} engineer",
     )
 
 
@@ -97,12 +98,14 @@ def disable_account(account: Account, url: Url = None, as_json: Json = False) ->
     _said(found, as_json, f"{found.id} is disabled; its keys have ended")
 
 
-def _said(found: "SubjectView", as_json: bool, text: str) -> None:
-    from burnish.cli.output import console, print_json
+def _said(found: "SubjectView", as_json: bool, text: str, then: str | None = None) -> None:
+    from burnish.cli.output import command, console, print_json
 
     if as_json:
         return print_json(found)
     console().print(f"[green]✓[/] {text}", soft_wrap=True)
+    if then:
+        console().print(f"  next: {command(then)}", soft_wrap=True, markup=False)
     return None
 
 

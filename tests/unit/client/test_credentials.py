@@ -1,15 +1,18 @@
 """The file of stored keys: private, atomic, refused when others can read it."""
 
+import inspect
 import json
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from burnish.client import Client, credentials
+from burnish.client import AsyncClient, Client, credentials
 from burnish.client.credentials import Credential, UnsafeCredentials
+from burnish.client.identity import AsyncIdentity, Identity
 from burnish.core.errors import Forbidden, Unauthenticated
 from tests.support.scripted_server import Answer, Asked, serving
 
@@ -53,7 +56,10 @@ def test_keys_are_kept_one_a_server_where_only_their_owner_reads(config: Path) -
 def test_a_file_that_others_can_read_is_refused(config: Path, bits: int) -> None:
     credentials.store(URL, KEY)
     config.chmod(bits)
-    for use in (lambda: credentials.find(URL), lambda: credentials.store(URL, KEY), lambda: Client(URL)):
+    uses: list[Callable[[], object]] = [
+        lambda: credentials.find(URL), lambda: credentials.store(URL, KEY), lambda: Client(URL),
+    ]  # fmt: skip
+    for use in uses:
         with pytest.raises(UnsafeCredentials, match=f"{bits:04o}") as caught:
             use()
         assert f"chmod 600 {config}" in str(caught.value.hint)
@@ -64,7 +70,8 @@ def test_a_file_that_is_something_else_is_not_overwritten(config: Path) -> None:
     config.parent.mkdir(parents=True)
     config.write_text("half a fi")
     config.chmod(0o600)
-    for use in (lambda: credentials.find(URL), lambda: credentials.store(URL, KEY)):
+    uses: list[Callable[[], object]] = [lambda: credentials.find(URL), lambda: credentials.store(URL, KEY)]
+    for use in uses:
         with pytest.raises(UnsafeCredentials, match="not a file of keys"):
             use()
     assert config.read_text() == "half a fi"
@@ -138,7 +145,29 @@ def test_a_refusal_says_how_to_mend_it() -> None:
     with (
         serving(lambda _: Answer(403, {"detail": "ada lacks model:deploy", "code": "forbidden"})) as server,
         Client(server.url) as client,
-        pytest.raises(Forbidden, match="model:deploy") as caught,
+        pytest.raises(Forbidden, match="model:deploy") as refused,
     ):
         client.models.list()
-    assert "burnish whoami" in str(caught.value.hint)
+    assert "burnish whoami" in str(refused.value.hint)
+
+
+def test_both_clients_offer_the_same_of_identity() -> None:
+    def surface(cls: type) -> dict[str, list[str]]:
+        methods = inspect.getmembers(cls, inspect.isfunction)
+        return {name: list(inspect.signature(one).parameters) for name, one in methods if not name.startswith("_")}
+
+    assert surface(Identity) == surface(AsyncIdentity)
+
+
+async def test_identity_from_asyncio() -> None:
+    def script(asked: Asked) -> Answer:
+        if "export" in asked.path:
+            return Answer(lines=['{"number": 1}', '{"number": 2}'])
+        return Answer(body={"subject": "ada", "permissions": ["model:read"]})
+
+    with serving(script) as server:
+        async with AsyncClient(server.url, api_key="bk_x", project="ml") as client:
+            assert (await client.identity.me()).subject == "ada"
+            assert len([line async for line in client.identity.export_audit(project="ml")]) == 2
+    assert server.asked[1].path == "/platform/identity/audit/export?project=ml"
+    assert [sent(asked) for asked in server.asked] == [("Bearer bk_x", "ml")] * 2
