@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from burnish.core.errors import Unavailable
 from burnish.infra.http import Request
 from burnish.platform.identity import LOCAL
-from tests.support.component_process import ComponentProcess, component_processes
 from tests.support.integrating import TYPE, World, load, wait_for, world
+from tests.support.tiny_component import ComponentProcess, component_processes
 
 
 async def two(world: World, *processes: ComponentProcess) -> None:
@@ -106,7 +107,7 @@ async def test_without_anybody_the_answer_says_so_and_a_stream_is_not_repeated_o
             await two(found, a, b)
             begun = asyncio.Event()
 
-            async def chunks():  # type: ignore[no-untyped-def]
+            async def chunks() -> AsyncIterator[bytes]:
                 yield b"x" * 1000
                 begun.set()
                 await asyncio.sleep(0.3)

@@ -17,7 +17,7 @@ from burnish.core.protocol import Registration
 from burnish.core.settings import Settings
 from burnish.infra.database import Database
 from burnish.platform.identity import LOCAL, CallerTokens
-from burnish.platform.integrator import Integrator, service
+from burnish.platform.integrator import Integrator, service, store
 from burnish.platform.integrator.discovery import Resolver
 from burnish.platform.integrator.schemas import ComponentView
 
@@ -55,7 +55,7 @@ class World:
 
     async def view(self, component_id: str) -> ComponentView | None:
         async with self.database.read() as session:
-            row = await service.store.find(session, component_id)
+            row = await store.find(session, component_id)
             return None if row is None else service.detail_of(row)
 
     async def until(

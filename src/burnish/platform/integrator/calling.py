@@ -150,7 +150,10 @@ class Calls:
             self.routing.refused(made, now)
             _outcome(made.instance.component_type, "unreachable").inc()
             return
-        self.routing.stayed_silent(made, now)
+        if isinstance(error, GivenUp):
+            self.routing.given_up(made, now)
+        else:
+            self.routing.stayed_silent(made, now)
         if isinstance(error, Unreachable):
             self.routing.failed(made, now)
         _outcome(made.instance.component_type, "unreachable" if isinstance(error, Unreachable) else "late").inc()

@@ -33,6 +33,8 @@ _SOONEST_SECONDS, _LATEST_SECONDS = 5.0, 300.0
 _DESCRIBE_SECONDS = 3.0
 _ABSENT_UNTIL_DRAINED = 2
 _MOST_ADDRESSES = 1000
+_FOUND = frozenset({"static", "dns"})
+"""How instances are found that are discovery's to drain."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,11 @@ class Discovery:
     def __init__(
         self, database: Database, settings: Callable[[], IntegratorConfiguration],
         transport: Callable[[str, str], Transport], *, resolver: Resolver | None = None,
-        soonest_seconds: float = _SOONEST_SECONDS,
     ) -> None:  # fmt: skip
         self._database = database
         self._settings = settings
         self._transport = transport
         self._resolver: Resolver = resolver or DnsResolver()
-        self._soonest = soonest_seconds
         self._entries: dict[str, _Entry] = {}
 
     async def run(self) -> None:
@@ -161,7 +161,7 @@ class Discovery:
                 log.warning("discovery: %s", error.message)
             except Exception:
                 log.exception("discovery failed")
-            await asyncio.sleep(self._soonest)
+            await asyncio.sleep(_SOONEST_SECONDS)
 
     async def look(self) -> None:
         """Resolve what is due, register what is new, drain what has vanished."""
@@ -179,7 +179,7 @@ class Discovery:
             found = Resolved((Target(entry.text.rstrip("/")),), _LATEST_SECONDS) if static else await self._named(entry)
         except ResolverAway as error:
             log.warning("discovery: %s cannot be resolved, what was found last stays: %s", entry.text, error)
-            entry.due = time.monotonic() + self._soonest
+            entry.due = time.monotonic() + _SOONEST_SECONDS
             return
         except ValueError as error:
             log.error("discovery: %s is no entry that can be resolved: %s", entry.text, error)
@@ -191,10 +191,10 @@ class Discovery:
             entry.absent[url] = entry.absent.get(url, 0) + 1
         vanished = {url for url, times in entry.absent.items() if times >= _ABSENT_UNTIL_DRAINED}
         entry.absent = {url: n for url, n in entry.absent.items() if url not in present | vanished}
-        await self._drain(entry, vanished)
+        await self._drain(entry, vanished, f"{entry.text} no longer leads to it")
         kept = tuple(one for one in entry.targets if one.url in entry.absent)
         entry.targets, entry.known = (*found.targets, *kept), True
-        soon = self._soonest if entry.absent else min(max(found.ttl, self._soonest), _LATEST_SECONDS)
+        soon = _SOONEST_SECONDS if entry.absent else min(max(found.ttl, _SOONEST_SECONDS), _LATEST_SECONDS)
         entry.due = time.monotonic() + soon
 
     async def _named(self, entry: _Entry) -> Resolved:
@@ -214,7 +214,7 @@ class Discovery:
     async def _recorded(self, entry: _Entry) -> set[str]:
         """Return what an earlier process found by this entry."""
         async with self._database.read() as session:
-            rows = await store.found_by(session, ("static", "dns"))
+            rows = await store.found_by(session, _FOUND)
         return {row.api_endpoint or "" for row in rows if row.found_by == entry.text and row.drain_until is None}
 
     async def _add_missing(self, entry: _Entry, source: service.Source) -> None:
@@ -223,6 +223,8 @@ class Discovery:
             return
         async with self._database.read() as session:
             there = await store.at_endpoints(session, urls)
+        by_themselves = {url for url, sources in there.items() if sources - _FOUND and sources & _FOUND}
+        await self._drain(entry, by_themselves, "it registers itself")
         missing = [target for target in entry.targets if target.url in urls and target.url not in there]
         await asyncio.gather(*(self._add(target, entry, source) for target in missing[:20]))
 
@@ -249,14 +251,13 @@ class Discovery:
     async def _drain_unlisted(self, wanted: frozenset[str]) -> None:
         await self._drain_where(lambda found_by, _: found_by not in wanted, "its entry is no longer configured")
 
-    async def _drain(self, entry: _Entry, urls: set[str]) -> None:
+    async def _drain(self, entry: _Entry, urls: set[str], reason: str) -> None:
         if urls:
-            reason = f"{entry.text} no longer leads to it"
             await self._drain_where(lambda found_by, url: found_by == entry.text and url in urls, reason)
 
     async def _drain_where(self, which: Callable[[str, str], bool], reason: str) -> None:
         async with self._database.read() as session:
-            rows = await store.found_by(session, ("static", "dns"))
+            rows = await store.found_by(session, _FOUND)
         gone = [
             row.component_id
             for row in rows
@@ -265,7 +266,7 @@ class Discovery:
         for component_id in gone:
             async with self._database.write() as session:
                 row = await store.find(session, component_id, lock=True)
-                if row is not None and row.source in ("static", "dns"):
+                if row is not None and row.source in _FOUND:
                     await service.drain(session, row, reason)
 
 

@@ -43,6 +43,7 @@ class Sight(StrEnum):
 _WELL = frozenset({Sight.OK, Sight.DEGRADED})
 _ALIVE = _WELL | {Sight.LATE, Sight.BROKEN, Sight.UNFIT}
 _UNUSABLE = frozenset({Sight.UNFIT, Sight.FORBIDDEN})
+_DEAD = frozenset({_S.UNHEALTHY, _S.LOST})
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def judge(facts: Facts, rules: Rules) -> Verdict:
     well = facts.sight in _WELL
     looked = facts.sight is not Sight.NOT_LOOKED
     failures = 0 if well or facts.sight is Sight.LATE else facts.failures + looked
-    successes = facts.successes + 1 if well else facts.successes if not looked else 0
+    slowly_back = facts.sight is Sight.LATE and facts.state in _DEAD
+    successes = facts.successes + 1 if well or slowly_back else facts.successes if not looked else 0
     erring = facts.calls >= FEW_CALLS and facts.errors / facts.calls >= rules.error_ratio
     state = _state(facts, rules, failures, successes, alive=alive, erring=erring)
     if facts.state is _S.DRAINING:
@@ -123,7 +125,7 @@ def _state(
     if facts.sight in _WELL:
         return _after_answer(facts, rules, successes, erring=erring)
     if facts.sight is Sight.LATE:
-        return _S.UNHEALTHY if facts.state is _S.LOST else _worse(facts.state)
+        return _S.UNHEALTHY if facts.state in _DEAD and successes < rules.successes_until_healthy else _S.DEGRADED
     slow = facts.sight is Sight.SILENT or (
         facts.sight is Sight.UNREACHABLE and (facts.beating or facts.progressing)
     )  # fmt: skip
@@ -136,7 +138,7 @@ def _state(
 
 def _after_answer(facts: Facts, rules: Rules, successes: int, *, erring: bool) -> InstanceState:
     enough = successes >= rules.successes_until_healthy
-    if facts.state in (_S.UNHEALTHY, _S.LOST) and not enough:
+    if facts.state in _DEAD and not enough:
         return _S.UNHEALTHY
     if facts.sight is Sight.DEGRADED or erring:
         return _S.DEGRADED

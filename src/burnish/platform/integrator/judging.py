@@ -21,6 +21,7 @@ SUPERVISOR = "supervisor"
 """In a row's metadata: who starts its process again."""
 STOPPED = "stopped"
 """The problem of an instance that is lost because somebody ended it."""
+_LONGER = 1.4
 _LOAD_STEP = 0.1
 _EVIDENCE_SECONDS = 15.0
 _EVIDENCE_PROCESSES = 16
@@ -112,12 +113,12 @@ class Judge:
     def _renew(
         self, row: ComponentTable, look: Look, verdict: Verdict, now: float, lease: float, *, beat: bool
     ) -> None:
-        """Renew the lease when half of it is used: what changes nothing writes nothing."""
+        """Have a whole lease left after a sign of life, and some more, so that few of them are written."""
         health, old = look.health, row.health
-        if verdict.alive and (row.expires_at or 0) - now < lease / 2:
-            row.expires_at, row.last_heartbeat = now + lease, utcnow()
-        if beat and (row.beat_until or 0) - now < lease / 2:
-            row.beat_until = now + lease
+        if verdict.alive and (row.expires_at or 0) - now < lease:
+            row.expires_at, row.last_heartbeat = now + lease * _LONGER, utcnow()
+        if beat and (row.beat_until or 0) - now < lease:
+            row.beat_until = now + lease * _LONGER
         if health is not None and (old is None or _differs(Health.model_validate(old), health)):
             row.health = health.model_dump(mode="json")
 

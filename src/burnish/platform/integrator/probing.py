@@ -166,6 +166,8 @@ class Prober:
             fresh = await store.by_key(session, turn.key, lock=True)
             if fresh is None or fresh.generation != row.generation:
                 return 0.0
+            if fresh.drain_until is not None and look.sight is not Sight.NOT_LOOKED:
+                return 0.0  # deregistered meanwhile: what was seen matters no more
             await self._judge.apply(session, fresh, look)
             return self._next(look, fresh.failures)
 
@@ -196,9 +198,10 @@ class Prober:
             hard = settings.probe_timeout_seconds + _LATE_LEASES * settings.lease_seconds
             probe = _Probe(asyncio.create_task(self._ask(row, endpoint, hard)), row.generation)
         await asyncio.wait({probe.task}, timeout=settings.probe_timeout_seconds)
-        if probe.task.done():
+        if not probe.task.done():
+            self._keep(row, probe, settings.lease_seconds)
+        elif not late or probe.task.result().sight is not Sight.UNREACHABLE:
             return _told(probe, late=late)
-        self._keep(row, probe, settings.lease_seconds)
         waited = f"it has not answered for {time.monotonic() - probe.began:.1f} s"
         if await network.listens(addresses, network.host_of(endpoint, "api_endpoint")[1], 1.0):
             return Look(Sight.SILENT, f"{waited}, though something listens there")

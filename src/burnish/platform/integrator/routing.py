@@ -209,16 +209,21 @@ class Routing:
         made.record.open(now, refused=True)
         self._suspect(made.instance.component_id)
 
+    def given_up(self, made: "Try", now: float) -> None:
+        """Note that another instance is asked because this one takes long: it costs more from now on, no more than that."""
+        if made.record.answered_at <= made.began:
+            self._observe(made, now)
+            self._suspect(made.instance.component_id)
+
     def stayed_silent(self, made: "Try", now: float) -> None:
-        """Note that a call was given up, or broke, without an answer. It says nothing while others are answered."""
+        """Note that a call broke, or its deadline passed, without an answer. It says nothing while others are answered."""
         record = made.record
         if record.answered_at > made.began:
             return
-        self._observe(made, now)
+        self.given_up(made, now)
         record.silent += 1
         if made.trial or record.silent >= SILENT_UNTIL_OPEN:
             record.open(now, refused=False)
-        self._suspect(made.instance.component_id)
 
     def end(self, made: "Try") -> None:
         """Note that a call ended."""

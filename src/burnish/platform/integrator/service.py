@@ -21,8 +21,8 @@ MOST_INSTANCES = 10_000
 DRAIN_SECONDS = 5.0
 """From deregistering to removal: long enough for every process to hear of it."""
 LEASE_SECONDS = 30.0
-_FRESH = 5 / 6
-"""A heartbeat that comes while so much of the lease is left has nothing to renew."""
+_LONGER = 1.2
+"""A renewed lease is so much longer: until that is used up, signs of life have nothing to renew, and write nothing."""
 
 Source = Literal["embedded", "registered", "static", "dns", "entry_point"]
 _S = InstanceState
@@ -57,7 +57,7 @@ async def registered(database: Database, registration: Registration, lease_secon
         row = await store.find(session, registration.component_id)
         now = await store.now(session)
     well = row is not None and not row.embedded and _same(row, registration, Origin()) and not _ill(row)
-    if row is not None and well and (row.expires_at or 0) - now > lease_seconds / 2:
+    if row is not None and well and (row.expires_at or 0) - now > lease_seconds:
         return row.generation
     async with database.write() as session:
         return (await register(session, registration, lease_seconds=lease_seconds)).generation
@@ -74,7 +74,7 @@ async def beaten(
     """
     async with database.read() as session:
         row = await get(session, component_id)
-        fresh = min(row.expires_at or 0, row.beat_until or 0) - await store.now(session) > lease_seconds * _FRESH
+        fresh = min(row.expires_at or 0, row.beat_until or 0) - await store.now(session) > lease_seconds
         news = said is not None and said.health is not None and said.health.model_dump(mode="json") != row.health
         if fresh and not news and not _ill(row) and (said is None or said.generation in (None, row.generation)):
             return view_of(row)
@@ -101,7 +101,7 @@ async def register(
     elif not origin.embedded:
         _refuse_foreign(row, registration)
         if _same(row, registration, origin) and not _ill(row):
-            row.expires_at, row.last_heartbeat = await store.now(session) + lease_seconds, utcnow()
+            row.expires_at, row.last_heartbeat = await store.now(session) + lease_seconds * _LONGER, utcnow()
             return row
     row.component_type = registration.component_type
     _describe(row, registration, origin)
@@ -168,7 +168,7 @@ async def _begin(session: AsyncSession, row: ComponentTable, lease_seconds: floa
     row.last_heartbeat, row.failures, row.successes = utcnow(), 0, 0
     row.problem = row.problem_kind = row.description = row.description_digest = row.health = row.evidence = None
     row.drain_until = row.moved_at = None
-    row.expires_at = await store.now(session) + lease_seconds
+    row.expires_at = await store.now(session) + lease_seconds * _LONGER
     row.beat_until = row.expires_at if row.embedded else None
     await store.change_state(session, row, InstanceState.STARTING, "registered")
     await store.look_now(session, row)
@@ -198,8 +198,8 @@ async def heartbeat(
     elif row.status == _S.UNHEALTHY:
         await store.look_now(session, row)
     now = await store.now(session)
-    if min(row.expires_at or 0, row.beat_until or 0) - now < lease_seconds * _FRESH:
-        row.expires_at = row.beat_until = now + lease_seconds
+    if min(row.expires_at or 0, row.beat_until or 0) - now < lease_seconds:
+        row.expires_at = row.beat_until = now + lease_seconds * _LONGER
         row.last_heartbeat = utcnow()
     if said.health is not None and said.health.model_dump(mode="json") != row.health:
         row.health = said.health.model_dump(mode="json")

@@ -1,6 +1,6 @@
 """Queries of instances, and the one function through which an instance's state changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Row, Select, delete, func, inspect, select, update
@@ -163,15 +163,18 @@ async def page(
     return list((await session.execute(statement.order_by(_C.component_id).limit(limit + 1))).all())
 
 
-async def found_by(session: AsyncSession, sources: Sequence[str]) -> list[ComponentTable]:
+async def found_by(session: AsyncSession, sources: Iterable[str]) -> list[ComponentTable]:
     """Return the instances that discovery found."""
-    return list((await session.execute(select(_C).where(_C.source.in_(sources)))).scalars())
+    return list((await session.execute(select(_C).where(_C.source.in_(list(sources))))).scalars())
 
 
-async def at_endpoints(session: AsyncSession, endpoints: Sequence[str]) -> dict[str, str]:
-    """Return the ids of the instances at these endpoints, by endpoint."""
-    rows = await session.execute(select(_C.api_endpoint, _C.component_id).where(_C.api_endpoint.in_(endpoints)))
-    return {str(endpoint): component_id for endpoint, component_id in rows.all()}
+async def at_endpoints(session: AsyncSession, endpoints: Sequence[str]) -> dict[str, set[str]]:
+    """Return how the instances at these endpoints were found, by endpoint."""
+    rows = await session.execute(select(_C.api_endpoint, _C.source).where(_C.api_endpoint.in_(endpoints)))
+    found: dict[str, set[str]] = {}
+    for endpoint, source in rows.all():
+        found.setdefault(str(endpoint), set()).add(source)
+    return found
 
 
 async def renew(session: AsyncSession, component_id: str, generation: int, seconds: float) -> None:

@@ -63,6 +63,13 @@ def test_slow_is_not_dead() -> None:
     assert after(S.HEALTHY, [Sight.UNREACHABLE] * 4)[0] is S.UNHEALTHY
 
 
+def test_what_answers_late_is_called_again_all_the_same() -> None:
+    assert after(S.STARTING, [Sight.LATE])[0] is S.DEGRADED
+    assert after(S.LOST, [Sight.LATE])[0] is S.UNHEALTHY
+    assert after(S.LOST, [Sight.LATE, Sight.LATE])[0] is S.DEGRADED
+    assert after(S.DEGRADED, [Sight.LATE, Sight.OK])[0] is S.DEGRADED, "late answers do not make it healthy"
+
+
 def test_without_a_sign_of_life_for_a_lease_it_is_lost() -> None:
     for sight in (Sight.SILENT, Sight.REFUSED, Sight.UNREACHABLE, Sight.FORBIDDEN, Sight.NOT_LOOKED):
         assert after(S.HEALTHY, [sight], lease_left=0.0)[0] is S.LOST

@@ -1,6 +1,7 @@
 """What a process learns from its calls, on a clock of the test's own."""
 
 import random
+from collections.abc import AsyncIterator
 
 from burnish.core.configuration import IntegratorConfiguration
 from burnish.infra.http import Request
@@ -15,7 +16,7 @@ class Bench:
     """Routing over so many instances, on a clock that the test sets."""
 
     def __init__(self, names: str = "ab", **settings: float) -> None:
-        self.settings = IntegratorConfiguration(**settings)  # type: ignore[arg-type]
+        self.settings = IntegratorConfiguration(**settings)
         self.suspects: list[str] = []
         self.now = 100.0
         self.routing = Routing(lambda: self.settings, choose=random.Random(3).random, on_suspicion=self.suspects.append)
@@ -98,6 +99,19 @@ def test_the_only_one_is_tried_when_it_refused_and_spared_when_it_hangs() -> Non
     assert bench.choose() is None
     bench.now += 1.1
     assert bench.choose() == "a", "half open"
+
+
+def test_giving_up_makes_it_dear_and_closes_no_door() -> None:
+    bench = Bench()
+    for _ in range(10):
+        made = bench.begin("a")
+        bench.now += 1
+        bench.routing.given_up(made, bench.now)
+        bench.routing.end(made)
+    bench.call("b", seconds=0.01)
+    assert bench.takers() == {"b"}
+    assert bench.choose(tried="b") == "a"
+    assert set(bench.suspects) == {"a"}
 
 
 def test_a_slow_call_says_nothing_while_others_are_answered() -> None:
@@ -211,7 +225,7 @@ def test_classes_of_calls_are_few() -> None:
 
 
 async def test_a_streamed_body_is_fresh_until_it_is_begun() -> None:
-    async def chunks():  # type: ignore[no-untyped-def]
+    async def chunks() -> AsyncIterator[bytes]:
         yield b"1"
         yield b"2"
 
