@@ -143,7 +143,7 @@ def test_the_key_is_in_no_process_list(site: Site, shell: Shell) -> None:
         stream.close()
 
 
-def test_what_an_administrator_does(site: Site, shell: Shell) -> None:
+def test_what_an_administrator_does(site: Site, shell: Shell, tmp_path: Path) -> None:
     admin = {"BURNISH_API_KEY": site.key}
     assert shell.json("project", "create", "vision", "--name", "Vision", **admin)["id"] == "vision"
     assert {one["id"] for one in shell.json("project", "list", **admin)["data"]} >= {"default", "vision"}
@@ -165,6 +165,13 @@ def test_what_an_administrator_does(site: Site, shell: Shell) -> None:
     assert re.fullmatch(r"bk_\w{12}_[\w-]{43}\n", rotated.stdout), rotated.stderr
     assert shell.run("whoami", **grace).returncode == 1
     assert shell.run("whoami", BURNISH_API_KEY=rotated.stdout.strip()).returncode == 0
+    saved = tmp_path / "key"
+    bare = shell.run("key", "create", "saved", "--output", str(saved), **admin)
+    assert (bare.returncode, bare.stdout, stat.S_IMODE(saved.stat().st_mode)) == (0, "", 0o600), bare.stderr
+    assert shell.json("whoami", BURNISH_API_KEY=saved.read_text().strip())["subject"] == "administrator"
+    assert shell.run("key", "create", "again", "-o", str(saved), **admin).returncode == 2, "no file is overwritten"
+    assert shell.run("key", "create", "x", "--scope", "no:such", "-o", f"{saved}2", **admin).returncode == 1
+    assert not Path(f"{saved}2").exists()
     assert shell.run("key", "revoke", rotated.stdout.strip(), **admin).returncode == 2, "an id is wanted, not the key"
     assert {one["role"] for one in shell.json("role", "list", "--of", "grace", **admin)["data"]} == {"viewer"}
     shell.json("role", "revoke", "grace", "viewer", "--project", "vision", **admin)

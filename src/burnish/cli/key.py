@@ -1,5 +1,9 @@
 """``burnish key``: create, list, rotate, revoke."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +17,10 @@ app = typer.Typer(help="API keys: your own, and those of the projects that you a
 KeyId = Annotated[
     str, typer.Argument(help="Id of the key, as `burnish key list` shows it (not the key).", metavar="KEY_ID")
 ]
-Save = Annotated[bool, typer.Option("--quiet", "-q", help="Print the key alone, for `> file` or a pipe.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the key alone, for a pipe.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write the key to this new file, which only you can read.")
+]
 
 
 @app.command()
@@ -24,17 +31,17 @@ def create(
     scope: Annotated[list[str] | None, typer.Option("--scope", help="A permission that it is limited to, such as workflow:run. May be given often.")] = None,
     days: Annotated[float | None, typer.Option("--days", min=0, help="How long it lives; the server's default otherwise.")] = None,
     component: Annotated[str | None, typer.Option("--component", metavar="ID:TYPE", help="Make it the credential of this one instance.")] = None,
-    quiet: Save = False, url: Url = None, as_json: Json = False,
+    output: Output = None, quiet: Quiet = False, url: Url = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make a key. It is shown this once."""
     from burnish.client import Client
 
     instance = _instance(component)
-    with Client(url) as client:
+    with Client(url) as client, _new_file(output):
         made = client.identity.mint_key(
             name, subject=subject, project=project, scopes=scope or None, days=days or None, component=instance
         )
-    _show_once(made, quiet, as_json)
+    _show_once(made, output, quiet, as_json)
 
 
 @app.command(name="list")
@@ -64,15 +71,15 @@ def list_(
 def rotate(
     key_id: KeyId,
     overlap: Annotated[float, typer.Option("--overlap", min=0, help="Seconds for which the old key still works.")] = 3600,
-    quiet: Save = False, url: Url = None, as_json: Json = False,
+    output: Output = None, quiet: Quiet = False, url: Url = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make a key that can do the same; the old one works for a while yet."""
     from burnish.client import Client
 
     _refuse_secret(key_id)
-    with Client(url) as client:
+    with Client(url) as client, _new_file(output):
         made = client.identity.rotate_key(key_id, overlap_seconds=overlap)
-    _show_once(made, quiet, as_json)
+    _show_once(made, output, quiet, as_json)
 
 
 @app.command()
@@ -95,8 +102,27 @@ def _scopes(scopes: tuple[str, ...] | None) -> str:
     return " ".join(scopes) if len(scopes) <= 3 else f"{len(scopes)} permissions"
 
 
-def _show_once(made: "MintedKey", quiet: bool, as_json: bool) -> None:
+@contextmanager
+def _new_file(output: Path | None) -> Iterator[None]:
+    """Make the file before the key, so that no key is made that then cannot be kept; without a key there is none."""
+    if output is None:
+        yield
+        return
+    try:
+        os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise typer.BadParameter(f"{output} cannot be made: {error.strerror}", param_hint="--output") from error
+    try:
+        yield
+    except BaseException:
+        output.unlink(missing_ok=True)
+        raise
+
+
+def _show_once(made: "MintedKey", output: Path | None, quiet: bool, as_json: bool) -> None:
     import sys
+
+    from rich.markup import escape
 
     from burnish.cli.output import command, console, print_json
     from burnish.core.errors import Conflict
@@ -106,17 +132,22 @@ def _show_once(made: "MintedKey", quiet: bool, as_json: bool) -> None:
             f"the key {made.id} was made, but the connection broke before its secret arrived", where=made.id,
             hint=f"revoke it and make another: {command(f'key revoke {made.id}')}",
         )  # fmt: skip
+    if output is not None:
+        output.write_text(made.key + "\n", encoding="ascii")
+        made = made.model_copy(update={"key": None})
     if as_json:
         return print_json(made)
-    if quiet:
+    if quiet and made.key:
         sys.stdout.write(made.key + "\n")
         return None
+    what = f"it is in {escape(str(output))}" if output else "it is shown this once:"
     until = f", until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else ""
     console(stderr=True).print(
-        f"[green]✓[/] {made.id} of {made.subject} in project {made.project}{until}; it is shown this once:",
+        f"[green]✓[/] {made.id} of {made.subject} in project {made.project}{until}; {what}",
         soft_wrap=True,
     )
-    sys.stdout.write(made.key + "\n")
+    if made.key:
+        sys.stdout.write(made.key + "\n")
     return None
 
 
