@@ -17,7 +17,9 @@ ECHO = Path(__file__).parents[2] / "examples" / "components" / "echo_metric" / "
 class ComponentRun:
     """``python SCRIPT`` with a home of its own."""
 
-    def __init__(self, home: Path, url: str, *, script: Path = ECHO, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, url: str, *, script: Path = ECHO, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.home = home
         self.log = home.with_suffix(".log")
         self.url = ""

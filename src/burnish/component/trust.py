@@ -59,7 +59,7 @@ class Trust:
         """
         try:
             kid = str(jwt.get_unverified_header(token).get("kid"))
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, ValueError) as error:
             raise Unauthenticated("the caller token is none", hint="call through the platform") from error
         fresh = time.monotonic() - self._fetched_at < _AGAIN_SECONDS
         if self._verifier is None or (kid not in self._kids and not fresh):

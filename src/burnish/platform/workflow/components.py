@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from burnish.core.errors import BurnishError, NotFound, UpstreamFailed
+from burnish.core.errors import BurnishError, ErrorBody, NotFound, UpstreamFailed
 from burnish.core.protocol import Description, JobRequest, JobView, KindOffer, Validation
 from burnish.core.specs.base import Resources, digest_of
 from burnish.core.states import JobState
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
+from burnish.infra.storable import cleaned, cleaned_text
 from burnish.platform.identity import Principal
 from burnish.platform.workflow import store
 from burnish.platform.workflow.decide import item_scope
@@ -23,6 +24,7 @@ from burnish.platform.workflow.records import Outcome
 
 _ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 _FIRST_POLL, _LAST_POLL = 0.5, 10.0
+_NOTE_LENGTH = 500
 
 
 class Components(Protocol):
@@ -73,9 +75,8 @@ class JobClient:
             attempt.resting = True
             attempt.again = min(_LAST_POLL, error.retry_after or 2.0)
             since = self._silent_since.setdefault(attempt.component, datetime.now(UTC))
-            attempt.change(
-                note=f"{attempt.component} does not answer since {since:%H:%M:%S} UTC: {error.message}; trying again"
-            )
+            told = cleaned_text(error.message)[:_NOTE_LENGTH]
+            attempt.change(note=f"{attempt.component} does not answer since {since:%H:%M:%S} UTC: {told}; trying again")
             return attempt.again
 
     async def _deal(self, execution: Execution, attempt: Attempt) -> float | None:
@@ -100,7 +101,7 @@ class JobClient:
         attempt.outcome = outcome_of(view)
         if attempt.outcome is not None:
             return None
-        attempt.change(note=None)
+        attempt.change(note=_told(attempt, view))
         attempt.again = self._after(execution, attempt, view)
         return attempt.again
 
@@ -214,6 +215,13 @@ class JobClient:
         return self._settled_at - time.monotonic()
 
 
+def _told(attempt: Attempt, view: JobView) -> str | None:
+    """Return what a job waits for by its component's own word; of one in our database its row tells."""
+    if attempt.job_state is not None or view.pending_reason is None:
+        return None
+    return cleaned_text(view.pending_reason)[:_NOTE_LENGTH]
+
+
 def _ran_seconds(view: JobView) -> float:
     """Return how long a job ran. Of one without a host that is the time since it began: it cannot be paused."""
     if view.ran_seconds is not None:
@@ -222,9 +230,10 @@ def _ran_seconds(view: JobView) -> float:
 
 
 def outcome_of(view: JobView) -> Outcome | None:
-    """Return how a job ended, or None while it has not."""
+    """Return how a job ended, or None while it has not. What anybody's component says becomes what a row can keep."""
+    error = None if view.error is None else ErrorBody.model_validate(cleaned(view.error.model_dump()))
     if view.state is JobState.SUCCEEDED:
-        return Outcome("succeeded", result=view.result)
+        return Outcome("succeeded", result=cleaned(view.result))
     if view.state is JobState.FAILED:
-        return Outcome("failed", result=view.result, error=view.error)
-    return Outcome("cancelled", error=view.error) if view.state is JobState.CANCELLED else None
+        return Outcome("failed", result=cleaned(view.result), error=error)
+    return Outcome("cancelled", error=error) if view.state is JobState.CANCELLED else None
