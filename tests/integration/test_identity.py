@@ -1,5 +1,6 @@
 """Who may give what to whom: projects, roles and keys, on both databases."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -165,6 +166,21 @@ async def test_the_last_administrator_of_the_platform_stays(people: People) -> N
     await change("take", "second")
 
 
+async def test_two_administrators_that_remove_each_other_at_once_leave_one(people: People) -> None:
+    """Breaks with: looking at who administers without locking it."""
+    second = await people.user("second", "administrator", "*")
+
+    async def remove(caller: Principal, name: str) -> bool:
+        try:
+            async with people.database.write() as session:
+                await service.disable(session, caller, name, service.USER)
+        except Conflict:
+            return False
+        return True
+
+    assert sorted(await asyncio.gather(remove(ROOT, "second"), remove(second, "root"))) == [False, True]
+
+
 async def test_what_is_another_projects_does_not_exist(people: People) -> None:
     boss, rival = await people.user("boss", "administrator", "ml"), await people.user("rival", "administrator", "other")
     async with people.database.write() as session:
@@ -205,6 +221,9 @@ async def test_a_key_is_rotated_with_an_overlap_and_revoked_at_once(people: Peop
     assert row is not None
     assert row.expires_at is not None
     assert row.expires_at < utcnow() + timedelta(seconds=601)
+    async with people.database.write() as session:
+        with pytest.raises(Conflict, match="rotated already"):
+            await people.credentials.rotate(session, ada, old.id, RotateRequest())
     async with people.database.write() as session:
         newest = await people.credentials.rotate(session, ada, new.id, RotateRequest(overlap_seconds=0))
     with pytest.raises(Unauthenticated):

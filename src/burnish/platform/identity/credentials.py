@@ -139,6 +139,10 @@ class Credentials:
         now = utcnow()
         if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
             raise Conflict(f"key {key_id} does not work any more", where="key_id", hint="mint a new one")
+        if (newer := await store.rotation_of(session, old.id)) is not None:
+            raise Conflict(
+                f"key {key_id} was rotated already", where="key_id", hint=f"rotate {newer.id}, which stands for it"
+            )
         row = ApiKeyRow(
             id=new_id("key"), name=old.name, subject=old.subject, project_id=old.project_id, scopes=old.scopes,
             expires_at=None if old.expires_at is None else now + (old.expires_at - old.created_at), created_at=now,
@@ -201,11 +205,11 @@ async def keys(
     session: AsyncSession, caller: Principal, subject_id: str | None, after: str | None, limit: int
 ) -> Page[KeyView]:
     """Return keys by id: the caller's own, those of the project they administer, or all."""
-    if caller.may_everywhere("identity:read"):
+    if caller.may_everywhere("identity:read") or subject_id == caller.subject:
         rows = await store.api_keys(session, None, subject_id, after, limit)
     elif caller.may("identity:read"):
         rows = await store.api_keys(session, caller.project_id, subject_id, after, limit)
-    elif subject_id in (None, caller.subject):
+    elif subject_id is None:
         rows = await store.api_keys(session, None, caller.subject, after, limit)
     else:
         rows = []

@@ -172,6 +172,12 @@ async def key(session: AsyncSession, key_id: str, *, lock: bool = False) -> ApiK
     return await _one(session, statement.with_for_update() if lock else statement)
 
 
+async def rotation_of(session: AsyncSession, key_id: str) -> ApiKeyRow | None:
+    """Return the key that was made to stand for another, unless it was revoked since."""
+    statement = select(ApiKeyRow).where(ApiKeyRow.rotated_from == key_id, ApiKeyRow.revoked_at.is_(None))
+    return await _one(session, statement.limit(1))
+
+
 async def project_of(session: AsyncSession, credential: str | None) -> str:
     """Return where a credential holds: the project of the key, or of the key that opened the session; else every one."""
     opened_by = select(SessionRow.key_id).where(SessionRow.id == credential).scalar_subquery()
