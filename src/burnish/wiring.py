@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import burnish.components.data_management.tables
@@ -58,6 +58,7 @@ from burnish.platform.workflow.service import WorkflowService
 
 log = logging.getLogger(__name__)
 
+JOBS = "jobs"
 metadata = Base.metadata
 """Every table of Burnish."""
 
@@ -134,6 +135,8 @@ class Process:
     """None in a process without the role ``platform``."""
     parts: list[Part]
     """Everything with loops, in the order in which it starts."""
+    offers: Mapping[str, HomeLock]
+    """By component type, and for jobs of any: held together with the processes of this home that do the same."""
     _started: list[Part] = field(default_factory=list)
 
     @property
@@ -173,23 +176,28 @@ class Process:
             except Exception:  # the others are to stop all the same
                 log.exception("%s did not stop well", part.name)
         await self.events.close()
+        for lock in self.offers.values():
+            lock.release()
         await self.installation.close()
 
     async def drain(self) -> list[str]:
         """Pause this node's jobs at a checkpoint and end its replicas; say what was done (Ctrl-C in a terminal).
 
-        With another process on this home, on PostgreSQL, all of that is left to it.
+        What another process of this home goes on with, on PostgreSQL, is left to it.
         """
-        if not self.components:
-            return []
-        if not self.installation.home_lock.only_holder():
-            return ["another server of this home goes on with its jobs and replicas"]
         if self.platform is not None:
             await self.platform.workflow_reconciler.stop()
-        drains = [component.drain() for component in self.components if component.drain]
-        still, *done = await asyncio.gather(self.runtime.pause_running(), *drains)
+        alone = {name for name, lock in self.offers.items() if lock.only_holder()}
+        work = [one.drain() for one in self.components if one.drain and one.component_type in alone]
+        still: list[str] = []
+        if JOBS in alone:
+            still, *done = await asyncio.gather(self.runtime.pause_running(), *work)
+        else:
+            done = list(await asyncio.gather(*work))
         said = [line for lines in done for line in lines]
         said += [f"{job} cannot pause; it runs on and is found again" for job in still]
+        if alone < self.offers.keys():
+            said.append("another server of this home goes on with its jobs and replicas")
         return said
 
     def checks(self) -> list[Check]:
@@ -297,7 +305,19 @@ def build(installation: Installation) -> Process:
     return Process(
         installation=installation, tokens=tokens, authenticator=authenticator, configuration=live.current, events=runtime.event_log, runtime=runtime,
         components=components, integrator=integrator, platform=platform, parts=parts,
+        offers=_hold_offers(settings, components),
     )  # fmt: skip
+
+
+def _hold_offers(settings: Settings, components: Sequence[Component]) -> Mapping[str, HomeLock]:
+    names = [one.component_type for one in components]
+    locks = {
+        name: HomeLock(settings.home, shared=True, name=f"offers.{name}.lock")
+        for name in (*names, *([JOBS] if names else []))
+    }
+    for lock in locks.values():
+        lock.acquire()
+    return locks
 
 
 def _platform(
@@ -309,7 +329,8 @@ def _platform(
     lease, url = installation.settings.lease_seconds, installation.settings.redis_url
     offers = KnownOffers(database, integrator)
     return PlatformParts(
-        offers=offers, workflows=WorkflowService(database, integrator, ModelFinder(database), known=offers),
+        offers=offers,
+        workflows=WorkflowService(database, integrator, ModelFinder(database), known=offers),
         workflow_reconciler=WorkflowReconciler(database, integrator, store, owner=owner, lease_seconds=lease),
         housekeeping=Housekeeping(database, store),
         buckets=Buckets(database, None if url is None else url.get_secret_value(), node=installation.settings.node),

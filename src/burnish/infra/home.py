@@ -23,8 +23,9 @@ class HomeLock:
     on PostgreSQL, which may share a home, keep off only one that wants it for itself.
     """
 
-    def __init__(self, home: Path, *, shared: bool = False) -> None:
-        self.path = home / "run" / _LOCK_NAME
+    def __init__(self, home: Path, *, shared: bool = False, name: str = _LOCK_NAME) -> None:
+        """``name``: of the lock's file; another than the default says what its holders have in common."""
+        self.path = home / "run" / name
         self._how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._descriptor: int | None = None
 
