@@ -41,6 +41,7 @@ def started(server: Server, tmp_path: Path) -> Iterator[Callable[..., ComponentR
         runs.append(run)
         run.start(*arguments)
         wait_for(lambda: any(one["api_endpoint"] == run.url for one in healthy(server)), 30, run.tail)
+        wait_for(lambda: offered(server, script.stem), 30, run.tail)
         return run
 
     yield start
@@ -56,6 +57,11 @@ def healthy(server: Server) -> list[dict[str, Any]]:
     return [
         one for one in server.request("GET", "/platform/components?limit=500")["data"] if one["status"] == "healthy"
     ]
+
+
+def offered(server: Server, component_type: str) -> bool:
+    found = server.request("GET", f"/platform/kinds?component_type={component_type}")["data"]
+    return bool(found) and found[0]["away_since"] is None
 
 
 def run_flow(server: Server, definition: Any, **parameters: Any) -> str:
