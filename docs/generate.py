@@ -167,8 +167,8 @@ def _protocol_rules() -> list[str]:
 def _protocol_models() -> list[type[BaseModel]]:
     from burnish.core import protocol
 
-    named = [model for route in protocol.PROTOCOL for model in (route.body, route.answer) if model is not None]
-    inner = [protocol.KindOffer, protocol.Progress, protocol.Registration]
+    named: list[type[BaseModel]] = [model for route in protocol.PROTOCOL for model in (route.body, route.answer) if model is not None]
+    inner: list[type[BaseModel]] = [protocol.KindOffer, protocol.Progress, protocol.Registration]
     return list(dict.fromkeys([*named, *inner]))
 
 

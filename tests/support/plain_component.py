@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 LIMIT = 16 << 20
-SPEC = {
+SPEC: dict[str, Any] = {
     "type": "object", "additionalProperties": False, "required": ["text"],
     "properties": {"text": {"type": "string"}, "loud": {"type": "boolean", "default": False}},
 }  # fmt: skip

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from burnish.core.errors import InvalidRequest
 from burnish.platform.identity import CallerTokens
-from burnish.testing import component_contract, component_probe
+from burnish.testing import component_contract
 from burnish.testing.component_contract import POINTS, check
 from burnish.testing.component_probe import Example, Probe, instance_of, tokens_of
 from tests.support.asgi_server import served
@@ -141,5 +142,5 @@ def test_small_objects_are_made_of_schemas() -> None:
 
 
 def test_a_short_key_is_refused() -> None:
-    with pytest.raises(component_probe.InvalidRequest, match="32 bytes"):
+    with pytest.raises(InvalidRequest, match="32 bytes"):
         tokens_of(b"short")

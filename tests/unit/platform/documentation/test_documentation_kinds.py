@@ -21,7 +21,7 @@ from burnish.platform.workflow.schemas import KindView
 
 OWN: dict[str, Any] = {"openapi": "3.1.0", "paths": {"/platform/jobs": {"get": {"responses": {"200": {"description": "x"}}}}},
                        "components": {"schemas": {"Greeting": {"type": "string"}}}}  # fmt: skip
-GREET = {
+GREET: dict[str, Any] = {
     "paths": {"/platform/greetings": {"get": {
         "tags": ["default"], "operationId": "list jobs", "responses": {"200": {"description": "hi", "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/Greeting"}}}}}}}},
