@@ -48,6 +48,14 @@ class Member(Server):
         self.program = program
         self.key = ""
 
+    def start(self, *, ready: bool = True, environment: Mapping[str, str] | None = None) -> "Member":
+        """Start it on its own port."""
+        super().start(ready=False, environment=environment)
+        self.url = f"http://127.0.0.1:{self.port}"
+        if ready:
+            self.wait_ready()
+        return self
+
     def request(
         self, method: str, path: str, body: Any = None, *, timeout: float = 30, headers: Mapping[str, str] | None = None
     ) -> Any:

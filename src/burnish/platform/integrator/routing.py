@@ -22,6 +22,8 @@ _OPEN_SECONDS, _LONGEST_OPEN_SECONDS = 1.0, 10.0
 _LONGEST_EJECTION_SECONDS = 300.0
 _FORGIVEN_SECONDS = 60.0
 """So long after its last ejection an instance starts with the shortest again."""
+_NOTICED_SECONDS = 0.1
+"""A silence that is shorter says nothing."""
 _FREE_RETRIES = 10
 """Retries in the window that need no share of the requests: of few requests a share is nothing."""
 _CLASSES = 16
@@ -58,6 +60,8 @@ class Record:
     """What is remembered of one instance."""
 
     in_progress: int = 0
+    unanswered: dict[int, float] = field(default_factory=dict)
+    """When the calls began whose answer has not begun, oldest first."""
     latencies: dict[str, PeakLatency] = field(default_factory=dict)
     outcomes: Window = field(default_factory=Window)
     answered_at: float = float("-inf")
@@ -82,6 +86,11 @@ class Record:
     def close(self) -> None:
         """Close the circuit: it answers."""
         self.open_until, self.silent, self.openings, self.trial, self.refused = None, 0, 0, False, False
+
+    def silence(self, now: float) -> float:
+        """Return for how long somebody has waited there while nobody was answered: it is slower than anybody knows."""
+        first = next(iter(self.unanswered.values()), None)
+        return 0.0 if first is None else now - max(first, self.answered_at)
 
     def takes_calls(self, now: float) -> bool:
         """Tell whether a call may go there: the circuit lets it, and it is not ejected."""
@@ -152,6 +161,10 @@ class Routing:
             record = self.record(one.component_id)
             latency = record.latencies.get(call)
             seconds = None if latency is None else latency.value(now)
+            if (silence := record.silence(now)) > max(_NOTICED_SECONDS, seconds or 0.0):
+                seconds = silence
+            if silence > self._settings().probe_timeout_seconds:
+                self._suspect(one.component_id)
             return Candidate(one, record.in_progress, seconds, one.component_id in own)
 
         def may(one: Instance) -> bool:
@@ -171,12 +184,15 @@ class Routing:
         trial = record.open_until is not None and now >= record.open_until and not record.trial
         record.trial = record.trial or trial
         self._budget(instance.component_type).add(now, 1, 0)
-        return Try(instance, of_type, record, call, now, trial)
+        made = Try(instance, of_type, record, call, now, trial)
+        record.unanswered[id(made)] = now
+        return made
 
     def answered(self, made: "Try", now: float) -> None:
         """Note that an answer began."""
         record = made.record
         record.answered_at = now
+        record.unanswered.pop(id(made), None)
         if record.open_until is not None or record.silent:
             record.close()
         self._observe(made, now)
@@ -228,6 +244,7 @@ class Routing:
     def end(self, made: "Try") -> None:
         """Note that a call ended."""
         made.record.in_progress -= 1
+        made.record.unanswered.pop(id(made), None)
         if made.trial:
             made.record.trial = False
 

@@ -235,3 +235,36 @@ async def test_a_streamed_body_is_fresh_until_it_is_begun() -> None:
     assert [chunk async for chunk in body.content] == [b"1", b"2"]
     assert not body.is_fresh
     assert Body.of(Request("POST", "/x", body=b"abc")).is_fresh
+
+
+def test_one_that_says_nothing_loses_the_choice_while_its_first_call_still_waits() -> None:
+    """A call that may not be repeated waits to its end: what it teaches until then is how long it has waited."""
+    bench = Bench()
+    for name in "ababab":
+        bench.call(name, seconds=0.05)
+    hung = bench.begin("a")
+    bench.now += 0.5
+    for _ in range(5):
+        bench.call("b", seconds=0.05)
+    assert bench.takers() == {"b"}
+    assert bench.suspects == []
+    bench.now += bench.settings.probe_timeout_seconds
+    assert bench.takers() == {"b"}
+    assert "a" in bench.suspects
+    bench.routing.answered(hung, bench.now)
+    bench.routing.end(hung)
+    bench.now += 120
+    assert bench.takers() == {"a", "b"}
+
+
+def test_a_long_call_is_no_silence_while_others_are_answered() -> None:
+    bench = Bench()
+    for name in "ababab":
+        bench.call(name, seconds=0.05)
+    bench.begin("a")  # writes a novel
+    for _ in range(40):
+        bench.call("a", seconds=0.05)
+        bench.call("b", seconds=0.05)
+    bench.begin("b")
+    assert "a" in bench.takers()
+    assert bench.suspects == []
