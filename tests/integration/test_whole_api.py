@@ -29,6 +29,12 @@ NEEDS_WHAT_IS_THERE = {
     "POST /platform/components/register": (422,),
     # Scopes are names of permissions; with authentication off nobody calls whose key it could be.
     "POST /platform/identity/keys": (422,),
+    # Which keys there are, and which values fit which key and each other, is the configuration's own schema's to say.
+    "PATCH /platform/configuration": (422,),
+    "POST /platform/configuration/import": (422,),
+    "POST /platform/configuration/rollback": (422,),
+    # A key file has to be on the server's machine.
+    "POST /platform/secrets/rewrap": (422,),
     # A definition's graph, kinds, references and parameters are checked beyond its shape.
     "POST /platform/workflows/run": (422,),
     "POST /platform/workflows/{workflow_id}/fork": (422,),
@@ -63,6 +69,8 @@ def there(server: Server) -> dict[str, list[str]]:
     version = {"model": {**made[0]["artifact"], "kind": "gguf"}}
     server.request("POST", "/platform/models/sentiment/versions", version)
     server.request("PUT", "/platform/models/sentiment/aliases/production", {"version": 1})
+    server.request("PATCH", "/platform/configuration", {"set": {"gateway.per_key.burst": 800}, "reason": "try"})
+    server.request("PUT", "/platform/secrets/sentiment", {"value": "a value that nobody needs"})
     steps = {"first": {"kind": "noop"}, "second": {"kind": "noop", "needs": ["first"]}}
     run = {"definition": {"name": "hello", "steps": steps}}
     split = {"component": "data_management", "kind": "split", "with": {"dataset": "${{ parameters.data.artifact }}"}}
@@ -76,7 +84,7 @@ def there(server: Server) -> dict[str, list[str]]:
     return {
         "path.dataset": ["reviews", "films"], "path.version": ["1"], "path.other": ["1"], "path.name": ["sentiment"],
         "path.alias": ["production"], "path.workflow_id": ids, "path.job_id": [job["job_id"] for job in jobs[:3]],
-        "path.step": ["first", "second"],
+        "path.step": ["first", "second"], "path.key": ["gateway.per_key.burst"], "path.number": ["1"],
         "path.component_id": [one["component_id"] for one in server.request("GET", "/platform/components")["data"]],
     }  # fmt: skip
 

@@ -39,7 +39,7 @@ Key = Annotated[str, Path(max_length=200, pattern=r"^[A-Za-z0-9_.]+$", examples=
 
 _READ = problems(401, 403, 404, 422, 503)
 _CHANGE = problems(400, 401, 403, 404, 409, 413, 422, 503)
-_YAML = {"application/yaml": {"schema": {"type": "string"}, "example": "# production, version 7\ngateway:\n  per_key:\n    burst: 800\n"}}  # fmt: skip
+_YAML = {"application/yaml": {"schema": {"type": "object"}, "example": {"gateway": {"per_key": {"burst": 800}}}}}
 _SCHEMA = {
     "type": "object",
     "title": "Configuration",

@@ -62,7 +62,7 @@ for _form in (_Loader, _Dumper):
 def write_values(values: Mapping[str, JsonValue]) -> str:
     """Return values by key as YAML that :func:`document_values` reads as the same."""
     if not values:
-        return ""
+        return "{}\n"
     return str(yaml.dump(nested(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
