@@ -79,7 +79,7 @@ class Up:
     def abandon(self) -> None:
         """As after a KILL of the supervisor: nothing more is done, the lock is free."""
         self.supervisor._turn = lambda: None  # type: ignore[method-assign]
-        self.supervisor._end_all = lambda _number: None  # type: ignore[method-assign]
+        self.supervisor._end_all = lambda number: None  # type: ignore[method-assign]
         self.end()
 
 

@@ -70,7 +70,7 @@ class Finding(BaseModel):
 async def examine(settings: Settings, variables: Mapping[str, str] = os.environ) -> list[Finding]:
     """Look at everything that a process with these settings needs, and at what it shares with others."""
     found = [*variable_findings(variables), *home_findings(settings), *package_findings(settings)]
-    found += [one async for one in _shared(settings)]
+    found += await _shared(settings)
     found += await _redis(settings)
     return found
 
@@ -156,30 +156,45 @@ def _importable(name: str) -> bool:
         return False
 
 
-async def _shared(settings: Settings) -> AsyncIterator[Finding]:
+async def _shared(settings: Settings) -> list[Finding]:
     """The database, and what is proven by it: store, key, clocks, instances."""
     if settings.embedded_database and not settings.sqlite_path.exists() and settings.database_url is None:
-        yield Finding(check="database", status="ok", message=f"{settings.sqlite_path} will be made by the first start")
-        return
-    database = Database(settings.resolved_database_url, pool_size=2)
+        return [
+            Finding(check="database", status="ok", message=f"{settings.sqlite_path} will be made by the first start")
+        ]
+    found: list[Finding] = []
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            async with database.read() as session:
-                facts = await store.facts(session)
-    except (BurnishError, TimeoutError) as error:
-        message = error.message if isinstance(error, BurnishError) else f"no answer within {_PATIENCE_SECONDS:g} s"
-        hint = "see that it runs, that its address and password are right, and that no firewall is between (BURNISH_DATABASE_URL)"
-        yield Finding(check="database", status="problem", message=message, hint=hint)
-    except Exception as error:  # a driver's own, for what it cannot even read
-        message = f"it cannot be used: {type(error).__name__}: {error}"
-        yield Finding(check="database", status="problem", message=message, hint="look at BURNISH_DATABASE_URL")
-    else:
-        yield _version(facts)
-        yield _clock(facts.now)
-        async for finding in _within(database, settings, facts):
-            yield finding
+        database = Database(settings.resolved_database_url, pool_size=2)
+    except Exception as error:  # the library's own, for a URL that it cannot even read
+        return [_no_database(f"its URL cannot be used: {type(error).__name__}: {error}")]
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS), database.read() as session:
+            facts = await store.facts(session)
+            damage = await store.damage(session) if database.dialect == "sqlite" else None
+        found += [_version(facts), _clock(facts.now)]
+        if damage is None:
+            found += [one async for one in _within(database, settings, facts)]
+        else:
+            found.append(_damaged(damage))
+    except TimeoutError:
+        found.append(_no_database(f"no answer within {_PATIENCE_SECONDS:g} s"))
+    except BurnishError as error:
+        found.append(_no_database(error.message))
+    except Exception as error:  # the driver's own: a file that is no database, say
+        found.append(_damaged(str(error).partition("\n")[0]))
     finally:
         await database.dispose()
+    return found
+
+
+def _no_database(message: str) -> Finding:
+    hint = "see that it runs, that its address and password are right, and that no firewall is between (BURNISH_DATABASE_URL)"
+    return Finding(check="database", status="problem", message=message, hint=hint)
+
+
+def _damaged(message: str) -> Finding:
+    hint = "restore the last backup of the database"
+    return Finding(check="database", status="problem", message=f"it is damaged: {message}", hint=hint)
 
 
 def _version(facts: store.DatabaseFacts) -> Finding:
@@ -211,9 +226,6 @@ async def _within(database: Database, settings: Settings, facts: store.DatabaseF
         return
     yield Finding(check="schema", status="ok", message="it is the newest")
     async with database.read() as session:
-        if database.dialect == "sqlite" and (damage := await store.damage(session)) is not None:
-            hint = "restore the last backup of burnish.db"
-            yield Finding(check="database", status="problem", message=f"the file is damaged: {damage}", hint=hint)
         fingerprint = await artifacts.key_fingerprint(session)
         known = await artifacts.known_store(session)
         instances, processes = await store.instances(session), await store.processes(session)

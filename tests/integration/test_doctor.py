@@ -1,0 +1,204 @@
+"""`burnish doctor` finds what was planted, and says what to do about it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from burnish.core.protocol import COMPONENT_TYPES
+from burnish.core.settings import Settings
+from burnish.infra.database import Database
+from burnish.platform.integrator.tables import ComponentTable
+from burnish.platform.monitoring import examination, store
+from burnish.platform.monitoring.examination import Finding, examine
+from burnish.wiring import open_installation
+from tests.support.postgres import free_port
+
+
+@pytest.fixture
+async def settings(database_url: str, home: Path) -> Settings:
+    """A home that has been started once."""
+    made = Settings(home=home, database_url=SecretStr(database_url), port=free_port(), disk_reserve_bytes=0)
+    await (await open_installation(made)).close()
+    return made
+
+
+async def _problems(settings: Settings, **variables: str) -> dict[str, Finding]:
+    """What is not in order, by check; that nobody runs is left out."""
+    found = await examine(settings, variables)
+    return {one.check: one for one in found if one.status != "ok" and one.message != "no process runs"}
+
+
+async def test_nothing_is_said_against_what_is_in_order(settings: Settings) -> None:
+    before = sorted(settings.home.rglob("*"))
+    assert await _problems(settings, BURNISH_HOME=str(settings.home), PATH="/bin") == {}
+    staged = settings.home / "artifacts" / "staging"
+    after = sorted(path for path in settings.home.rglob("*") if staged not in path.parents)
+    assert after == [path for path in before if staged not in path.parents], "it changes nothing"
+
+
+async def test_a_new_home_is_in_order_and_stays_new(home: Path) -> None:
+    home.rmdir()
+    assert await _problems(Settings(home=home)) == {}
+    assert not home.exists()
+
+
+async def test_a_misspelt_variable_is_named_with_its_neighbour(settings: Settings) -> None:
+    found = await _problems(settings, BURNISH_DATABSE_URL="x", BURNISH_CONFIGURATION__gateway__max_in_flight="5")
+    assert "BURNISH_DATABSE_URL" in found["settings"].message
+    assert "BURNISH_DATABASE_URL" in str(found["settings"].hint)
+    assert len(found) == 1
+
+
+async def test_another_installations_key_is_found(settings: Settings) -> None:
+    path = settings.home / "secret.key"
+    path.write_bytes(os.urandom(32))
+    found = await _problems(settings)
+    assert found["secret key"].status == "problem"
+    assert "BURNISH_SECRET_KEY_FILE" in str(found["secret key"].hint)
+    path.unlink()
+    assert "there is none" in (await _problems(settings))["secret key"].message
+    path.write_bytes(b"short")
+    assert "32 bytes" in (await _problems(settings))["secret key"].message
+
+
+async def test_open_files_are_found(settings: Settings) -> None:
+    (settings.home / "secret.key").chmod(0o644)
+    settings.home.chmod(0o777)
+    found = await _problems(settings)
+    assert found["secret key"].hint == f"chmod 600 {settings.home / 'secret.key'}"
+    assert found["home"].hint == f"chmod go-w {settings.home}"
+
+
+async def test_a_store_that_is_not_the_databases_is_found(settings: Settings, tmp_path: Path) -> None:
+    missing = settings.model_copy(update={"artifact_url": (tmp_path / "not-mounted").as_uri()})
+    found = await _problems(missing)
+    assert "there is no artifact store" in found["artifact store"].message
+    assert not (tmp_path / "not-mounted").exists(), "it makes none"
+    other = tmp_path / "other"
+    from burnish.infra.artifact_store import open_store
+
+    open_store(other.as_uri())
+    found = await _problems(settings.model_copy(update={"artifact_url": other.as_uri()}))
+    assert "another store" in found["artifact store"].message
+    assert "BURNISH_ARTIFACT_URL" in str(found["artifact store"].hint)
+
+
+async def test_a_full_disk_is_found(settings: Settings) -> None:
+    found = await _problems(settings.model_copy(update={"disk_reserve_bytes": 1 << 60}))
+    assert {found["home disk"].status, found["artifact disk"].status} == {"problem"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u@127.0.0.1:{port}/x",
+        "postgresql://u@nowhere.invalid/x",
+        "nonsense://x",
+        "postgresql://u@127.0.0.1:silent/x",
+    ],
+)
+async def test_a_database_that_does_not_answer_is_found_in_time(home: Path, url: str) -> None:
+    """Refused, unknown, unreadable, and one that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = url.replace("{port}", str(free_port())).replace("silent", str(silent.getsockname()[1]))
+        began = time.monotonic()
+        found = await _problems(Settings(home=home, database_url=SecretStr(url)))
+    assert found["database"].status == "problem"
+    assert "BURNISH_DATABASE_URL" in str(found["database"].hint)
+    assert time.monotonic() - began < 15
+
+
+async def test_a_damaged_sqlite_file_is_found(sqlite_url: str, home: Path) -> None:
+    made = Settings(home=home, database_url=SecretStr(sqlite_url))
+    path = Path(sqlite_url.partition("///")[2])
+    content = bytearray(path.read_bytes())
+    content[4096:12_288] = os.urandom(8192)
+    path.write_bytes(bytes(content))
+    assert (await _problems(made))["database"].status == "problem"
+
+
+async def test_a_redis_that_does_not_answer_is_found(settings: Settings) -> None:
+    gone = settings.model_copy(update={"redis_url": SecretStr(f"redis://:secret@127.0.0.1:{free_port()}/0")})
+    found = await _problems(gone)
+    assert found["redis"].status == "problem"
+    assert "secret" not in found["redis"].message
+
+
+async def test_clocks_that_differ_are_found(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    for off, status in ((5.0, "warning"), (-90.0, "problem")):
+        monkeypatch.setattr(examination.time, "time", lambda off=off: real() + off)
+        assert (await _problems(settings))["clock"].status == status
+
+
+async def test_missing_packages_are_named_by_role(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_PACKAGES", {"fine_tuning": ("no_such_package",), "evaluation": ("json",)})
+    found = await _problems(settings)
+    assert "fine_tuning" in found["packages"].message
+    assert "no_such_package" in found["packages"].message
+
+
+async def test_too_few_connections_are_found() -> None:
+    assert examination._connections(100, 20, 2).status == "ok"
+    scarce = examination._connections(100, 20, 7)
+    assert scarce.status == "problem"
+    assert "max_connections" in str(scarce.hint)
+
+
+async def test_missing_sick_and_outdated_instances_are_named(settings: Settings) -> None:
+    database = Database(settings.resolved_database_url)
+    try:
+        async with database.write() as session:
+            for component_type in set(COMPONENT_TYPES) - {"evaluation"}:
+                old = component_type == "compression"
+                session.add(
+                    ComponentTable(
+                        component_id=f"{component_type}-1", component_type=component_type, name=component_type,
+                        version="0.0.9" if old else "0.1.0", status="unhealthy" if old else "healthy",
+                        problem="it does not answer" if old else None, process=f"p-{component_type}", embedded=True,
+                    )
+                )  # fmt: skip
+    finally:
+        await database.dispose()
+    found = [one for one in await examine(settings, {}) if one.status != "ok"]
+    said = "\n".join(one.message for one in found)
+    assert "no instance of evaluation is healthy" in said
+    assert "no instance of compression is healthy" in said
+    assert "compression-1 is unhealthy: it does not answer" in said
+    assert "different versions of Burnish run" in said
+    assert any("burnish components compression-1" in str(one.hint) for one in found)
+
+
+def test_no_process_is_no_list_of_missing_components() -> None:
+    assert [one.status for one in examination.instance_findings([], served=False)] == ["warning"]
+    row = store.KnownInstance("x-1", "x", "1", "healthy", None)
+    assert len(examination.instance_findings([row], served=True)) == len(COMPONENT_TYPES)
+
+
+def _doctor(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("BURNISH_")} | variables
+    command = [sys.executable, "-m", "burnish.cli", "doctor", "--home", str(home), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_ends_with_1_if_something_must_be_mended(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = _doctor(home, "--json", BURNISH_PORT=port)
+        assert done.returncode == 1, done.stderr
+        answer = json.loads(done.stdout)
+        assert answer["status"] == "problem"
+        assert [one["check"] for one in answer["findings"] if one["status"] == "problem"] == ["port"]
+    done = _doctor(home, BURNISH_PORT=port)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 to mend" in done.stdout
+    done = _doctor(home, BURNISH_COMPONENTS="nonsense")
+    assert done.returncode == 1
+    assert "unknown component 'nonsense'" in done.stdout
