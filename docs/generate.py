@@ -51,26 +51,58 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def configuration() -> str:
-    """Return the page of everything that can be set while Burnish runs."""
-    from burnish.core.configuration import Configuration
+    """Return the page of everything that can be set while Burnish runs, a section at a time."""
+    from burnish.core.configuration import SAME_AS, Configuration, schema
 
-    rows = [f"| `{key}` | `{default}` | {change} | {text} |" for key, default, change, text in _settable(Configuration)]
-    head = "| key | default | a change | what it sets |\n|---|---|---|---|"
-    return "\n".join(
-        ["# Configuration", "", "See [how to change it](../how-to/configuration.md).", "", head, *rows, ""]
-    )
+    whole = Configuration.model_json_schema()
+    variables = {key: f"`BURNISH_{name.upper()}`" for name, key in SAME_AS.items()}
+    parts = [
+        "# Configuration", "", "See [how to change it](../how-to/configuration.md).", "",
+        "`BURNISH_CONFIGURATION__gateway__max_in_flight=2000` sets `gateway.max_in_flight` for one process alone.", "",
+    ]  # fmt: skip
+    for section, field in Configuration.model_fields.items():
+        about = inspect.getdoc(field.annotation) if field.annotation else None
+        parts += [
+            f"## {section}",
+            "",
+            about or "",
+            "",
+            "| key | type | default | a change | what it sets |",
+            "|---|---|---|---|---|",
+        ]
+        for key, one in schema().items():
+            if not key.startswith(f"{section}."):
+                continue
+            notes = [
+                "Only administrators see it." if one.sensitive else "",
+                f"Also {variables[key]}." if key in variables else "",
+            ]
+            change = "needs a restart" if one.change == "restart" else "is obeyed at once"
+            default = json.dumps(one.default).replace("|", "\\|")
+            text = " ".join(part for part in (f"{one.description}.", *notes) if part)
+            parts.append(
+                f"| `{key}` | {_limits(_property(whole, key), whole)} | `{default}` | {change} | {_cell(text)} |"
+            )
+        parts.append("")
+    return "\n".join(parts)
 
 
-def _settable(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    for name, field in model.model_fields.items():
-        key = prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and not prefix.count("."):
-            yield from _settable(field.annotation, key + ".")
-            continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
-        change = "needs a restart" if extra.get("change") == "restart" else "is obeyed at once"
-        yield key, json.dumps(default, default=str).replace("|", "\\|"), change, field.description or ""
+def _property(whole: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = whole
+    for name in key.split("."):
+        found = _resolved(found, whole)["properties"][name]
+    return found
+
+
+def _limits(found: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """Return a value's type with its range."""
+    if "additionalProperties" in found:
+        return f"map of {_limits(found['additionalProperties'], whole)}"
+    if "$ref" in found:
+        inner = _resolved(found, whole)["properties"]
+        return "{" + ", ".join(f"{name}: {_limits(one, whole)}" for name, one in inner.items()) + "}"
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    return " ".join([_type(found), *(f"{word} {found[name]:g}" for name, word in words.items() if name in found)])
 
 
 def permissions() -> str:
@@ -167,7 +199,9 @@ def _protocol_rules() -> list[str]:
 def _protocol_models() -> list[type[BaseModel]]:
     from burnish.core import protocol
 
-    named: list[type[BaseModel]] = [model for route in protocol.PROTOCOL for model in (route.body, route.answer) if model is not None]
+    named: list[type[BaseModel]] = [
+        model for route in protocol.PROTOCOL for model in (route.body, route.answer) if model is not None
+    ]
     inner: list[type[BaseModel]] = [protocol.KindOffer, protocol.Progress, protocol.Registration]
     return list(dict.fromkeys([*named, *inner]))
 
@@ -225,12 +259,16 @@ def states() -> str:
 
 def settings() -> str:
     """Return the page of settings."""
+    from burnish.core.configuration import SAME_AS
     from burnish.core.settings import Settings
 
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default_factory or field.default in {None, PydanticUndefined} else f"`{field.default}`"
-        rows.append(f"| `BURNISH_{name.upper()}` | {default} | {field.description or ''} |")
+        text = field.description or ""
+        if name in SAME_AS:
+            text = f"The process's own value of [`{SAME_AS[name]}`](configuration.md)"
+        rows.append(f"| `BURNISH_{name.upper()}` | {default} | {text} |")
     return "\n".join(
         ["# Settings", "", inspect.getdoc(Settings) or "", "",
          ("`burnish serve` takes the most used ones as flags of the same names (`--database-url` is `BURNISH_DATABASE_URL`). "
