@@ -72,13 +72,13 @@ class SubjectView(BaseModel):
 
     id: str
     kind: Literal["user", "service_account"]
-    project_id: str | None = Field(description="The project that owns the service account")
+    project_id: str | None = Field(default=None, description="The project that owns the service account")
     display_name: str
-    email: str | None
+    email: str | None = None
     login: bool = Field(description="Whether they have logged in by a provider")
     created_at: datetime
     created_by: str
-    disabled_at: datetime | None
+    disabled_at: datetime | None = None
 
 
 class NewBinding(_Asked):
@@ -168,15 +168,15 @@ class KeyView(BaseModel):
     name: str
     subject: str
     project: str
-    scopes: tuple[str, ...] | None
+    scopes: tuple[str, ...] | None = None
     created_at: datetime
     created_by: str
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    revoked_at: datetime | None
-    rotated_from: str | None
-    component_id: str | None
-    component_type: str | None
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    rotated_from: str | None = None
+    component_id: str | None = None
+    component_type: str | None = None
 
 
 class MintedKey(KeyView):
@@ -185,7 +185,7 @@ class MintedKey(KeyView):
     model_config = _example({**_KEY, "last_used_at": None, "key": "bk_a8k2m4p6r0t1_..."})
 
     key: str | None = Field(
-        description="The whole key. Keep it now: it is shown once; null when the request is sent again"
+        default=None, description="The whole key. Keep it now: it is shown once; null when the request is sent again"
     )
 
 
@@ -212,7 +212,7 @@ class Me(BaseModel):
     kind: str
     display_name: str
     project: str = Field(description="The project that this request was for")
-    credential: str | None
+    credential: str | None = None
     permissions: tuple[str, ...] = Field(description="In that project, with this credential")
     everywhere: tuple[str, ...] = Field(description="Roles in every project")
     projects: tuple[ProjectAccess, ...] = Field(description="The projects in which they have a role of their own")
@@ -230,12 +230,12 @@ class AuditEntry(BaseModel):
     number: int
     at: datetime
     actor: str
-    credential: str | None
+    credential: str | None = None
     project_id: str
     action: str
     object_id: str
     route: str
-    request_id: str | None
+    request_id: str | None = None
     details: dict[str, JsonValue]
     previous: str
     hash: str
