@@ -29,6 +29,12 @@ NEEDS_WHAT_IS_THERE = {
     "POST /platform/components/register": (422,),
     # Scopes are names of permissions; with authentication off nobody calls whose key it could be.
     "POST /platform/identity/keys": (422,),
+    # An idempotency key that came with another body before.
+    "POST /platform/identity/keys/{key_id}/rotate": (422,),
+    "POST /platform/identity/projects": (422,),
+    "POST /platform/identity/users": (422,),
+    "POST /platform/identity/service-accounts": (422,),
+    "POST /platform/identity/bindings": (422,),
     # Which keys there are, and which values fit which key and each other, is the configuration's own schema's to say.
     "PATCH /platform/configuration": (422,),
     "POST /platform/configuration/import": (422,),
