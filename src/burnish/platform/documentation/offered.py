@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from burnish.core.protocol import KindOffer
+from burnish.platform.identity.permission import permission_relayed
 
 _SCHEMAS = "#/components/schemas/"
 _DEFINITIONS = ("#/$defs/", "#/definitions/")
@@ -117,4 +118,5 @@ def _reached(operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> list[A
 def _own(operation: Mapping[str, Any], place: str, component_type: str) -> dict[str, Any]:
     name = str(operation.get("operationId") or place)
     identifier = re.sub(r"[^A-Za-z0-9]+", "_", f"{component_type}_{name}").strip("_")[:200]
-    return {**operation, "tags": [component_type], "operationId": identifier}
+    needed = permission_relayed(component_type, place.partition(" ")[0].upper())
+    return {**operation, "tags": [component_type], "operationId": identifier, "x-permission": needed}

@@ -37,7 +37,7 @@ from burnish.platform.gateway.limits import Limiter, MemoryLimiter
 from burnish.platform.gateway.rates import Rates, headers_of, refusal
 from burnish.platform.gateway.timeouts import Watchdog
 from burnish.platform.identity import ANONYMOUS, LOCAL, Principal
-from burnish.platform.identity.permission import is_open
+from burnish.platform.identity.permission import authorize, is_open, permission_relayed
 from burnish.platform.integrator import Integrator
 from burnish.platform.integrator.relay import ClientGone, relay
 
@@ -206,6 +206,8 @@ class Gateway:
             await self._openai(exchange.inner_scope(outward=True, deadline=deadline), body, exchange.send)
         elif component is not None:
             exchange.route = component_route(exchange.path)
+            if (needed := permission_relayed(component, exchange.method)) is not None:
+                authorize(caller, needed)
             send = partial(self._integrator.send, component, principal=caller)
             await relay(send, exchange.inner_scope(outward=True, deadline=deadline), body, exchange.send)
         else:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from burnish.core.errors import Forbidden, Unauthenticated
 from burnish.core.permissions import PERMISSIONS
+from burnish.core.protocol import COMPONENT_TYPES
 from burnish.platform.identity import audit
 from burnish.platform.identity.principal import ANONYMOUS, SCOPE_KEY, Principal, current_principal
 
@@ -128,6 +129,16 @@ def authenticated() -> Dependency:
         return caller
 
     return _declared(permitted, AUTHENTICATED)
+
+
+def permission_relayed(component_type: str, method: str) -> str | None:
+    """Return what a request to a route of a third party's own needs, which may check nothing itself.
+
+    None for our own components: each of their routes declares what it needs, and checks it.
+    """
+    if component_type in COMPONENT_TYPES:
+        return None
+    return "workflow:read" if method in _SAFE_METHODS else "workflow:run"
 
 
 def permission_of(route: Any) -> str | None:
