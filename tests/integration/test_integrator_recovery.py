@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
 from burnish.infra.database import utcnow
 from burnish.platform.integrator import service, store
@@ -159,7 +160,7 @@ async def test_a_node_with_one_living_process_is_not_lost(database_url: str, hom
 
 
 async def _embedded_row(session: AsyncSession, component_id: str) -> Any:
-    registration = service.Registration.model_construct(
+    registration = Registration.model_construct(
         component_id=component_id, component_type="x", name="x", version="1", health_endpoint="embedded://x/health",
         api_endpoint="embedded://x", metadata={},
     )  # fmt: skip

@@ -160,7 +160,8 @@ async def test_an_older_incarnations_heartbeat_revives_nothing(routes: Api, data
     assert beaten.json()["health"]["load"] == 0.5
     assert (await routes.client.post("/gpu-1/heartbeat")).status_code == 200
     assert (await routes.client.post("/nobody/heartbeat")).status_code == 404
-    for wrong in ({"generation": -1}, {"generation": "x"}, {"health": {"load": -1}}, []):
+    wrongs: tuple[Any, ...] = ({"generation": -1}, {"generation": "x"}, {"health": {"load": -1}}, [])
+    for wrong in wrongs:
         assert (await routes.client.post("/gpu-1/heartbeat", json=wrong)).status_code == 422
 
 

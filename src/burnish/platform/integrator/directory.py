@@ -8,6 +8,7 @@ from burnish.core.states import InstanceState
 from burnish.platform.integrator.balancing import OfType
 from burnish.platform.integrator.schemas import Instance
 
+_CALLABLE = frozenset({InstanceState.HEALTHY, InstanceState.DEGRADED})
 _GONE = frozenset({InstanceState.LOST, InstanceState.DRAINING})
 
 
@@ -57,8 +58,10 @@ def _distinct(found: Iterable[Instance]) -> list[Description]:
 
 
 def _of_type(found: list[Instance]) -> OfType:
-    usable = [one for one in found if one.description is not None]
+    """Group them: one whose last health check failed is not called healthy, though its state may still be."""
+    usable = [one for one in found if one.description is not None and one.status in _CALLABLE]
+    well = {one.component_id for one in usable if one.status is InstanceState.HEALTHY and not one.failures}
     return OfType(
-        healthy=tuple(one for one in usable if one.status is InstanceState.HEALTHY),
-        degraded=tuple(one for one in usable if one.status is InstanceState.DEGRADED), known=tuple(found),
+        healthy=tuple(one for one in usable if one.component_id in well),
+        degraded=tuple(one for one in usable if one.component_id not in well), known=tuple(found),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from burnish.core.configuration import IntegratorConfiguration
 from burnish.core.protocol import Description, Health
 from burnish.core.specs.base import digest_of
 from burnish.core.states import InstanceState
-from burnish.infra.database import utcnow
+from burnish.infra.database import notify, utcnow
 from burnish.platform.integrator import store
 from burnish.platform.integrator.health import Alert, Facts, Rules, Sight, Verdict, judge
 from burnish.platform.integrator.recovery import Case, Step, decide, restarts_so_far
@@ -77,6 +77,8 @@ class Judge:
         reason = _reason(row, look, verdict)
         row.problem = None if verdict.state is InstanceState.HEALTHY else reason
         row.problem_kind = None if row.problem is None else ("erring" if verdict.erring else str(look.sight))
+        if bool(row.failures) != bool(verdict.failures):
+            await notify(session, store.TOPIC)
         row.failures, row.successes = verdict.failures, min(verdict.successes, 1000)
         await store.change_state(session, row, verdict.state, row.problem)
         await self._alert(session, row, verdict)

@@ -53,6 +53,12 @@ def test_only_described_and_living_instances_are_called_healthy_first() -> None:
     assert set(shares(of_type(*every), refused=frozenset({"i-healthy", "i-degraded"}))) == {"nobody"}
 
 
+def test_one_whose_last_check_failed_comes_after_the_others() -> None:
+    doubtful = instance("doubtful").model_copy(update={"failures": 1})
+    assert set(shares(of_type(doubtful, instance("well")))) == {"well"}
+    assert set(shares(of_type(doubtful))) == {"doubtful"}
+
+
 def test_equal_ones_share_equally_and_by_weight() -> None:
     even = shares(of_type(*(instance(str(n)) for n in range(4))))
     assert all(200 < even[str(n)] < 300 for n in range(4)), even

@@ -114,6 +114,24 @@ def test_giving_up_makes_it_dear_and_closes_no_door() -> None:
     assert set(bench.suspects) == {"a"}
 
 
+def test_an_answer_that_does_not_come_counts_while_it_is_waited_for() -> None:
+    bench = Bench()
+    for name in "ab":
+        bench.call(name, seconds=0.05)
+    hung = bench.begin("a")
+    bench.now += 0.2
+    bench.call("b", seconds=0.05)
+    assert bench.takers() == {"b"}
+    assert not bench.suspects
+    bench.now += 3
+    bench.call("b", seconds=0.05)
+    assert bench.takers() == {"b"}
+    assert set(bench.suspects) == {"a"}, "it is looked at before the call ends"
+    bench.routing.answered(hung, bench.now)
+    bench.routing.end(hung)
+    assert not hung.record.waiting
+
+
 def test_a_slow_call_says_nothing_while_others_are_answered() -> None:
     bench = Bench()
     for _ in range(20):
