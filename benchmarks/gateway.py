@@ -313,7 +313,7 @@ def rounds(targets: list[Target], options: argparse.Namespace, folder: Path) -> 
     """Ask all in turn; print each one's cost and the ratios."""
     for target in targets:
         target.measure(2, options.connections, folder)
-        target.costs.clear(), target.rates.clear()
+        target.costs, target.rates = [], []
     for _ in range(options.rounds):
         for target in targets:
             target.measure(options.seconds, options.connections, folder)
@@ -355,7 +355,7 @@ def streams(own: Target, behind: str, options: argparse.Namespace) -> None:
         through += asyncio.run(
             chunk_delays(f"{own.url}/platform/bench/endless", own.key, options.streams, options.seconds)
         )
-    direct.sort(), through.sort()
+    direct, through = sorted(direct), sorted(through)
     for share in (0.5, 0.99):
         a, b = percentile(direct, share), percentile(through, share)
         print(

@@ -51,7 +51,8 @@ class Component:
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         self.got.append(headers)
-        *_, what, amount = ["", *scope["path"].split("/")]
+        parts: list[str] = ["", *str(scope["path"]).split("/")]
+        what, amount = parts[-2:]
         if amount == "echo":
             await _json(send, {"headers": headers, "body": (await _read(receive) or b"").decode("latin-1")})
         elif amount == "silent":

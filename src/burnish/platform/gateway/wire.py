@@ -35,8 +35,11 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     _header_bytes = 0
-    _in_headers = True
+    _in_headers = False
+    _ended_one = False
+    """Whether the bytes being parsed ended a request: then nobody knows how many of them are the next one's headers."""
     _fed = 0
+    """Bytes of headers that are not complete; 0 between requests."""
     _discarded = 0
     _slow: asyncio.TimerHandle | None = None
     _lingering: asyncio.TimerHandle | None = None
@@ -57,6 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse what is no fit request."""
         self._unset_keepalive_if_required()
+        self._ended_one = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -67,8 +71,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             return
         if self._in_headers:
-            # The parser holds an unfinished header back: what it was given since the last one counts.
-            self._fed += len(data)
+            # The parser holds an unfinished header back: what it was given counts.
+            self._fed += 1 if self._ended_one else len(data)
             if self._fed > HEADER_BYTES:
                 self._too_large()
                 self._refuse()
@@ -78,7 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self._in_headers, self._header_bytes = True, 0
+        self._in_headers, self._header_bytes, self._fed = True, 0, 0
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the target."""
@@ -108,7 +112,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End a request; the next may follow."""
         super().on_message_complete()
-        self._in_headers, self._discarded = True, 0
+        self._ended_one, self._discarded = True, 0
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None

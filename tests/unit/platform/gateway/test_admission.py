@@ -101,7 +101,7 @@ async def test_places_are_neither_lost_nor_made(steps: list[tuple[Priority, bool
             found = next((i for i, (_, one) in enumerate(tasks) if one.done() and _well(one)), None)
             if found is not None:
                 gate.leave(tasks.pop(found)[0])
-        busy = sum(gate._in_flight[one] for one in ("interactive", "batch"))  # type: ignore[index]
+        busy = sum(gate._in_flight[one] for one in ("interactive", "batch"))
         assert busy <= places
     await asyncio.gather(*(task for _, task in tasks), return_exceptions=True)
     inside = [priority for priority, task in tasks if _well(task)]
@@ -122,7 +122,7 @@ async def test_draining() -> None:
     gate.stop()
     for priority in ("interactive", "batch", "control"):
         with pytest.raises(Stopping):
-            await gate.enter(priority)  # type: ignore[arg-type]
+            await gate.enter(priority)
     assert not await gate.drained(0.01)
     draining = asyncio.create_task(gate.drained(5))
     await asyncio.sleep(0)
