@@ -137,7 +137,7 @@ class Odd(PlainComponent):
             return JSONResponse({"paths": {"/platform/oddities": {"get": {"responses": "all"}}, "/platform/jobs": {}}})
 
         async def describe(request: Request) -> Response:
-            answer = json.loads((await self.describe(request)).body)
+            answer = json.loads(bytes((await self.describe(request)).body))
             return JSONResponse({**answer, "component_type": "odd", "routes": ["/platform/oddities"]})
 
         self.app = Starlette(
