@@ -31,8 +31,14 @@ BROWSER_COOKIE = "burnish_login"
 PREFIX = "/platform/auth"
 Caller = Annotated[Principal, Depends(authenticated())]
 _OPEN = [Depends(anyone())]
+_FOUND = "see Location"
+_ELSEWHERE = {"content": {"text/plain": {"schema": {"type": "string"}, "example": _FOUND}}}
 _Text = Annotated[str, Query(min_length=1, max_length=2048)]
 _Challenge = Annotated[str, Query(pattern=r"^[A-Za-z0-9_-]{43}$", description="Base64url of the verifier's SHA-256")]
+
+
+def _example(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
 
 
 class Method(BaseModel):
@@ -48,7 +54,12 @@ class Method(BaseModel):
 class Methods(BaseModel):
     """How one can log in here."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = _example(
+        {"authentication": "on", "methods": [
+            {"type": "oidc", "issuer": "https://login.example.org", "url": "/platform/auth/login"},
+            {"type": "key", "issuer": None, "url": None},
+        ]}
+    )  # fmt: skip
 
     authentication: Literal["on", "off"] = Field(description="`off`: nobody is asked who they are; there is no login")
     methods: tuple[Method, ...]
@@ -57,15 +68,19 @@ class Methods(BaseModel):
 class KeyLogin(BaseModel):
     """A page logs in with an API key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"examples": [{"key": "bk_a8k2m4p6r0t1_..."}]}
+    )
 
-    key: SecretStr = Field(min_length=1, max_length=255, examples=["bk_..."])
+    key: SecretStr = Field(min_length=1, max_length=255)
 
 
 class Exchange(BaseModel):
     """The command line asks for its key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"examples": [{"code": "q3J...", "verifier": "v" * 43}]}
+    )
 
     code: SecretStr = Field(min_length=1, max_length=255)
     verifier: SecretStr = Field(min_length=43, max_length=128)
@@ -77,7 +92,10 @@ class Exchange(BaseModel):
 class SessionView(BaseModel):
     """Who is logged in."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = _example(
+        {"subject": "ada@example.org", "project_id": "ml-team", "roles": ["engineer"], "credential": "ses_01k9zq7d3x8m2v5n0c4r6t1y",
+         "csrf_token": "5f" * 32, "expires_at": "2026-11-24T12:00:00Z"}
+    )  # fmt: skip
 
     subject: str
     project_id: str
@@ -87,6 +105,14 @@ class SessionView(BaseModel):
         default=None, description="Send it as `X-CSRF-Token` with whatever changes something; null with a key"
     )
     expires_at: datetime | None = None
+
+
+class Ended(BaseModel):
+    """Nobody is logged in any more."""
+
+    model_config = _example({"ended": True})
+
+    ended: bool = Field(description="False: there was no session, the caller came with a key")
 
 
 def router(logins: Logins) -> APIRouter:
@@ -111,7 +137,7 @@ def _browser(routes: APIRouter, logins: Logins) -> None:
     @routes.get(
         "/login", summary="Log in by the provider", operation_id="login", status_code=302, response_class=Response,
         dependencies=_OPEN,
-        responses={302: {"description": "To the provider"}, **problems(404, 409, 422, 503)},
+        responses={302: {"description": "To the provider", **_ELSEWHERE}, **problems(404, 409, 422, 503)},
     )  # fmt: skip
     async def login(
         request: Request,
@@ -129,7 +155,7 @@ def _browser(routes: APIRouter, logins: Logins) -> None:
     @routes.get(
         "/callback", summary="Come back from the provider", operation_id="login_callback", status_code=302,
         response_class=Response, dependencies=_OPEN,
-        responses={302: {"description": "Logged in: to `next`, or to the command line"}, **problems(401, 403, 404, 409, 422, 503)},
+        responses={302: {"description": "Logged in: to `next`, or to the command line", **_ELSEWHERE}, **problems(401, 403, 404, 409, 422, 503)},
     )  # fmt: skip
     async def callback(
         request: Request,
@@ -181,18 +207,15 @@ def _session(routes: APIRouter, logins: Logins) -> None:
         expires_at = await logins.expiry(token) if token else None
         return _view(caller, caller.credential, csrf_of(token) if token else None, expires_at)
 
-    @routes.delete(
-        "/session", summary="Log out", operation_id="delete_session", status_code=204, responses=problems(401, 403, 503)
-    )
-    async def delete_session(request: Request, caller: Caller) -> Response:
+    @routes.delete("/session", summary="Log out", operation_id="delete_session", responses=problems(401, 403, 503))
+    async def delete_session(request: Request, caller: Caller, response: Response) -> Ended:
         """End the session at once. With a key instead of a session there is nothing to end."""
         token = token_of(_headers(request)) if "authorization" not in request.headers else None
         if token is not None:
             await logins.close_session(token, caller)
-        response = Response(status_code=204)
         response.delete_cookie(COOKIE, path="/")
         response.delete_cookie(CSRF_COOKIE, path="/")
-        return response
+        return Ended(ended=token is not None)
 
 
 def _target(cli: str | None, challenge: str | None, state: str) -> CommandLine | None:
@@ -226,9 +249,12 @@ def _callback_url(request: Request, logins: Logins) -> str:
 
 
 def _redirect(url: str) -> RedirectResponse:
-    return RedirectResponse(
+    response = RedirectResponse(
         url, status_code=302, headers={"cache-control": "no-store", "referrer-policy": "no-referrer"}
     )
+    response.body, response.media_type = _FOUND.encode(), "text/plain"
+    response.headers["content-type"], response.headers["content-length"] = "text/plain; charset=utf-8", str(len(_FOUND))
+    return response
 
 
 def _private(request: Request, path: str) -> dict[str, Any]:

@@ -109,7 +109,13 @@ class ProviderAnswer:
 class CommandLineKey(BaseModel):
     """The key of a command line, shown this once."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(
+        frozen=True,
+        json_schema_extra={"examples": [
+            {"key": "bk_a8k2m4p6r0t1_...", "key_id": "key_01k9zq7d3x8m2v5n0c4r6t1y", "subject": "ada@example.org",
+             "expires_at": "2026-11-24T12:00:00Z"}
+        ]},
+    )  # fmt: skip
 
     key: str
     key_id: str
