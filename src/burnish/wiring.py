@@ -39,6 +39,7 @@ from burnish.platform.gateway import Buckets
 from burnish.platform.identity import CallerTokens
 from burnish.platform.identity.authentication import Authenticator
 from burnish.platform.identity.credentials import Credentials, bootstrap
+from burnish.platform.identity.digest_key import DigestKey
 from burnish.platform.identity.keys import KeyDigests
 from burnish.platform.identity.logins import Logins
 from burnish.platform.identity.oidc import Provider
@@ -94,6 +95,8 @@ class Installation:
     store: ArtifactStore
     key: bytes
     """The secret key."""
+    digest_key: bytes
+    """By which API keys are known; it outlives the secret key."""
     home_lock: HomeLock
 
     async def close(self) -> None:
@@ -246,12 +249,14 @@ async def open_installation(settings: Settings) -> Installation:
         key = await belonging.claim_key(
             database, settings.resolved_secret_key_file, own=settings.secret_key_file is None
         )
+        async with database.read() as session:
+            digest_key = await DigestKey(key).load(session)
         settings = await settle_node(database, settings)
     except BaseException:
         await database.dispose()
         home_lock.release()
         raise
-    return Installation(settings, database, store, key, home_lock)
+    return Installation(settings, database, store, key, digest_key, home_lock)
 
 
 def build(installation: Installation) -> Process:
@@ -275,7 +280,7 @@ def build(installation: Installation) -> Process:
             integrator.embed(component.component_type, component.app, source="entry_point")
             components.append(component)
     parts = [Part("configuration", live.start, live.stop, lambda: live.alive)]
-    digests, sessions = KeyDigests(installation.key), Sessions(database, live.current)
+    digests, sessions = KeyDigests(installation.digest_key), Sessions(database, live.current)
     authenticator = None
     if settings.auth == "on":
         authenticator = Authenticator(database, digests, configuration=live.current, sessions=sessions)

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from burnish.core.errors import Unavailable
 from burnish.infra.belonging import fingerprint_of
+from burnish.platform.identity.digest_key import DigestKey
 
 SHORTEST_KEY = 32
 """Bytes that an installation's key has at least."""
@@ -26,6 +27,8 @@ class InstallationKey:
             raise ValueError(f"an installation's key has at least {SHORTEST_KEY} bytes")
         self._fernet = Fernet(base64.urlsafe_b64encode(_derived(secret, b"burnish secrets: wrapping")))
         self.fingerprint = fingerprint_of(secret)
+        self.api_keys = DigestKey(secret)
+        """Opens the key by which API keys are known."""
 
     def wrap(self, data_key: bytes) -> str:
         """Return a data key, encrypted."""

@@ -148,6 +148,7 @@ class Secrets:
             ring = Keyring(self._key, wraps)
             for number, data_key in ring.data_keys.items():
                 await store.add_wrap(session, number, new.fingerprint, new.wrap(data_key))
+        await self._key.api_keys.hand_over(session, new.api_keys)
         await artifacts.change_key(session, new.fingerprint)
         return await _rewrapped(session)
 

@@ -25,10 +25,10 @@ class NewKey:
 
 
 class KeyDigests:
-    """Makes and digests keys with a key of this installation, so that a stolen table tells nothing."""
+    """Makes and digests keys with a key of this installation: who can write the table alone can make none that works."""
 
-    def __init__(self, installation_key: bytes) -> None:
-        self._key = derived(installation_key, b"burnish api keys")
+    def __init__(self, digest_key: bytes) -> None:
+        self._key = digest_key
         self.computed = 0
         """How many digests were computed (tests compare the work for good and bad keys)."""
 

@@ -16,6 +16,7 @@ from burnish.platform.identity.tables import (
     ApiKeyRow,
     AuditHeadRow,
     AuditRow,
+    DigestKeyRow,
     LoginStateRow,
     ProjectRow,
     RoleBindingRow,
@@ -207,6 +208,18 @@ async def end_credentials(session: AsyncSession, subject_id: str, at: datetime) 
         await session.execute(
             update(table).where(table.subject == subject_id, table.revoked_at.is_(None)).values(revoked_at=at)
         )
+
+
+async def digest_key(session: AsyncSession, wrapped_by: str) -> str | None:
+    """Return the digest key as a secret key encrypted it; None: it was handed over to none of this fingerprint."""
+    return await session.scalar(select(DigestKeyRow.wrapped).where(DigestKeyRow.wrapped_by == wrapped_by))
+
+
+async def keep_digest_key(session: AsyncSession, wrapped_by: str, wrapped: str) -> None:
+    """Keep the digest key as a secret key encrypted it."""
+    statement = _insert(session, DigestKeyRow).values(wrapped_by=wrapped_by, wrapped=wrapped, created_at=utcnow())
+    again = statement.on_conflict_do_update(index_elements=["wrapped_by"], set_={"wrapped": wrapped})
+    await session.execute(again)
 
 
 async def used(session: AsyncSession, last: Mapping[str, datetime]) -> None:

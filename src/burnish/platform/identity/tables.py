@@ -84,6 +84,17 @@ class ApiKeyRow(Base):
     """For the credential of an instance: the one that it may register."""
 
 
+class DigestKeyRow(Base):
+    """The key by which API keys are digested, encrypted by a later secret key of the installation."""
+
+    __tablename__ = "api_key_digest_keys"
+
+    wrapped_by: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Fingerprint of the secret key."""
+    wrapped: Mapped[str] = mapped_column(String(500))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)
+
+
 class SessionRow(Base):
     """A login of the page or the CLI."""
 

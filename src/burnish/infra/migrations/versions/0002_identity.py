@@ -37,6 +37,13 @@ def upgrade() -> None:
     op.create_index(op.f("ix_api_keys_project_id_id"), "api_keys", ["project_id", "id"], unique=False)
     op.create_index(op.f("ix_api_keys_subject"), "api_keys", ["subject"], unique=False)
     op.create_table(
+        "api_key_digest_keys",
+        sa.Column("wrapped_by", sa.String(length=64), nullable=False),
+        sa.Column("wrapped", sa.String(length=500), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("wrapped_by", name=op.f("pk_api_key_digest_keys")),
+    )
+    op.create_table(
         "audit_head",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
