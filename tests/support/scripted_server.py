@@ -88,7 +88,7 @@ def serving(script: Script, port: int = 0) -> Iterator[ScriptedServer]:
                 self.wfile.write(b"0\r\n\r\n")
             self.close_connection = True
 
-        do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the base class's names
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - the base class's names
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

@@ -25,7 +25,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 _context: ContextVar[Mapping[str, str]] = ContextVar("burnish_log_context", default=MappingProxyType({}))
 
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message", "checked"}
 _QUIET = {
     "uvicorn.access": logging.WARNING,
     "asyncio": logging.WARNING,
@@ -105,6 +105,7 @@ def _forms(value: str) -> Iterator[str]:
     yield repr(value)[1:-1]
     yield json.dumps(value)[1:-1]
     yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield quote(data)
     yield quote(data, safe="")
     yield quote_plus(data)
     yield data.hex()
@@ -207,14 +208,15 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what is bound, what was given as extra."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the line. A record with ``checked`` set was redacted by whoever made it, as far as patterns go."""
+        checked = "checked" in record.__dict__
         document: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": redact(record.getMessage()),
+            "message": record.getMessage() if checked else redact(record.getMessage()),
             **_context.get(),
-            **redact_fields(_extra(record)),
+            **(_extra(record) if checked else redact_fields(_extra(record))),
         }
         if trouble := _trouble(record):
             document["exception"] = redact(trouble)
@@ -234,7 +236,7 @@ class TextFormatter(logging.Formatter):
         )
         if trouble := _trouble(record):
             line += f"\n{trouble}"
-        return redact(line)
+        return redact_known(line) if "checked" in record.__dict__ else redact(line)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 import asyncio
+import base64
 import io
 import json
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Literal
+from urllib.parse import quote
 
 import pytest
 
@@ -134,3 +137,47 @@ def test_trace_context() -> None:
     with logs.bound(trace_id=trace):
         assert logs.trace_id() == trace
         assert logs.context() == {"trace_id": trace}
+
+
+@pytest.fixture
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_hidden_values", set())
+    monkeypatch.setattr(logs, "_known", None)
+    monkeypatch.setattr(logs, "_known_long", ())
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_known_values_are_taken_out_in_every_form() -> None:
+    """Breaks with: a value that is looked for as it is alone, and stands there encoded."""
+    value = 'pa"ss\\wörd+/='
+    logs.hide(value)
+    data = value.encode()
+    for form in (
+        value,
+        repr(value),
+        json.dumps(value),
+        json.dumps(value, ensure_ascii=False),
+        quote(value),
+        data.hex(),
+        data.hex().upper(),
+    ):
+        assert logs.redact_known(f"before {form} after").count("***") == 1, form
+    for before in range(4):
+        for behind in range(3):
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                text = encode(b"u" * before + data + b":" * behind).decode()
+                assert "***" in logs.redact_known(text), (before, behind, text)
+    assert logs.redact_known_fields({"a": [value, 3], value: {"b": value}}) == {"a": ["***", 3], "***": {"b": "***"}}
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_short_values_stay_and_long_ones_cost_little() -> None:
+    logs.hide("short")
+    assert logs.redact("a short text") == "a short text"
+    long = "x".join(str(number) for number in range(12_000))
+    start = time.monotonic()
+    logs.hide(long)
+    assert time.monotonic() - start < 1
+    assert logs.redact(f"a {long} b") == "a *** b"
+    logs.hide("-----BEGIN X-----\nQUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=\n-----END X-----\n")
+    assert logs.redact("one line of it: QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=") == "one line of it: ***"
