@@ -288,7 +288,9 @@ def test_the_conformance_kit_passes_ours_and_the_example(
     assert key.stat().st_mode & 0o077 == 0
     assert b'"d"' not in Path(made["jwks"]).read_bytes()
     assert burnish(server, "component", "key", str(key)).returncode == 1
-    component = ComponentRun(tmp_path / "echo", server.url, environment={"BURNISH_COMPONENT_JWKS": made["jwks"]})
+    component = ComponentRun(tmp_path / "echo", server.url, environment={
+        "BURNISH_COMPONENT_JWKS": made["jwks"], "BURNISH_ARTIFACT_URL": (tmp_path / "shared").as_uri(),
+    })  # fmt: skip
     try:
         component.start("--id", "echo-checked")
         report = checked(server, component.url, key)

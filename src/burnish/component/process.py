@@ -33,6 +33,7 @@ from burnish.platform.identity import CallerTokens
 from burnish.platform.jobs.component_app import component_app, describe, problem_response
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.jobs.schemas import Kind
+from burnish.platform.monitoring.housekeeping import Housekeeping
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class ComponentProcess:
         self._registrar: Registrar | None = None
         self._database: Database | None = None
         self._runtime: JobRuntime | None = None
+        self._housekeeping: Housekeeping | None = None
         self._draining = False
         self.app: ASGIApp = _not_started
 
@@ -140,6 +142,9 @@ class ComponentProcess:
         self.app = self._guarded(app)
         self._trust.start()
         await runtime.start()
+        if self._options.artifact_url is None:  # what is in the platform's store is the platform's to sweep
+            self._housekeeping = Housekeeping(database, store)
+            await self._housekeeping.start()
 
     def _settings(self) -> Settings:
         options = self._options
@@ -193,6 +198,8 @@ class ComponentProcess:
         if self._registrar is not None:
             await self._registrar.stop()
         await self._trust.stop()
+        if self._housekeeping is not None:
+            await self._housekeeping.stop()
         if self._runtime is not None:
             await self._runtime.stop()
             await self._runtime.event_log.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -88,22 +88,26 @@ def name_script(kinds: Mapping[str, Kind]) -> None:
 def check_functions(kinds: Mapping[str, Kind]) -> None:
     """Fail at the start where a kind names a function that is not there.
 
+    Only the script's own functions are looked for inside: another module may be heavy, and hosts alone import it.
+
     Raises:
         Unavailable: names the kind and the function.
     """
+    main = sys.modules["__main__"]
+    script = Path(str(getattr(main, "__file__", ""))).stem
     for name, kind in kinds.items():
         if not isinstance(kind.run, str):
             continue
         module, _, attribute = kind.run.partition(":")
         try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError, ValueError) as error:
+            found = importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError):
+            found = False
+        if not found or not attribute or (module == script and not hasattr(main, attribute.partition(".")[0])):
             raise Unavailable(
-                f"kind {name}: its function {kind.run!r} cannot be found: {error}", where=f"kinds.{name}.run",
+                f"kind {name}: its function {kind.run!r} cannot be found", where=f"kinds.{name}.run",
                 hint="write `module:function`; the module must be importable where the component runs",
-            ) from error  # fmt: skip
+            )  # fmt: skip
 
 
 def bind(options: Options) -> socket.socket:

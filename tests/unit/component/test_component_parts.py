@@ -228,9 +228,14 @@ def test_what_the_platform_would_refuse_is_said_at_the_start(
         process(tmp_path, **more)
 
 
-def test_functions_are_looked_for_at_the_start() -> None:
-    check_functions(KINDS)
-    for run in ("no_such_module:echo", f"{__name__}:nothing", "nothing"):
+def test_functions_are_looked_for_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_functions({"echo": Kind(EchoSpec, EchoSpec, "Echo", run="json:dumps")})
+    main = types.ModuleType("__main__")
+    main.__file__ = "/somewhere/json.py"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(Unavailable, match="cannot be found"):
+        check_functions({"echo": Kind(EchoSpec, EchoSpec, "Echo", run="json:not_in_the_script")})
+    for run in ("no_such_module:echo", "no.such:echo", "json", ":echo", "nothing"):
         with pytest.raises(Unavailable, match="cannot be found"):
             check_functions({"echo": Kind(EchoSpec, EchoSpec, "Echo", run=run)})
 
