@@ -1,25 +1,27 @@
 """One request and what becomes of its answer: names, headers in and out, errors as answers, and its line in the log."""
 
 import logging
+import random
 import re
 import time
 from collections.abc import MutableMapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
 from prometheus_client import Counter, Histogram
 
 from burnish.core.errors import BurnishError, UpstreamFailed
-from burnish.core.ids import new_id
 from burnish.core.openai import envelope
 from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER, TRACE_HEADER
 from burnish.infra import signals
 from burnish.infra.asgi import Message, Send
-from burnish.infra.logging import new_trace_id, trace_id_of, traceparent_of
+from burnish.infra.logging import redact, trace_id_of
 from burnish.infra.problems import problem_body
 from burnish.platform.gateway.checks import LimitedBody
 from burnish.platform.identity import Principal
 from burnish.platform.identity.principal import SCOPE_KEY
+from burnish.platform.identity.sessions import over_https
 from burnish.platform.integrator.relay import DEADLINE_KEY
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 HUNG_UP = 499
 """The status under which an answer is counted that nobody waited for."""
+_chance = random.Random()  # noqa: S311 - names of requests, which need not be secret; a system call each would cost more
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -54,8 +57,10 @@ class Exchange:
         self.path: str = scope["path"]
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = self.headers.get("x-request-id")
-        self.request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else new_id("req")
-        self.trace = trace_id_of(self.headers.get(TRACE_HEADER)) or new_trace_id()
+        self.request_id = (
+            given if given is not None and _REQUEST_ID.fullmatch(given) else f"req_{_chance.getrandbits(100):025x}"
+        )
+        self.trace = trace_id_of(self.headers.get(TRACE_HEADER)) or f"{_chance.getrandbits(128):032x}"
         self.began = time.monotonic()
         self.sent_at = 0.0
         self.route = "unmatched"
@@ -95,11 +100,13 @@ class Exchange:
             for one in self.scope["headers"]
             if one[0] not in never and not one[0].startswith(b"x-forwarded-") and b"_" not in one[0]
         ]
-        headers.append((TRACE_HEADER.encode(), traceparent_of(self.trace).encode()))
+        headers.append((TRACE_HEADER.encode(), f"00-{self.trace}-{_chance.getrandbits(64) or 1:016x}-01".encode()))
         headers.append((b"x-request-id", self.request_id.encode()))
         method = "GET" if self.method == "HEAD" else self.method
+        secure = "x-forwarded-proto" in self.headers and over_https(self.scope)  # said by a proxy on this machine
+        scheme = "https" if secure else self.scope["scheme"]
         return {
-            **self.scope, "method": method, "headers": headers, SCOPE_KEY: self.caller, DEADLINE_KEY: deadline
+            **self.scope, "method": method, "scheme": scheme, "headers": headers, SCOPE_KEY: self.caller, DEADLINE_KEY: deadline
         }  # fmt: skip
 
     async def send(self, message: Message) -> None:
@@ -198,15 +205,21 @@ class Exchange:
         if not access.isEnabledFor(logging.INFO):
             return
         caller = self.caller
-        access.info(
-            "%s %s %d", self.method, self.path, status,
-            extra={
-                "subject": caller.subject if caller else None, "credential": caller.credential if caller else None,
-                "project_id": caller.project_id if caller else None, "method": self.method, "route": self.route,
-                "status": status, "seconds": round(seconds, 4), "bytes": self.sent_bytes,
-                "bytes_in": self.body.received if self.body is not None else 0, "priority": self.priority,
-            },
-        )  # fmt: skip
+        extra: dict[str, object] = {
+            "subject": caller.subject if caller else None, "credential": caller.credential if caller else None,
+            "project_id": caller.project_id if caller else None, "method": self.method, "route": self.route,
+            "status": status, "seconds": round(seconds, 4), "bytes": self.sent_bytes,
+            "bytes_in": self.body.received if self.body is not None else 0, "priority": self.priority, "checked": True,
+        }  # fmt: skip
+        # Not through access.info(): finding out on which line of code this is costs as much as the rest.
+        told = (self.method, _shown(self.path), status)
+        access.handle(access.makeRecord(access.name, logging.INFO, __file__, 0, "%s %s %d", told, None, None, extra))
+
+
+@lru_cache(4096)
+def _shown(path: str) -> str:
+    """Return a path as the log shows it: all that a client writes into the line, so all that must be looked through."""
+    return redact(path)
 
 
 _known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

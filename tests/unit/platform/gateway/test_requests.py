@@ -257,7 +257,7 @@ async def test_bodies_that_hardly_come(path: str, pause: float, monkeypatch: pyt
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-one\r\nContent-Length: 9000\r\n\r\n"
         writer.write(head.encode())
         answered = asyncio.create_task(reader.read())
-        while not answered.done() and time.monotonic() - began < 8:
+        while not answered.done() and time.monotonic() - began < 15:
             with contextlib.suppress(OSError):
                 writer.write(b"x")
                 await writer.drain()
@@ -265,7 +265,7 @@ async def test_bodies_that_hardly_come(path: str, pause: float, monkeypatch: pyt
         writer.close()
         assert b"408 Request Timeout" in answered.result()
         assert b"body_too_slow" in answered.result()
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 12
         await until(lambda: stand.component.running == 0)
         assert stand.component.stored == []
         assert stand.gateway._admission.in_flight == 0
