@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from burnish.core.configuration import IntegratorConfiguration
 from burnish.core.errors import Unavailable
-from burnish.core.protocol import Description, Health
+from burnish.core.protocol import Description
 from burnish.core.states import InstanceState
 from burnish.infra import signals
 from burnish.infra.database import Database
@@ -47,6 +47,8 @@ class Following:
     _steady_since: float = float("inf")
     _descriptions: dict[str, Description] = field(default_factory=dict)
     _shown: set[str] = field(default_factory=set)
+    _made: dict[str, tuple[Known, float, Instance]] = field(default_factory=dict)
+    """What each row was made into, and from what: most rows are as they were."""
 
     async def run(self) -> None:
         """Follow, for as long as the process lives."""
@@ -76,7 +78,8 @@ class Following:
         self._descriptions = {digest: one for digest, one in self._descriptions.items() if digest in used}
         own, weights = self.own(), self.settings().weights
         callable_rows = [row for row in rows if row.component_id in own or not _is_embedded(row)]
-        fresh = Directory.of(self._instance(row, weights) for row in callable_rows)
+        self._made = {row.component_id: self._instance(row, weights) for row in callable_rows}
+        fresh = Directory.of(made for _, _, made in self._made.values())
         self._forgive(fresh)
         self.directory = fresh
         ids = frozenset(fresh.instances)
@@ -98,15 +101,19 @@ class Following:
         """Return the path prefixes that other types serve."""
         return {prefix: of for prefix, of in self.directory.prefixes.items() if of != component_type}
 
-    def _instance(self, row: Known, weights: Mapping[str, float]) -> Instance:
-        health = None if row.health is None else Health.model_validate(row.health)
-        return Instance.model_construct(
+    def _instance(self, row: Known, weights: Mapping[str, float]) -> tuple[Known, float, Instance]:
+        weight = weights.get(row.component_id, 1.0 if row.weight is None else row.weight)
+        made = self._made.get(row.component_id)
+        if made is not None and made[0] == row and made[1] == weight:
+            return made
+        health = None if row.health is None else service.health_of(row.health)
+        instance = Instance.model_construct(
             component_id=row.component_id, component_type=row.component_type, api_endpoint=row.api_endpoint or "",
             status=_S(row.status or _S.STARTING), description=self._descriptions.get(row.description_digest or ""),
             load=0.0 if health is None else health.load, warm=frozenset(() if health is None else health.warm),
-            weight=weights.get(row.component_id, 1.0 if row.weight is None else row.weight), failures=row.failures,
-            problem=row.problem, generation=row.generation,
+            weight=weight, failures=row.failures, problem=row.problem, generation=row.generation,
         )  # fmt: skip
+        return row, weight, instance
 
     def _forgive(self, fresh: Directory) -> None:
         """What its health checks call healthy again, or a new incarnation, is not held to what happened before."""

@@ -8,7 +8,6 @@ type's instances are. Clocks are given, so that all of this can be tested withou
 import random
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
-from itertools import islice
 
 from burnish.core.configuration import IntegratorConfiguration
 from burnish.infra import signals
@@ -28,8 +27,6 @@ _NOTICED_SECONDS = 0.1
 _FREE_RETRIES = 10
 """Retries in the window that need no share of the requests: of few requests a share is nothing."""
 _CLASSES = 16
-_OLDEST = 16
-"""Of so many waiting calls the oldest of a class is looked for."""
 
 
 class Window:
@@ -66,8 +63,6 @@ class Record:
     unanswered: dict[int, float] = field(default_factory=dict)
     """When the calls began whose answer has not begun, oldest first."""
     latencies: dict[str, PeakLatency] = field(default_factory=dict)
-    waiting: dict[int, tuple[str, float]] = field(default_factory=dict)
-    """Class and beginning of the calls whose answers have not begun, oldest first."""
     outcomes: Window = field(default_factory=Window)
     answered_at: float = float("-inf")
     silent: int = 0
@@ -96,15 +91,6 @@ class Record:
         """Return for how long somebody has waited there while nobody was answered: it is slower than anybody knows."""
         first = next(iter(self.unanswered.values()), None)
         return 0.0 if first is None else now - max(first, self.answered_at)
-
-    def expected(self, call: str, now: float) -> float | None:
-        """Return the latency of a class of calls, which is no less than what its oldest has waited for already."""
-        known = self.latencies.get(call)
-        seconds = None if known is None else known.value(now)
-        for of, began in islice(self.waiting.values(), _OLDEST):
-            if of == call:
-                return max(now - began, seconds or 0.0)
-        return seconds
 
     def takes_calls(self, now: float) -> bool:
         """Tell whether a call may go there: the circuit lets it, and it is not ejected."""
@@ -191,14 +177,6 @@ class Routing:
         found = pick(of_type, prefer, may, look, self._random)
         return found or pick(of_type, prefer, may_after_all, look, self._random)
 
-    def _doubt(self, instance: Instance, record: Record, now: float) -> None:
-        """Have an instance looked at that has answered nothing since its oldest call began, for long."""
-        oldest = next(iter(record.waiting.values()), None)
-        if oldest is None or record.answered_at >= oldest[1]:
-            return
-        if now - oldest[1] > self._settings().probe_timeout_seconds:
-            self._suspect(instance.component_id)
-
     def begin(self, instance: Instance, of_type: OfType, call: str, now: float) -> "Try":
         """Note that a call goes there."""
         record = self.record(instance.component_id)
@@ -214,7 +192,6 @@ class Routing:
         """Note that an answer began."""
         record = made.record
         record.answered_at = now
-        record.waiting.pop(id(made), None)
         record.unanswered.pop(id(made), None)
         if record.open_until is not None or record.silent:
             record.close()
@@ -267,7 +244,6 @@ class Routing:
     def end(self, made: "Try") -> None:
         """Note that a call ended."""
         made.record.in_progress -= 1
-        made.record.waiting.pop(id(made), None)
         made.record.unanswered.pop(id(made), None)
         if made.trial:
             made.record.trial = False

@@ -255,19 +255,25 @@ async def page(
 
 
 def view_of(row: Any) -> ComponentView:
-    """Return the public view of a row, or of a row's columns without those that are large."""
-    return ComponentView(
+    """Return the public view of a row, or of the columns that a list shows. What we wrote is not validated again."""
+    return ComponentView.model_construct(
         id=row.id, component_id=row.component_id, component_type=row.component_type, name=row.name,
         version=row.version, status=InstanceState(row.status or InstanceState.STARTING),
         health_endpoint=row.health_endpoint or "", api_endpoint=row.api_endpoint or "",
         metadata=row.metadata_ or {}, registered_at=row.registered_at, last_heartbeat=row.last_heartbeat,
         embedded=row.embedded, kinds=tuple(row.kinds or ()),
-        health=None if row.health is None else Health.model_validate(row.health),
+        health=None if row.health is None else health_of(row.health),
         failures=row.failures, problem=row.problem, problem_kind=row.problem_kind, source=row.source, node=row.node,
-        generation=row.generation, protocol_version=row.protocol_version, weight=row.weight or 1.0,
+        generation=row.generation, protocol_version=row.protocol_version,
+        weight=1.0 if row.weight is None else row.weight,
         since=None if row.state_since is None else datetime.fromtimestamp(row.state_since, UTC),
         restarts=row.restarts, restart_requested_at=row.restart_requested_at,
     )  # fmt: skip
+
+
+def health_of(stored: dict[str, Any]) -> Health:
+    """Return the health that a row keeps."""
+    return Health.model_construct(None, **{**stored, "warm": tuple(stored.get("warm") or ())})
 
 
 def detail_of(row: ComponentTable) -> ComponentView:

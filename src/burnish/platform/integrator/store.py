@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, delete, func, inspect, select, update
+from sqlalchemy import ColumnElement, Row, Select, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
@@ -19,7 +19,13 @@ PLATFORM_PROJECT = "default"
 KEPT_ACTIONS = 20
 
 _C = ComponentTable
-_LISTED = tuple(getattr(_C, a.key) for a in inspect(_C).column_attrs if a.key not in ("description", "actions"))
+_SHOWN = (
+    "id", "component_id", "component_type", "name", "version", "status", "health_endpoint", "api_endpoint", "metadata_",
+    "registered_at", "last_heartbeat", "embedded", "kinds", "health", "failures", "problem", "problem_kind", "source",
+    "node", "generation", "protocol_version", "weight", "state_since", "restarts", "restart_requested_at",
+)  # fmt: skip
+_LISTED = tuple(getattr(_C, name) for name in _SHOWN)
+"""What a list shows."""
 
 
 class Known(NamedTuple):

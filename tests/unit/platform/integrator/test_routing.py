@@ -129,7 +129,7 @@ def test_an_answer_that_does_not_come_counts_while_it_is_waited_for() -> None:
     assert set(bench.suspects) == {"a"}, "it is looked at before the call ends"
     bench.routing.answered(hung, bench.now)
     bench.routing.end(hung)
-    assert not hung.record.waiting
+    assert not hung.record.unanswered
 
 
 def test_a_slow_call_says_nothing_while_others_are_answered() -> None:
