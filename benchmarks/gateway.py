@@ -5,8 +5,9 @@
 One run: nginx answers chat completions from memory (the upstream of all three); before it stand, each in a process of
 its own, our gateway (authentication, limits, admission and access log on; `burnish serve --components platform` on
 PostgreSQL), another nginx with `proxy_pass` and its access log, and LiteLLM's proxy with a key. wrk asks them in turn,
-round by round; the cost is processor time of the process by requests answered, so that what else the machine does
-counts little. Streams come from an upstream that writes the time into each event. Needs nginx, wrk and PostgreSQL.
+round by round; the cost is processor time of the process by requests answered (less what the process
+spends without any), so that what else the machine does counts little. Streams come from an upstream that writes the
+time into each event. Needs nginx, wrk and PostgreSQL.
 """
 
 import argparse
@@ -99,6 +100,8 @@ class Target:
 
     def __init__(self, name: str, url: str, pid: int, key: str) -> None:
         self.name, self.url, self.pid, self.key = name, url, pid, key
+        self.idle = 0.0
+        """Processor seconds a second without requests: reconcilers, heartbeats, following the configuration."""
         self.costs: list[float] = []
         self.rates: list[float] = []
 
@@ -119,7 +122,7 @@ class Target:
             f"wrk.method='POST'\nwrk.body='{BODY}'\nwrk.headers['Content-Type']='application/json'\n"
             f"wrk.headers['Authorization']='Bearer {self.key}'\n"
         )
-        before = self.cpu()
+        before, began = self.cpu(), time.monotonic()
         command = [
             "wrk",
             "-t1",
@@ -130,7 +133,7 @@ class Target:
             f"{self.url}/v1/chat/completions",
         ]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        spent = self.cpu() - before
+        spent = self.cpu() - before - self.idle * (time.monotonic() - began)
         found = re.search(r"(\d+) requests in ([\d.]+)(m?s)", text)
         assert found is not None, text
         assert "Non-2xx" not in text, text
@@ -150,7 +153,8 @@ def started(command: list[str], ready: str, **more: Any) -> Iterator[subprocess.
             time.sleep(0.1)
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -314,10 +318,14 @@ def rounds(targets: list[Target], options: argparse.Namespace, folder: Path) -> 
     for target in targets:
         target.measure(2, options.connections, folder)
         target.costs, target.rates = [], []
+    before = [target.cpu() for target in targets]
+    time.sleep(5)
+    for target, spent in zip(targets, before, strict=True):
+        target.idle = (target.cpu() - spent) / 5
     for _ in range(options.rounds):
         for target in targets:
             target.measure(options.seconds, options.connections, folder)
-    print(f"{'':28} {'CPU us/request':>16} {'spread':>16} {'requests/s':>12}")
+    print(f"{'':28} {'CPU us/request':>16} {'spread':>16} {'requests/s':>12} {'idle CPU':>9}")
     for target in targets:
         costs = sorted(cost * 1e6 for cost in target.costs)
         print(
@@ -378,7 +386,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="burnish-bench-", dir="/tmp"))
     folder.chmod(0o755)
     with contextlib.ExitStack() as stack:
-        upstream, plain, kept, streaming = (free_port() for _ in range(4))
+        upstream, streaming = free_port(), free_port()
         served = UPSTREAM.format(port=upstream, description=DESCRIPTION, completion=COMPLETION)
         direct = Target(
             "direct", f"http://127.0.0.1:{upstream}", nginx(stack, folder, "upstream", served, upstream, "off"), "none"
@@ -386,6 +394,7 @@ def main() -> None:
         command = [sys.executable, "-c", STREAMING, str(streaming), STREAMER]
         stack.enter_context(started(command, f"http://127.0.0.1:{streaming}/health"))
         own = our_gateway(stack, folder, upstream, streaming, redis=False)
+        plain, kept = free_port(), free_port()
         bare = PROXY.format(upstream=upstream, port=plain, target=f"127.0.0.1:{upstream}", keep="")
         keep = PROXY.format(
             upstream=upstream,
