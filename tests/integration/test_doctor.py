@@ -134,7 +134,7 @@ async def test_a_redis_that_does_not_answer_is_found(settings: Settings) -> None
 async def test_clocks_that_differ_are_found(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
     for off, status in ((5.0, "warning"), (-90.0, "problem")):
-        monkeypatch.setattr(examination.time, "time", lambda off=off: real() + off)
+        monkeypatch.setattr("burnish.platform.monitoring.examination.time.time", lambda off=off: real() + off)
         assert (await _problems(settings))["clock"].status == status
 
 
