@@ -25,6 +25,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 _PIECE = 1 << 16
@@ -33,9 +34,12 @@ _PIECE = 1 << 16
 class Proxy:
     """The proxy, as the test that steers it sees it."""
 
-    def __init__(self, target: tuple[str, int], port: int = 0) -> None:
+    def __init__(
+        self, target: tuple[str, int], port: int = 0, *, host: str = "127.0.0.1", within: Sequence[str] = ()
+    ) -> None:
+        """``host`` is the address to listen on, ``within`` the command of a namespace to run in."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.proxy", target[0], str(target[1]), str(port)],
+            [*within, sys.executable, "-m", "tests.support.proxy", target[0], str(target[1]), str(port), host],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.port = int(self._answer())
@@ -93,9 +97,10 @@ class _Relay:
         self.connections: set[_Connection] = set()
         self.server: asyncio.Server | None = None
         self.port = 0
+        self.own_host = "127.0.0.1"
 
     async def listen(self) -> None:
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", self.port, reuse_address=True)
+        self.server = await asyncio.start_server(self.serve, self.own_host, self.port, reuse_address=True)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
@@ -174,9 +179,9 @@ class _Relay:
         return "ok"
 
 
-async def _main(host: str, port: str, own: str) -> None:
+async def _main(host: str, port: str, own: str, own_host: str) -> None:
     relay = _Relay(host, int(port))
-    relay.port = int(own)
+    relay.port, relay.own_host = int(own), own_host
     await relay.listen()
     print(relay.port, flush=True)
     reader = asyncio.StreamReader()

@@ -151,6 +151,8 @@ class Outage:
         try:
             connection = await task
         except asyncio.CancelledError:
+            if task.done() and not task.cancelled() and task.exception() is None:
+                task.result().terminate()  # it came just as its caller went
             if self.away and not _cancelled():
                 raise ConnectionError("it is away") from None
             raise
@@ -191,6 +193,7 @@ class Outage:
     # The watch.
 
     async def _watch(self) -> None:
+        self.suspect()  # a connection that is open already is asked first from now on: a new one takes longer
         while not await self._pause(_TICK_SECONDS if not self.away else _AGAIN_SECONDS):
             if not (self.away or self._doubted()):
                 continue
@@ -254,9 +257,13 @@ class Outage:
             connection = await self._connect()
         except CONNECTION_TROUBLE as error:
             return _why_away(error)
-        problem = await self._ask(connection)
+        problem: str | None = "nobody waited for its answer"
+        try:
+            problem = await self._ask(connection)
+        finally:
+            if problem is not None:
+                connection.terminate()
         if problem is not None:
-            connection.terminate()
             return problem
         if self._kept is not None:
             self._kept.terminate()

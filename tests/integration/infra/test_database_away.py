@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 
 from burnish.core.errors import Unavailable
 from burnish.infra.database import Database
+from tests.support import netns
 from tests.support.postgres import PostgresServer, running_server
 from tests.support.proxy import Proxy
 
@@ -32,8 +33,8 @@ def own_server() -> Iterator[PostgresServer]:
 
 
 @asynccontextmanager
-async def opened(server: PostgresServer, port: int | None = None) -> AsyncIterator[Database]:
-    url = make_url(server.url("postgres")).set(port=port or server.port)
+async def opened(server: PostgresServer, port: int | None = None, host: str = "127.0.0.1") -> AsyncIterator[Database]:
+    url = make_url(server.url("postgres")).set(host=host, port=port or server.port)
     database = Database(url.render_as_string(hide_password=False), pool_size=2)
     await database.start()
     try:
@@ -82,10 +83,18 @@ class Load:
         self.database = database
         self.accepted: list[str] = []
         self.refusals: list[float] = []
-        self.slowest = 0.0
+        self.slowest = self.late = 0.0
+        """``late``: how long this very process was kept from running, in all: nobody else's fault."""
         self.last_at = 0.0
         self._stopping = False
+        self._clock = asyncio.create_task(self._measure())
         self._tasks = [asyncio.create_task(self._write(number)) for number in range(writers)]
+
+    async def _measure(self) -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.02)
+            self.late += max(0.0, time.monotonic() - began - 0.04)
 
     async def _write(self, writer: int) -> None:
         count = 0
@@ -111,18 +120,20 @@ class Load:
     async def stop(self) -> None:
         self._stopping = True
         await asyncio.gather(*self._tasks)
+        self._clock.cancel()
 
 
 async def disturbed(
-    server: PostgresServer, database: Database, begin: Callable[[], object], end: Callable[[], object], seconds: float = 3
+    server: PostgresServer, database: Database, begin: Callable[[], object], end: Callable[[], object], seconds: float = 1.5
 ) -> None:  # fmt: skip
     """Disturb the database under load for a while and check the promises."""
     load = Load(database)
     await load.until_written(time.monotonic(), 10)
     await asyncio.to_thread(begin)
+    async with asyncio.timeout(BACK_SECONDS):
+        while not (load.refusals and database.away):
+            await asyncio.sleep(0.01)
     await asyncio.sleep(seconds)
-    assert load.refusals
-    assert database.away
     started = time.monotonic()
     with pytest.raises(Unavailable) as refusal:
         await insert(database, "refused")
@@ -131,8 +142,8 @@ async def disturbed(
     await asyncio.to_thread(end)
     took = await load.until_written(time.monotonic(), BACK_SECONDS)
     await load.stop()
-    assert max(load.refusals) < REFUSED_SECONDS, sorted(load.refusals)[-5:]
-    assert load.slowest < REFUSED_SECONDS
+    assert max(load.refusals) < REFUSED_SECONDS + load.late, sorted(load.refusals)[-5:]
+    assert load.slowest < BACK_SECONDS, "what was accepted late, as it came back"
     assert set(load.accepted) <= kept(server), "something that was answered is lost"
     refused_after = len(load.refusals)
     await asyncio.gather(*(insert(database, f"after-{os.urandom(6).hex()}") for _ in range(20)))
@@ -162,6 +173,19 @@ async def test_a_network_that_swallows_everything_is_refused_soon(own_server: Po
     with Proxy(("127.0.0.1", own_server.port)) as proxy:
         async with opened(own_server, proxy.port) as database:
             await disturbed(own_server, database, lambda: proxy.set("stall"), lambda: proxy.set("pass"))
+
+
+async def test_a_network_whose_cable_is_pulled_is_refused_soon(own_server: PostgresServer) -> None:
+    """The kernel's own loss of packets: no byte is acknowledged, no connection is refused, no end is told."""
+    if (why := netns.missing()) is not None:
+        pytest.skip(why)
+    with (
+        netns.Namespace() as space,
+        Proxy(("127.0.0.1", own_server.port), host=space.outside) as near,
+        Proxy((space.outside, near.port), host=space.inside, within=space.command) as far,
+    ):
+        async with opened(own_server, far.port, space.inside) as database:
+            await disturbed(own_server, database, space.cut, space.mend)
 
 
 async def test_a_database_that_answers_garbage_is_refused_soon(own_server: PostgresServer) -> None:
