@@ -89,8 +89,8 @@ class Instance:
         assert status == 200, body
         return str(body["choices"][0]["message"]["content"])
 
-    async def deploy(self, says: str, name: str = "dep") -> None:
-        reference = fake_model(self.store, says)
+    async def deploy(self, says: str, name: str = "dep", **fake: Any) -> None:
+        reference = fake_model(self.store, says, **fake)
         async with self.database.write() as session:
             await artifacts.record(session, "default", reference)
         status, body = await self.ask("POST", "/platform/deployments", DeploySpec(deployment=name, model=reference).model_dump(mode="json"))  # fmt: skip
@@ -179,7 +179,7 @@ async def test_a_request_for_another_nodes_replica_is_passed_on(world: World) ->
 
 async def test_a_stream_is_passed_on_as_it_comes(world: World) -> None:
     first, second = await world.start("home1", "n1"), await world.start("home2", "n2")
-    await first.deploy("one")
+    await first.deploy("one", token_seconds=0.2)
     await first.ready()
     headers = {CALLER_HEADER: TOKENS.sign(LOCAL, "model_serving"), "content-type": "application/json"}
     body = {"model": "dep", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}
@@ -228,13 +228,13 @@ async def test_without_the_database_running_deployments_answer(tmp_path: Path) -
     server.start()
     try:
         name = server.create_database()
-        databases.prepare(server.url(name))
+        await asyncio.to_thread(databases.prepare, server.url(name))
         made = World(server.url(name), tmp_path)
         one = await made.start("home", "here")
         await one.deploy("one")
         await one.ready()
         assert await one.says() == "one w1 w2"
-        server.stop()
+        await asyncio.to_thread(server.stop)
         waits = []
         until = time.monotonic() + 6
         while time.monotonic() < until:
@@ -248,12 +248,12 @@ async def test_without_the_database_running_deployments_answer(tmp_path: Path) -
         began = time.monotonic()
         assert (await one.ask("POST", "/platform/deployments/dep/stop"))[0] == 503
         assert time.monotonic() - began < 2
-        server.start()
+        await asyncio.to_thread(server.start)
         deadline = time.monotonic() + 10
         while (await one.ask("GET", "/platform/deployments/dep"))[0] != 200:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
         await made.stop(one)
     finally:
-        server.stop()
+        server.remove()
         await end_replicas(tmp_path / "home")
