@@ -60,9 +60,9 @@ def test_the_page_can_be_followed(server: Server, tmp_path: Path) -> None:
                 run.start(*_free(arguments[1:]))
                 if "--port" in arguments:
                     places["http://127.0.0.1:9001"] = run.url
-                wait_for(lambda run=run: "egistered a" in run.tail(), 30, run.tail)  # type: ignore[misc]
+                wait_for(lambda run=run: "egistered a" in run.tail(), 90, run.tail)  # type: ignore[misc]
                 printed = run.tail()
-                wait_for(lambda: statuses(server) == ["healthy"], 30)
+                wait_for(lambda: statuses(server) == ["healthy"], 90)
             else:
                 assert program == "burnish", command
                 own = {**environment, "BURNISH_HOME": str(server.home)}

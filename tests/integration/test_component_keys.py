@@ -35,14 +35,14 @@ def test_a_key_registers_its_own_component_and_nothing_else(server: Server, tmp_
             run = ComponentRun(tmp_path / name, server.url, environment={"BURNISH_API_KEY": secret} if secret else {})
             runs.append(run.start("--id", name))
         mine, another, without = runs
-        wait_for(lambda: "Registered at" in mine.tail(), 30, mine.tail)
-        wait_for(lambda: "not registered at" in another.tail(), 30, another.tail)
-        wait_for(lambda: "not registered at" in without.tail(), 30, without.tail)
+        wait_for(lambda: "Registered at" in mine.tail(), 90, mine.tail)
+        wait_for(lambda: "not registered at" in another.tail(), 90, another.tail)
+        wait_for(lambda: "not registered at" in without.tail(), 90, without.tail)
         assert "Registered at" not in another.tail() + without.tail()
         path = "/platform/components/echo-1"
-        wait_for(lambda: ask("GET", path)["status"] == "healthy", 30, mine.tail)
+        wait_for(lambda: ask("GET", path)["status"] == "healthy", 90, mine.tail)
         step = {"component": "echo_metric", "kind": "measure", "with": {"text": "abc"}}
-        wait_for(lambda: bool(ask("GET", "/platform/kinds?component_type=echo_metric")["data"]), 30)
+        wait_for(lambda: bool(ask("GET", "/platform/kinds?component_type=echo_metric")["data"]), 90)
         body = {"definition": {"name": "x", "steps": {"only": step}}}
         execution = f"/platform/workflows/{ask('POST', '/platform/workflows/run', body)['workflow_id']}/status"
         wait_for(lambda: ask("GET", execution)["status"] == "succeeded", 60, lambda: str(ask("GET", execution)))
@@ -53,7 +53,7 @@ def test_a_key_registers_its_own_component_and_nothing_else(server: Server, tmp_
         texts = [file.read_text(errors="replace") for file in (mine.log, server.log)]
         assert all(key not in text for text in texts), "the key is in a log"
         mine.stop()
-        wait_for(lambda: missing(server, path, as_administrator), 30, "it is deregistered")
+        wait_for(lambda: missing(server, path, as_administrator), 90, "it is deregistered")
     finally:
         for run in runs:
             run.end_everything()
