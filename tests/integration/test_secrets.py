@@ -183,6 +183,22 @@ async def test_rotation_encrypts_everything_anew_while_secrets_are_used_and_set(
         assert await one.secrets.resolve(f"secret://s{number}") == f"value {number}"
 
 
+async def test_a_rotation_between_two_queries_of_a_use_is_seen_through(
+    one: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a key that was removed after the secret's row was read, taken for a secret that is lost."""
+    await put(one, "oidc", VALUE)
+    plain, turns = one.secrets._ring, iter([True, False, False])
+
+    async def rotating(session: Any) -> Keyring:
+        if next(turns):
+            await Secrets(one.database, KEY).rotate("alice")
+        return await plain(session)
+
+    monkeypatch.setattr(one.secrets, "_ring", rotating)
+    assert await one.secrets.resolve("secret://oidc") == VALUE
+
+
 _ROTATE = """
 import asyncio, sys
 from burnish.infra.database import Database
