@@ -1,7 +1,8 @@
 """The split form under steady load while its processes, its network, its Redis and its PostgreSQL fail.
 
 Short: each kind of fault once, at a modest rate. ``BURNISH_TEST_FULL=1``: at least 50 requests a second and 20,000
-requests for each fault of a process, struck again and again, with the issue's limits.
+requests for each fault of a process, struck again and again, with the issue's limits (``BURNISH_TEST_REQUESTS`` sets
+another number of requests).
 """
 
 import os
@@ -24,7 +25,7 @@ from tests.support.server import wait_for
 pytestmark = pytest.mark.postgres
 
 RATE = 55.0 if FULL else 15.0
-REQUESTS = 20_000 if FULL else 0
+REQUESTS = int(os.environ.get("BURNISH_TEST_REQUESTS", 20_000)) if FULL else 0
 STRIKE_SECONDS = 20.0
 """About so long one strike with its recovery takes; the whole form strikes until it has sent its requests."""
 TIMES = max(1, round(REQUESTS / RATE / STRIKE_SECONDS))
@@ -122,7 +123,7 @@ def test_a_killed_process_costs_what_it_was_doing_and_no_more(
     """Breaks with: a call that is not sent elsewhere, work that only memory knew, an instance that is asked though it is dead."""
     harm = under_load(
         fleet, f"kill -9 {victim}", lambda: each(fleet, victim, Member.kill), lambda: each(fleet, victim, begin),
-        rate=RATE, hold=1, times=TIMES,
+        rate=RATE, hold=1, times=TIMES, requests=REQUESTS,
     )  # fmt: skip
     judged(fleet, harm, note)
     alone = "rest" in victim and not FULL  # nobody else takes uploads: they are refused until it is back
@@ -134,7 +135,7 @@ def test_a_frozen_process_is_routed_around(fleet: Fleet, victim: str, note: Call
     """Breaks with: waiting for ever for one that accepts connections and says nothing."""
     harm = under_load(
         fleet, f"SIGSTOP {victim}", lambda: each(fleet, victim, Member.freeze), lambda: each(fleet, victim, Member.thaw),
-        rate=RATE, hold=12 if FULL else 4, times=TIMES,
+        rate=RATE, hold=12 if FULL else 4, times=TIMES, requests=REQUESTS,
     )  # fmt: skip
     judged(fleet, harm, note)
     held(harm, *_hurt(fleet, harm, victim, lasting=True))

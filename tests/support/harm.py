@@ -69,15 +69,19 @@ class Harm:
 
 def under_load(
     fleet: Fleet, fault: str, strike: Callable[[], object], restore: Callable[[], object], *,
-    rate: float, hold: float, times: int = 1, pause: float = 1.5, timeout: float = 30,
+    rate: float, hold: float, times: int = 1, pause: float = 1.5, timeout: float = 30, requests: int = 0,
 ) -> Harm:  # fmt: skip
-    """Send steady load, strike, hold, restore, wait until all is well, again and again; return what came of it."""
+    """Send steady load, strike, hold, restore, wait until all is well, again and again; return what came of it.
+
+    The strikes are spread over ``requests`` requests, if so many are asked for.
+    """
     harm = Harm(fault)
     load = Load(fleet.url, fleet.folder, rate=rate, api_key=fleet.key, seed=crc32(fault.encode()), timeout=timeout)
     try:
         wait_for(lambda: tally(load.sent())["ok"] >= min(10, 2 * rate), 30, lambda: f"no answers\n{fleet.tails()}")
-        for _ in range(times):
+        for number in range(times):
             time.sleep(pause)
+            _until_sent(load, requests * number // times, rate)
             began = time.monotonic()
             strike()
             time.sleep(hold)
@@ -86,10 +90,15 @@ def under_load(
             wait_for(fleet.settled, 60, lambda: f"{fault}: {fleet.instances()}\n{fleet.tails()}")
             harm.strikes.append(Strike(began, ended, time.monotonic()))
         time.sleep(pause)
+        _until_sent(load, requests, rate)
         harm.sent = load.stop()
     finally:
         load.kill()
     return harm
+
+
+def _until_sent(load: Load, requests: int, rate: float) -> None:
+    wait_for(lambda: len(load.sent()) >= requests, requests / rate + 300, "the load does not go on", pause=0.5)
 
 
 def lost_work(fleet: Fleet, sent: Iterable[Sent], patience: float = 60) -> list[str]:

@@ -10,6 +10,7 @@ know each other do. Nothing is sent again: each request counts once, with what c
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import socket
@@ -26,7 +27,7 @@ from typing import Any
 import aiohttp
 
 _ROWS = b'{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n{"text": "c", "label": "x"}\n'
-MIX = {"chat": 70, "stream": 60, "list": 55, "submit": 14, "upload": 1}
+MIX = {"chat": 380, "stream": 330, "list": 249, "submit": 40, "upload": 1}
 """Kinds of requests and their shares. An upload is a process of its own, which reads the file: few of those."""
 WORKFLOW = {"name": "load", "steps": {"first": {"kind": "noop", "with": {"value": 1}},
                                       "second": {"kind": "noop", "needs": ["first"], "with": {"value": 2}}}}  # fmt: skip
@@ -104,6 +105,9 @@ class Load:
     def kill(self) -> None:
         """End it however it stands."""
         self._process.kill()
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
         self._process.wait()
 
 
