@@ -140,8 +140,13 @@ def gateway(process: Process, parts: PlatformParts) -> Gateway:
     """Return what answers everything that does not come from another process of Burnish."""
     face = OpenAIFace(process.integrator)
     return Gateway(
-        platform_app(process, parts), face, process.integrator, process.settings,
-        authenticator=process.authenticator, configuration=process.configuration, limits=parts.buckets.limiter,
+        platform_app(process, parts),
+        face,
+        process.integrator,
+        process.settings,
+        authenticator=process.authenticator,
+        configuration=process.configuration,
+        limits=parts.buckets.limiter,
     )
 
 

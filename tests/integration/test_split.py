@@ -118,9 +118,7 @@ def test_a_workflow_runs_from_end_to_end_and_its_model_answers_everywhere(split:
 
 def test_a_process_with_another_key_is_refused(split: Split, tmp_path: Path) -> None:
     """Breaks with: a process whose callers nobody believes, which finds out request by request."""
-    environment = {
-        key: value for key, value in split["rest"]._environment.items() if key != "BURNISH_SECRET_KEY_FILE"
-    }
+    environment = {key: value for key, value in split["rest"]._environment.items() if key != "BURNISH_SECRET_KEY_FILE"}
     for key in (None, os.urandom(32)):
         home = tmp_path / f"home-{key is None}"
         home.mkdir()

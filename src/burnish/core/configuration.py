@@ -130,7 +130,9 @@ class IdentityConfiguration(Section):
 
     session_seconds: float = hot(43_200.0, "A login of the page or the CLI ends after this long", gt=0)
     public_url: str | None = hot(
-        None, "URL under which browsers reach Burnish, for logins; the request's own by default", pattern=r"^https?://[^\s/]+"
+        None,
+        "URL under which browsers reach Burnish, for logins; the request's own by default",
+        pattern=r"^https?://[^\s/]+",
     )
     key_days: int = hot(0, "Days that a new key lives unless told otherwise; 0: until it is revoked", ge=0)
     oidc: OidcConfiguration = hot(OidcConfiguration(), "Login by an OpenID Connect provider")

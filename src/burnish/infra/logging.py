@@ -25,7 +25,13 @@ Level = Literal["debug", "info", "warning", "error"]
 
 _context: ContextVar[Mapping[str, str]] = ContextVar("burnish_log_context", default=MappingProxyType({}))
 
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message", "checked"}
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
+    "message",
+    "asctime",
+    "taskName",
+    "color_message",
+    "checked",
+}
 _QUIET = {
     "uvicorn.access": logging.WARNING,
     "asyncio": logging.WARNING,

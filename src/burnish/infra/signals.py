@@ -69,7 +69,9 @@ REQUEST_SECONDS = _histogram(
     "platform_request_duration_seconds", "From a request's arrival to the end of its answer", "method", "route"
 )
 REQUESTS_IN_PROGRESS = _gauge("platform_requests_in_progress", "HTTP requests being answered")
-LIMITED = _counter("platform_gateway_limited_total", "Requests refused by a rate limit or quota, by its setting", "limit")
+LIMITED = _counter(
+    "platform_gateway_limited_total", "Requests refused by a rate limit or quota, by its setting", "limit"
+)
 LIMITS_LOCAL = _counter("platform_gateway_local_limits_total", "Requests limited by one process because Redis is away")
 SHED = _counter("platform_gateway_shed_total", "Requests refused because the process was full or draining", "priority")
 IN_FLIGHT = _gauge("platform_gateway_in_flight", "Requests that passed admission and are being answered", "priority")
@@ -123,7 +125,10 @@ COMPONENT_SECONDS = _histogram(
     "platform_component_request_seconds", "Until a component's answer began", "component_type"
 )
 COMPONENT_RETRIES = _counter(
-    "platform_component_retries_total", "Requests to components that were sent again elsewhere", "component_type", "reason"
+    "platform_component_retries_total",
+    "Requests to components that were sent again elsewhere",
+    "component_type",
+    "reason",
 )
 COMPONENT_EJECTIONS = _counter(
     "platform_component_ejections_total", "Times an instance was left out because its calls failed", "component_type"
@@ -132,7 +137,9 @@ COMPONENT_CIRCUITS = _gauge(
     "platform_component_circuits", "Instances by their circuit here: closed, open, half_open", "component_type", "state"
 )
 INSTANCE_SECONDS = _gauge(
-    "platform_component_instance_latency_seconds", "Until an instance's answers begin (of 100 instances at most)", "component_id"
+    "platform_component_instance_latency_seconds",
+    "Until an instance's answers begin (of 100 instances at most)",
+    "component_id",
 )
 PROBES_FAILED = _counter("platform_component_probe_failures_total", "Failed health checks", "component_type")
 

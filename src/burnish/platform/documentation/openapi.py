@@ -107,7 +107,12 @@ def secured(document: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(json.dumps(document))
     schemes = made.setdefault("components", {}).setdefault("securitySchemes", {})
     schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key, `bk_...`"}
-    schemes["session"] = {"type": "apiKey", "in": "cookie", "name": "burnish_session", "description": "A login of the page"}
+    schemes["session"] = {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "burnish_session",
+        "description": "A login of the page",
+    }
     for item in made["paths"].values():
         for method in _METHODS & item.keys():
             is_open = item[method].get("x-permission") == "open"
