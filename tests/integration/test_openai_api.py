@@ -335,7 +335,7 @@ async def test_what_the_engine_is_asked_is_explicit(served: Served) -> None:
 
 async def stats(view: dict[str, Any], served: Served) -> dict[str, Any]:
     """Ask the replica itself."""
-    home = served.server.gateway._settings.home
+    home = served.server.home
     replica = view["replicas"][0]["id"]
     config = (home / "run" / "replicas" / replica / "config.json").read_text()
     socket = json.loads(config)["socket"]

@@ -87,6 +87,7 @@ class FakeServer:
     gateway: Gateway
     integrator: Integrator
     platform: FastAPI
+    home: Path
 
 
 @asynccontextmanager
@@ -108,7 +109,7 @@ async def fake_server(
     await integrator.start()
     try:
         async with listening(gateway) as url:
-            yield FakeServer(url, gateway, integrator, platform)
+            yield FakeServer(url, gateway, integrator, platform, home)
     finally:
         await integrator.stop()
         await component.stop()
