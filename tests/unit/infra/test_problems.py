@@ -41,7 +41,9 @@ def test_busy_says_when_to_come_back(wait: float | None, sent: str) -> None:
     assert problem_body(Unauthenticated("x"))[1]["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("cls", all_errors(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [one for one in all_errors() if one.__module__ == "burnish.core.errors"], ids=lambda cls: cls.__name__
+)
 def test_every_error_survives_the_wire(cls: type[InvalidRequest]) -> None:
     sent = cls("what", hint="next", where="there", problems=[FieldProblem(where="a", message="b")])
     status, _, body = problem_body(sent)
