@@ -48,6 +48,8 @@ _NEVER = 1e12
 _FARTHEST_LEASE_SECONDS = 60.0
 """Leases that are shorter than this by every server's settings are never mistaken for those of before a set-back."""
 _RENEW_AGAIN_SECONDS = 0.5
+_BUSY_SECONDS = 1.0
+"""Until a row is claimed again whose last turn, under a lost lease, has not ended here yet."""
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -321,10 +323,13 @@ class Reconciler:
         await connection.execute(statement, rows)
 
     def _start_turn(self, key: str, wakes: int, token: str) -> None:
+        if key in self._running:  # under a lease that was lost: it ends when it next writes, and the row has one turn
+            self._ended.append(_Ended(key, token, wakes, _BUSY_SECONDS))
+            return
         if self._renewer is not None:
             self._renewer.hold(key, token)
         task = asyncio.create_task(self._take_turn(key, wakes, token), name=f"{self.name}-{key}")
-        self._running[token + key] = task
+        self._running[key] = task
 
     async def _take_turn(self, key: str, wakes: int, token: str) -> None:
         delay: float | None = 0.0
@@ -344,11 +349,11 @@ class Reconciler:
             else:
                 log.exception("%s: %s: the turn failed; again in %.1f s", self.name, key, delay)
         finally:
-            self._running.pop(token + key, None)
+            self._running.pop(key, None)
             signals.RECONCILE_TURNS.labels(self.name, outcome).inc()
             signals.RECONCILE_SECONDS.labels(self.name).observe(time.monotonic() - began)
             if self._renewer is not None:
-                self._renewer.release(key)
+                self._renewer.release(key, token)
             if not lost:
                 self._ended.append(_Ended(key, token, wakes, delay))
             self._topic.notify()
@@ -374,9 +379,10 @@ class _Renewer:
         with self._lock:
             self._held[key] = token
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, token: str) -> None:
         with self._lock:
-            self._held.pop(key, None)
+            if self._held.get(key) == token:
+                del self._held[key]
 
     def start(self) -> None:
         self._stopping.clear()

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from burnish.core.errors import Unavailable
 from burnish.infra.database import Database, epoch_now
-from burnish.infra.reconcile import LeaseLost, Reconciled, Reconciler, Turn, announce, wake
+from burnish.infra.reconcile import LeaseLost, Reconciled, Reconciler, Turn, _Renewer, announce, wake
 
 
 class OwnBase(DeclarativeBase):
@@ -348,3 +348,56 @@ async def _hold_up(database: Database, *, prepared: bool) -> None:
         while not await _done(database, statement):
             assert time.monotonic() < deadline, "the row is still locked"
         await frozen.execute(statement)
+
+
+async def test_a_turn_whose_lease_was_lost_costs_its_successor_nothing(things: Database) -> None:
+    """Breaks with: a turn's end that stops the renewal of its successor's lease, or two turns of one row at once."""
+    go_on, inside, outcomes = asyncio.Event(), Counter[str](), list[str]()
+
+    async def turn(one: Turn) -> float | None:
+        inside["turns"] += 1
+        inside["now"] += 1
+        inside["most"] = max(inside["most"], inside["now"])
+        try:
+            if inside["turns"] == 1:
+                await go_on.wait()
+            else:
+                await asyncio.sleep(2.5)  # longer than a lease
+            async with one.write() as session:
+                (await session.get_one(Thing, one.key)).count += 1
+            outcomes.append("written")
+        except LeaseLost:
+            outcomes.append("lost")
+            raise
+        finally:
+            inside["now"] -= 1
+        return None
+
+    reconciler = Reconciler(things, Thing, turn, name="successor", lease_seconds=1)
+    await reconciler.start()
+    await add(things, "a")
+
+    async def begun() -> bool:
+        return inside["turns"] == 1
+
+    await until(begun)
+    async with things.write() as session:  # what a stop of the process for longer than its lease comes to
+        await session.execute(update(Thing).values(lease_owner=None, lease_until=None, due_at=0.0))
+    reconciler._topic.notify()
+    await asyncio.sleep(0.7)
+    go_on.set()
+    await until(lambda: _all_equal(things, 1))
+    await reconciler.stop()
+    assert outcomes == ["lost", "written"]
+    assert inside["most"] == 1
+
+
+@pytest.mark.postgres
+def test_the_end_of_an_old_turn_leaves_its_successors_lease_renewed(postgres_url: str) -> None:
+    renewer = _Renewer(Database(postgres_url), Thing, 1.0)
+    renewer.hold("a", "old")
+    renewer.hold("a", "new")
+    renewer.release("a", "old")
+    assert renewer._held == {"a": "new"}
+    renewer.release("a", "new")
+    assert renewer._held == {}
