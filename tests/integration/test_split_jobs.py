@@ -5,21 +5,23 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from burnish.core.errors import Unavailable
 from burnish.core.settings import Settings
 from burnish.core.states import JobState
 from burnish.infra.database import Database
 from burnish.infra.processes import identify
+from burnish.platform.configuration import LiveConfiguration
 from burnish.platform.jobs import store
 from burnish.platform.jobs.moving import move_off
 from burnish.platform.jobs.nodes import settle_node
 from burnish.platform.jobs.runtime import JobRuntime
-from burnish.platform.jobs.tables import JobTable, NodeTable
+from burnish.platform.jobs.tables import HomeTable, JobTable, NodeTable
 from tests.support.jobs_bench import COMPONENT, ROOT, Bench, gone
 from tests.support.jobs_kinds import KINDS
 
@@ -105,6 +107,15 @@ async def test_two_processes_of_a_home_share_what_the_node_has(
         await second.stop()
         await bench.runtime.stop()
         await bench.database.dispose()
+
+
+async def _age(database: Database, node: str, seconds: float) -> None:
+    """Make it so that a home took the node's name so long ago."""
+    async with database.write() as session:
+        since = HomeTable.created_at
+        owner = (await session.execute(select(HomeTable.id, since).where(HomeTable.node == node))).one()
+        moved = owner[1] - timedelta(seconds=seconds)
+        await session.execute(update(HomeTable).where(HomeTable.id == owner[0]).values(created_at=moved))
 
 
 async def test_a_lost_nodes_job_goes_on_elsewhere_from_its_checkpoint(bench: Bench, tmp_path: Path) -> None:
@@ -226,3 +237,57 @@ async def test_a_name_that_is_asked_for_is_one_homes(database: Database, tmp_pat
     await _silence(database, "gpu-1")  # the home is gone for good, and the machine has a new one
     await _silence(database, "gpu-1")
     assert (await settle_node(database, Settings(home=second, node="gpu-1"))).node == "gpu-1"
+
+
+@pytest.mark.parametrize("described", [True, False])
+async def test_of_homes_that_take_a_silent_nodes_name_one_gets_it(
+    database: Database, tmp_path: Path, described: bool
+) -> None:
+    """Breaks with: silence that is read from what the new home writes only later; a claim whose outcome is ignored."""
+    homes = [tmp_path / name for name in ("gone", "a", "b", "late")]
+    for one in homes:
+        one.mkdir()
+    await settle_node(database, Settings(home=homes[0], node="gpu-1"))
+    if described:
+        async with database.write() as session:
+            await store.put_node(session, NodeTable(name="gpu-1", cpus=1, memory_bytes=1), ["fine_tuning"])
+        await _silence(database, "gpu-1")
+        await _silence(database, "gpu-1")
+    await _age(database, "gpu-1", 120)
+    racing = [settle_node(database, Settings(home=one, node="gpu-1")) for one in homes[1:3]]
+    outcomes = await asyncio.gather(*racing, return_exceptions=True)
+    assert sorted(type(one).__name__ for one in outcomes) == ["Settings", "Unavailable"], outcomes
+    with pytest.raises(Unavailable, match="another home's"):
+        await settle_node(database, Settings(home=homes[3], node="gpu-1"))
+    winner = homes[1 if isinstance(outcomes[0], Settings) else 2]
+    assert (await settle_node(database, Settings(home=winner, node="gpu-1"))).node == "gpu-1"
+
+
+async def test_a_home_that_runs_only_the_platform_keeps_its_name_while_it_lives(
+    database: Database, tmp_path: Path
+) -> None:
+    """Breaks with: a node that is alive by its jobs' scheduler alone."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for one in (first, second):
+        one.mkdir()
+    settings = await settle_node(database, Settings(home=first, node="edge"))
+    await _age(database, "edge", 3600)
+    live = LiveConfiguration(database, settings, "edge-1-a")
+    await live.start()
+    with pytest.raises(Unavailable, match="another home's"):
+        await settle_node(database, Settings(home=second, node="edge"))
+    await live.stop()
+    assert (await settle_node(database, Settings(home=second, node="edge"))).node == "edge"
+    assert (await settle_node(database, Settings(home=second, node="other"))).node == "other", "a new name for a home"
+
+
+async def test_a_node_that_died_before_the_clock_was_set_back_is_lost_in_time(database: Database) -> None:
+    """Breaks with: a time ahead of the clock that counts as alive until the clock gets there."""
+    async with database.write() as session:
+        await store.put_node(session, NodeTable(name="gpu-1", cpus=1, memory_bytes=1), ["fine_tuning"])
+        await session.execute(update(NodeTable).values(seen_at=NodeTable.seen_at + 3600))
+    async with database.write() as session:
+        assert await move_off(session, "gpu-1", "tests") is False, "it may live, and has not said so yet"
+    await _silence(database, "gpu-1")  # a minute passes
+    async with database.write() as session:
+        assert await move_off(session, "gpu-1", "tests") is True

@@ -6,10 +6,13 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from burnish.core.errors import Unavailable
 from burnish.core.settings import NODE_FILE, Settings
 from burnish.infra.database import Database
 from burnish.infra.home import write_once
+from burnish.platform.configuration import views
 from burnish.platform.jobs import store
 
 HOME_FILE = "home"
@@ -32,27 +35,50 @@ async def settle_node(database: Database, settings: Settings) -> Settings:
         await asyncio.to_thread(write_once, home / HOME_FILE, f"home_{secrets.token_hex(8)}\n".encode())
     ).decode()
     home_id = home_id.strip()
+    given = True
     async with database.write() as session:
         known = await store.home(session, home_id)
         if known is not None and (known.node == settings.node or not _asked_for(settings)):
             node = known.node
         elif _asked_for(settings) or _kept(home) is not None:
             node = settings.node
-            if not await store.claim_node(session, home_id, node):
-                silent = await store.node_silent_seconds(session, node)
-                if silent is not None and silent < _SILENT_SECONDS:
-                    raise _taken(node)
-                await store.give_node(session, home_id, node)
+            given = await _take(session, home_id, node)
         else:
             for number in itertools.count(1):
                 node = settings.node if number == 1 else f"{settings.node}-{number}"
                 old = await store.node_silent_seconds(session, node) is not None  # of before homes had ids
                 if not old and await store.claim_node(session, home_id, node):
                     break
+    if not given:
+        raise _taken(node)
     if _kept(home) != node:
         (home / NODE_FILE).unlink(missing_ok=True)
         await asyncio.to_thread(write_once, home / NODE_FILE, f"{node}\n".encode())
     return settings.model_copy(update={"node": node})
+
+
+async def _take(session: AsyncSession, home_id: str, node: str) -> bool:
+    """Make a name that was asked for this home's, also if it was another's that is gone; False if that one lives.
+
+    Raises:
+        Unavailable: another home took it meanwhile.
+    """
+    if not await store.claim_node(session, home_id, node):
+        owner = await store.lock_owner(session, node)
+        silent = await store.node_silent_seconds(session, node)
+        if silent is None and owner is not None:  # it has run no jobs: all that is known of it is when it took the name
+            silent = abs(await store.home_age_seconds(session, owner))  # the clock may have been set back since
+        if (silent is not None and silent < _SILENT_SECONDS) or node in await _running(session):
+            return False
+        if not await store.give_node(session, home_id, node, owner):
+            raise _taken(node)
+    await store.note_seen(session, node)  # before it describes itself, which would be too late for others that ask
+    return True
+
+
+async def _running(session: AsyncSession) -> frozenset[str]:
+    """Return the nodes of the processes that run, those without components included."""
+    return frozenset(one.node for one in (await views.status(session)).data)
 
 
 def _asked_for(settings: Settings) -> bool:

@@ -1,6 +1,7 @@
 """Queries of jobs, and the one function through which a job's state changes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, func, or_, select, tuple_, update
@@ -20,6 +21,8 @@ QUEUE_TOPIC = "jobs:queue"
 LOST_TOPIC = "nodes:lost"
 """Noticed when a node was found to be lost."""
 _OFFER_SECONDS = 60.0
+_AHEAD_SECONDS = 5.0
+"""A time further ahead of the database's clock than this was written before that clock was set back."""
 _FINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 _ON_NODE = (JobState.STARTING, JobState.RUNNING)
 
@@ -212,22 +215,46 @@ async def home(session: AsyncSession, home_id: str) -> HomeTable | None:
 async def claim_node(session: AsyncSession, home_id: str, node: str) -> bool:
     """Make a node's name this home's; False if it is another home's. Atomic: of several homes that try, one gets it."""
     insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
-    statement = insert(HomeTable.__table__).values(id=home_id, node=node, created_at=utcnow())  # type: ignore[arg-type]
+    since = datetime.fromtimestamp(await database_now(session), UTC)
+    statement = insert(HomeTable.__table__).values(id=home_id, node=node, created_at=since)  # type: ignore[arg-type]
     await session.execute(statement.on_conflict_do_nothing())
     owner = await session.scalar(select(HomeTable.id).where(HomeTable.node == node))
     return owner == home_id
 
 
-async def give_node(session: AsyncSession, home_id: str, node: str) -> None:
-    """Give a node's name to a home, whosever it was."""
-    await session.execute(delete(HomeTable).where(or_(HomeTable.node == node, HomeTable.id == home_id)))
-    await claim_node(session, home_id, node)
+async def lock_owner(session: AsyncSession, node: str) -> str | None:
+    """Return the home that a node's name is of, locked; None if it is nobody's, or was another's a moment ago."""
+    return await session.scalar(select(HomeTable.id).where(HomeTable.node == node).with_for_update())
+
+
+async def home_age_seconds(session: AsyncSession, home_id: str) -> float:
+    """Return how long ago a home took its name, by the database's clock."""
+    since = await session.scalar(select(HomeTable.created_at).where(HomeTable.id == home_id))
+    return 0.0 if since is None else await database_now(session) - since.timestamp()
+
+
+async def give_node(session: AsyncSession, home_id: str, node: str, owner: str | None) -> bool:
+    """Give a node's name, of this locked home or nobody's, to a home; False if another has got it meanwhile."""
+    await session.execute(delete(HomeTable).where(HomeTable.id.in_([home_id] if owner is None else [home_id, owner])))
+    return await claim_node(session, home_id, node)
+
+
+async def note_seen(session: AsyncSession, node: str) -> None:
+    """Note that a process of the node begins, if the node has ever been described."""
+    statement = update(NodeTable).where(NodeTable.name == node).values(seen_at=epoch_now())
+    await session.execute(statement.execution_options(synchronize_session=False))
 
 
 async def node_silent_seconds(session: AsyncSession, node: str) -> float | None:
-    """Return for how long no process of a node has described it; None if none ever has."""
-    statement = select(epoch_now() - NodeTable.seen_at).where(NodeTable.name == node)
-    return await session.scalar(statement)
+    """Return for how long no process of a node has described it; None if none ever has.
+
+    What lies far ahead was written before the clock was set back: it counts as now, and is put right.
+    """
+    ahead = update(NodeTable).where(NodeTable.name == node, NodeTable.seen_at > epoch_now() + _AHEAD_SECONDS)
+    await session.execute(
+        ahead.values(seen_at=epoch_now()).execution_options(synchronize_session=False)
+    )  # fmt: skip
+    return await session.scalar(select(epoch_now() - NodeTable.seen_at).where(NodeTable.name == node))
 
 
 async def node_seen_at(session: AsyncSession, node: str) -> float:
