@@ -96,9 +96,8 @@ def test_the_example_is_kept_running(up: Up) -> None:
     platform = Server(up.home)
     platform.url = up.units()["platform-2"]["url"]
     instances = platform.request("GET", "/platform/components?limit=100")["data"]
-    assert {one["metadata"].get("supervisor") for one in instances} == {
-        f"up-{next((up.home / 'run').glob('up-*')).name[3:]}"
-    }
+    (supervisor,) = {one["metadata"].get("supervisor") for one in instances}
+    assert supervisor.startswith("up-")
     doctor = subprocess.run(
         [sys.executable, "-m", "burnish.cli", "doctor", "--json"], env=up.environment | {"BURNISH_COMPONENTS": "platform"},
         capture_output=True, text=True, timeout=60, check=False,

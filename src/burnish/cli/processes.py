@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import time
@@ -89,6 +90,21 @@ def started_ticks(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the machine from others: start times count from it."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def this_place() -> str:
+    """Return what tells where pids mean what they mean here: the machine, its boot, the container."""
+    pids = ""
+    with contextlib.suppress(OSError):
+        pids = str(Path("/proc/self/ns/pid").readlink())
+    return f"{boot_id() or platform.node()} {pids}"
 
 
 def running_server(home: Path) -> RunningServer | None:

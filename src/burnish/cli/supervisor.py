@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from burnish.cli import composition
 from burnish.cli.composition import Launch
-from burnish.cli.processes import ProcessFile, process_file, started_ticks
+from burnish.cli.processes import ProcessFile, boot_id, process_file, started_ticks, this_place
 from burnish.core.errors import Conflict, InvalidRequest
 
 State = Literal["starting", "ready", "stopping", "waiting", "given_up", "stopped"]
@@ -143,7 +143,7 @@ class Supervisor:
         self.file = file.resolve()
         self.home = home
         self.folder = folder_of(self.file, home)
-        self.id = f"up-{self.folder.name.removeprefix('up-')}"
+        self.id = f"up-{_short(f'{self.file} {home.resolve()} {this_place()}')}"
         self._say = say
         self._wanted_restarts = wanted_restarts
         self._command = tuple(command)
@@ -156,6 +156,8 @@ class Supervisor:
         self._looking: threading.Thread | None = None
         self._looked_at = 0.0
         self._lock: int | None = None
+        self._unwritten = False
+        """The state file could not be written last time."""
 
     # What it is told.
 
@@ -253,7 +255,7 @@ class Supervisor:
         for unit in list(self._units.values()):
             self._advance(unit)
         self._roll()
-        if [unit.record() for unit in self._units.values()] != before:
+        if self._unwritten or [unit.record() for unit in self._units.values()] != before:
             self._write()
 
     def _advance(self, unit: Unit) -> None:
@@ -290,32 +292,44 @@ class Supervisor:
             self._kill(unit)
         if unit.alive:
             return
-        gone = unit.launch.key not in {launch.key for launch in self._launches}
+        wanted = self._wants(unit)
         unit.pid = unit.ticks = unit.url = unit.child = None
         unit.digest = ""
-        if gone or any(one in (signal.SIGINT, signal.SIGTERM) for one in self._signals):
+        if not wanted:
             unit.become("stopped")
             return
         unit.restarts += 1
         unit.due = 0.0
         unit.become("waiting")
 
+    def _wants(self, unit: Unit) -> bool:
+        """Whether a process that ends is to be started again: the file has it, and this is not the end."""
+        ending = any(one in (signal.SIGINT, signal.SIGTERM) for one in self._signals)
+        return not ending and unit.launch.key in {launch.key for launch in self._launches}
+
     def _start(self, unit: Unit) -> None:
+        try:
+            unit.child = self._spawn(unit)
+        except OSError as error:  # the disk is full, no memory, no more processes: it passes
+            self._ended(unit, f"it could not be started: {error}")
+            return
+        unit.pid, unit.ticks, unit.digest = unit.child.pid, started_ticks(unit.child.pid), unit.launch.digest
+        unit.url = None
+        unit.become("starting")
+        self._write()  # at once: a supervisor that is killed now must find it again
+        self._say(f"{unit.launch.key}: started (pid {unit.pid}, log {unit.log})")
+
+    def _spawn(self, unit: Unit) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **unit.launch.environment}
         environment |= {"BURNISH_COMPONENTS": unit.launch.components, "BURNISH_SUPERVISED_BY": self.id}
         environment["BURNISH_HOME"] = str(unit.home)
         environment["BURNISH_PORT"] = str(unit.launch.port or 0)
         unit.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with unit.log.open("ab") as output:
-            unit.child = subprocess.Popen(
+            return subprocess.Popen(
                 self._command,
                 env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
-        unit.pid, unit.ticks, unit.digest = unit.child.pid, started_ticks(unit.child.pid), unit.launch.digest
-        unit.url = None
-        unit.become("starting")
-        self._write()  # at once: a supervisor that is killed now must find it again
-        self._say(f"{unit.launch.key}: started (pid {unit.pid}, log {unit.log})")
 
     def _ended(self, unit: Unit, why: str | None = None) -> None:
         """A process ended by itself: start it again after a while, or give it up."""
@@ -340,19 +354,21 @@ class Supervisor:
         self._say(f"{unit.launch.key}: {why}{f' ({said[0][:300]})' if said else ''}; again in {pause:g} s")
 
     def _stop(self, unit: Unit, number: int) -> None:
-        if unit.pid is None or not unit.alive:
+        if unit.pid is not None and unit.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(unit.pid, number)
+            unit.become("stopping")
+        elif unit.state != "stopping" and not self._wants(unit):
             unit.pid = unit.ticks = None
-            if unit.state != "stopping":
-                unit.become("stopped")
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(unit.pid, number)
-        unit.become("stopping")
+            unit.become("stopped")
+        elif unit.state in ("starting", "ready"):
+            self._ended(unit)  # just now, by itself
 
     def _kill(self, unit: Unit) -> None:
         """KILL the server alone: its jobs and replicas are in sessions of their own, and are found again."""
         if unit.pid is not None and unit.alive:
-            os.kill(unit.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(unit.pid, signal.SIGKILL)
             deadline = time.monotonic() + 10
             while unit.alive and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -412,7 +428,8 @@ class Supervisor:
             return
         self._looked_at = time.monotonic()
         self._looking = threading.Thread(target=self._look, args=(urls,), daemon=True)
-        self._looking.start()
+        with contextlib.suppress(RuntimeError):  # no more threads now: the next time
+            self._looking.start()
 
     def _look(self, urls: list[str]) -> None:
         self._intents = self._wanted_restarts(self.id, urls)
@@ -443,13 +460,24 @@ class Supervisor:
         )  # fmt: skip
         path = self.folder / "state.json"
         draft = path.with_name(".state.json")
-        draft.write_text(state.model_dump_json(indent=1))
-        draft.rename(path)
+        try:
+            draft.write_text(state.model_dump_json(indent=1))
+            draft.rename(path)
+        except OSError as error:
+            if not self._unwritten:
+                self._say(f"{path} cannot be written, the processes run on; tried again until it can: {error}")
+            self._unwritten = True
+        else:
+            self._unwritten = False
 
 
 def folder_of(file: Path, home: Path) -> Path:
     """Return where a file's supervisor keeps its state and logs."""
-    return home / "run" / f"up-{hashlib.blake2b(str(file.resolve()).encode(), digest_size=6).hexdigest()}"
+    return home / "run" / f"up-{_short(str(file.resolve()))}"
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def read_state(file: Path, home: Path) -> StateFile | None:
@@ -469,10 +497,3 @@ def last_lines(path: Path, count: int = _LOG_LINES) -> list[str]:
     except OSError:
         return []
     return [line for line in lines if line.strip()][-count:]
-
-
-def boot_id() -> str:
-    """Return what tells this boot of the machine from others: start times count from it."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""

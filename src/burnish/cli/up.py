@@ -1,12 +1,16 @@
 """``burnish up``."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from burnish.cli.options import Exit, Home, Json
+
+_SAME_START_SECONDS = 60.0
+"""A clock that is set in small steps moves a process's start as seen later."""
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +43,8 @@ def _supervise(file: Path, home: Path) -> None:
     from burnish.cli.supervisor import Supervisor
 
     def say(line: str) -> None:
-        print(line, flush=True)
+        with contextlib.suppress(OSError):  # where it prints to is full, or gone: that ends no process
+            print(line, flush=True)
 
     supervisor = Supervisor(file, home, say, wanted_restarts)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -59,8 +64,20 @@ def wanted_restarts(supervisor: str, urls: Sequence[str]) -> set[int]:
         except (BurnishError, OSError):
             continue  # the next one, or the next time
         mine = [one for one in found if one.restart_requested_at and one.metadata.get("supervisor") == supervisor]
-        return {int(str(one.metadata["pid"])) for one in mine if str(one.metadata.get("pid", "")).isdigit()}
+        return {pid for one in mine if (pid := _pid_of(one.metadata)) is not None}
     return set()
+
+
+def _pid_of(metadata: Mapping[str, Any]) -> int | None:
+    """Return the pid that an instance names, if the process that has it here is the one that it says."""
+    import psutil
+
+    pid, started = metadata.get("pid"), metadata.get("started_at")
+    if not isinstance(pid, int) or not isinstance(started, int | float):
+        return None
+    with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+        return pid if abs(psutil.Process(pid).create_time() - started) < _SAME_START_SECONDS else None
+    return None
 
 
 def _status(file: Path, home: Path, *, as_json: bool) -> Exit:

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from burnish.cli import composition, supervisor
 from burnish.cli.processes import started_ticks
-from burnish.cli.supervisor import Supervisor, read_state
+from burnish.cli.supervisor import Supervisor, folder_of, read_state
+from burnish.cli.up import wanted_restarts
 from burnish.core.errors import Conflict, InvalidRequest
+from tests.support.scripted_server import Answer, serving
 
 ROOT = Path(__file__).parents[3]
 
@@ -229,6 +232,102 @@ def test_a_second_supervisor_of_a_file_is_refused(tmp_path: Path, home: Path) ->
         Supervisor(file, home, print, lambda *_: set()).run()
     assert len(first.pids()) == 3
     first.end()
+
+
+def test_what_cannot_be_started_now_is_tried_again(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks with: a supervisor that ends for want of room, memory or processes."""
+    monkeypatch.setattr(supervisor, "MAX_FAILURES", 10_000)
+    file = _file(tmp_path, TWO)
+    blocked = folder_of(file, home) / "tuning-1.log"
+    blocked.mkdir(parents=True)  # opening it fails as it does on a full disk
+    up = Up(file, home)
+    up.until(lambda: any("tuning-1: it could not be started" in line for line in up.said))
+    up.until(lambda: set(up.pids()) == {"platform", "tuning-2"})
+    blocked.rmdir()
+    up.until(lambda: len(up.pids()) == 3)
+    up.end()
+
+
+def test_a_state_file_that_cannot_be_written_ends_nothing(tmp_path: Path, home: Path) -> None:
+    up = Up(_file(tmp_path, TWO), home)
+    up.until(lambda: len(up.pids()) == 3)
+    before = up.pids()
+    blocked = up.supervisor.folder / ".state.json"
+    blocked.mkdir()
+    os.kill(before["tuning-1"], signal.SIGKILL)
+    up.until(lambda: sum("tuning-1: ready" in line for line in up.said) == 2)
+    assert sum("cannot be written" in line for line in up.said) == 1
+    assert up.pids() == before, "what was written last"
+    blocked.rmdir()
+    up.until(lambda: len(up.pids()) == 3 and up.pids()["tuning-1"] != before["tuning-1"])
+    assert up.failure is None
+    up.end()
+
+
+def test_one_that_has_just_ended_as_it_is_stopped_is_started_again(tmp_path: Path, home: Path) -> None:
+    """Breaks with: a process of the file that stays away because it died just before its restart."""
+    said: list[str] = []
+    own = Supervisor(_file(tmp_path, TWO), home, said.append, lambda *_: set(), (sys.executable, "-c", PROGRAM))
+
+    def until_ready() -> None:
+        deadline = time.monotonic() + 20
+        while not own._units or any(unit.state != "ready" for unit in own._units.values()):
+            assert time.monotonic() < deadline, said
+            own._turn()
+            time.sleep(0.02)
+
+    until_ready()
+    unit = own._units["tuning-1"]
+    assert unit.child is not None
+    unit.child.kill()
+    unit.child.wait(10)
+    own._stop(unit, signal.SIGTERM)
+    assert unit.state == "waiting"
+    until_ready()
+    unit.child.kill()
+    unit.child.wait(10)
+    own.file.write_text(TWO.replace(", replicas: 2", ""))
+    own._stop(unit, signal.SIGTERM)
+    assert str(unit.state) == "stopped", "it is no longer in the file"
+    own.signal(signal.SIGTERM)
+    own._end_all(signal.SIGTERM)
+    assert {one.state for one in own._units.values()} == {"stopped"}
+
+
+def test_equal_paths_elsewhere_are_another_supervisor(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: two machines or containers that restart each other's processes."""
+    file = _file(tmp_path, TWO)
+
+    def own(folder: Path) -> str:
+        return Supervisor(file, folder, print, lambda *_: set()).id
+
+    assert own(home) == own(home)
+    ids = {own(home), own(tmp_path / "other")}
+    monkeypatch.setattr(supervisor, "this_place", lambda: "another boot")
+    assert len({*ids, own(home)}) == 3
+
+
+def test_the_platform_is_asked_whose_restart_it_wants() -> None:
+    pid, started = os.getpid(), psutil.Process().create_time()
+    mine = {"supervisor": "up-1", "pid": pid, "started_at": started}
+    asked = "2026-11-24T12:00:00Z"
+    other = os.getppid()
+    rows: list[dict[str, object]] = [
+        {"metadata": mine, "restart_requested_at": asked},
+        {"metadata": {**mine, "pid": other, "started_at": psutil.Process(other).create_time()}},
+        {"metadata": {**mine, "supervisor": "up-2", "pid": other}, "restart_requested_at": asked},
+        {"metadata": {**mine, "pid": other, "started_at": started - 1e6}, "restart_requested_at": asked},
+        {"metadata": {"supervisor": "up-1", "pid": other}, "restart_requested_at": asked},
+        {"metadata": {**mine, "pid": 2**30}, "restart_requested_at": asked},
+        {"metadata": {}, "restart_requested_at": asked},
+    ]
+    data = [{"component_id": f"c{n}", "component_type": "t", "status": "lost", **row} for n, row in enumerate(rows)]
+    with serving(lambda _: Answer(body={"data": data, "next": None})) as server:
+        assert wanted_restarts("up-1", ["http://127.0.0.1:9", server.url]) == {pid}, "the first is away"
+        assert server.paths()[0].startswith("GET /platform/components?")
+    assert wanted_restarts("up-1", ["http://127.0.0.1:9"]) == set()
 
 
 @pytest.mark.parametrize(
