@@ -1,5 +1,6 @@
-"""A node and its jobs: what Ctrl-C does with them, and what fits."""
+"""A node and its jobs: what Ctrl-C does with them, what fits, and which folders go."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from burnish.core.protocol import JobRequest
 from burnish.core.specs.base import Resources
 from burnish.core.states import JobState
+from burnish.platform.jobs import store
 from burnish.platform.jobs.validation import validate
 from tests.support.jobs_bench import ROOT, Bench
 from tests.support.jobs_kinds import KINDS
@@ -55,3 +57,32 @@ async def test_what_a_kind_asks_for_by_itself_fits_the_largest_node(bench: Bench
     told = own.model_copy(update={"resources": Resources(cpus=8)})
     answer, _ = await validate(told, KINDS, bench.database, bench.store)
     assert [problem.where for problem in answer.problems] == ["resources.cpus"]
+
+
+async def test_a_folder_into_which_a_job_comes_back_is_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks with: a sweep that removes by what the rows said before it removed others."""
+    await bench.runtime.stop()
+    jobs = ("job_1", "job_2")
+    for job_id in jobs:
+        await bench.submit(job_id, "count", {"to": 1})
+        bench.folder(job_id).mkdir(parents=True)
+    loop, remove = asyncio.get_running_loop(), bench.runtime.backend.remove
+    removed: list[Path] = []
+
+    async def admit_the_others() -> None:
+        async with bench.database.write() as session:
+            for job in await store.rows_of(session, jobs):
+                job.directory = str(bench.folder(job.id))
+
+    def remove_slowly(folder: Path) -> None:
+        removed.append(folder)
+        asyncio.run_coroutine_threadsafe(admit_the_others(), loop).result(10)
+        remove(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.runtime.backend, "remove", remove_slowly)
+        swept = await bench.runtime.sweep()
+    assert [bench.folder(job_id) for job_id in swept] == removed
+    assert len(removed) == 1
+    assert [bench.folder(job_id).exists() for job_id in jobs if job_id not in swept] == [True]
+    assert await bench.runtime.sweep() == []

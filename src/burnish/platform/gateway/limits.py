@@ -91,11 +91,13 @@ class MemoryLimiter:
         amount, at = held
         if bucket.rate is None:
             return bucket.size - amount if at // DAY_SECONDS == now // DAY_SECONDS else float(bucket.size)
+        if now < at:  # the clock was set back: fill from its new time on, not only once it is where it was
+            self._held[bucket.key] = (amount, now)
         return min(float(bucket.size), amount + max(0.0, now - at) * bucket.rate)
 
     def _tidy(self, now: float) -> None:
         """Forget what nobody asked of for a day."""
-        self._held = {key: held for key, held in self._held.items() if now - held[1] < DAY_SECONDS}
+        self._held = {key: held for key, held in self._held.items() if abs(now - held[1]) < DAY_SECONDS}
         self._tidy_at = max(_HELD, 2 * len(self._held))
 
 

@@ -167,17 +167,24 @@ class JobRuntime:
     async def sweep(self) -> list[str]:
         """End hosts without a live row here and remove folders of jobs that have ended or moved away; return their ids."""
         folders = await asyncio.to_thread(self.backend.folders)
+        unwanted = await self._unwanted(folders)
+        removed = []
+        for job_id, folder in unwanted.items():
+            if await self._unwanted({job_id: folder}):  # a job that had moved may have been admitted here meanwhile
+                await asyncio.to_thread(self.backend.remove, folder)
+                removed.append(job_id)
+        return removed
+
+    async def _unwanted(self, folders: Mapping[str, Path]) -> dict[str, Path]:
+        """Return the folders that no job works in, by what the rows say now."""
         async with self.database.read() as session:
             wanted = await store.folders_of(session, folders)
-        removed = []
-        for job_id, folder in folders.items():
-            if wanted.get(job_id) == str(folder):
-                continue
-            if job_id not in wanted and await asyncio.to_thread(_is_young, folder):
-                continue
-            await asyncio.to_thread(self.backend.remove, folder)
-            removed.append(job_id)
-        return removed
+        return {
+            job_id: folder
+            for job_id, folder in folders.items()
+            if wanted.get(job_id) != str(folder)
+            and (job_id in wanted or not await asyncio.to_thread(_is_young, folder))
+        }
 
 
 def _is_young(folder: Path) -> bool:

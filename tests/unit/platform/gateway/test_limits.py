@@ -84,6 +84,20 @@ async def test_a_clock_that_is_set_back_gives_nothing_away() -> None:
     assert not (await limiter.take([bucket])).allowed
 
 
+async def test_a_clock_that_is_set_back_keeps_nobody_waiting_longer() -> None:
+    """Breaks with: a bucket that fills only once the clock is where it was."""
+    clock = Clock()
+    limiter, bucket = MemoryLimiter(clock), Bucket("a", "k", 2, 1.0)
+    for _ in range(3):
+        await limiter.take([bucket])
+    clock.now -= 3600
+    verdict = await limiter.take([bucket])
+    assert not verdict.allowed
+    assert verdict.reset == pytest.approx(1)
+    clock.now += 1.001
+    assert (await limiter.take([bucket])).allowed
+
+
 async def test_a_quota_fills_at_midnight() -> None:
     clock = Clock(20_000 * DAY_SECONDS + DAY_SECONDS - 10.0)
     limiter, quota = MemoryLimiter(clock), Bucket("q", "p", 2, None)
