@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from burnish.components.model_serving import completion as c
 from burnish.components.model_serving.measure import Measured
 from burnish.components.model_serving.naming import Route
-from burnish.components.model_serving.peers import Peers, came_from_peer
+from burnish.components.model_serving.peers import Peers, came_from_peer, deadline_of
 from burnish.components.model_serving.routing import Routes, Traffic, ready_route
 from burnish.core.errors import BurnishError, NotFound, TooLarge, Unavailable, UpstreamFailed
 from burnish.core.inference import unsupported, upstream_body
@@ -133,7 +133,8 @@ class DataPath:
         if route is None:
             raise _unknown_model(request.model)
         if route.elsewhere and not route.targets and not came_from_peer(scope):
-            await _until_hang_up(self._peers.forward(route.elsewhere, path, raw, principal, send), receive)
+            deadline = deadline_of(scope)
+            await _until_hang_up(self._peers.forward(route.elsewhere, path, raw, principal, send, deadline), receive)
             return
         for name in unsupported(_asked_for(request), route.spec.engine):
             raise RequestRefused(

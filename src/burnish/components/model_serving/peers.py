@@ -5,11 +5,12 @@ serve, or moved. A request is passed on once at most.
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from burnish.core.errors import BurnishError, Unavailable
-from burnish.core.protocol import CALLER_HEADER, TRACE_HEADER
+from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER, TRACE_HEADER
 from burnish.infra.http import AiohttpTransport, Request, Unreachable
 from burnish.infra.logging import new_trace_id, trace_id, traceparent_of
 from burnish.platform.identity import CallerTokens, Principal
@@ -25,6 +26,16 @@ def came_from_peer(scope: MutableMapping[str, Any]) -> bool:
     return any(name == _FORWARDED.encode() for name, _ in scope["headers"])
 
 
+def deadline_of(scope: MutableMapping[str, Any]) -> float | None:
+    """Return the unix time after which nobody waits for the answer, None if that is not said."""
+    said = next((value for name, value in scope["headers"] if name == DEADLINE_HEADER.encode()), b"")
+    try:
+        found = float(said)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
 class Peers:
     """The other processes of this component."""
 
@@ -35,9 +46,11 @@ class Peers:
         self._transports: dict[str, AiohttpTransport] = {}
 
     async def forward(
-        self, urls: Sequence[str], path: str, body: bytes, principal: Principal, send: _Send
+        self, urls: Sequence[str], path: str, body: bytes, principal: Principal, send: _Send, deadline: float | None
     ) -> None:  # fmt: skip
         """Have the first of these processes that can be reached answer, and pass its answer on as it comes.
+
+        It is told the ``deadline`` (unix time), and given up at it.
 
         Raises:
             Unavailable: none can be reached.
@@ -50,7 +63,7 @@ class Peers:
             started = False
             try:
                 target = f"/components/{self._component_type}{path}"
-                async with transport.send(Request("POST", target, headers, body)) as response:
+                async with transport.send(Request("POST", target, headers, body, deadline)) as response:
                     raw = [
                         (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()
                     ]
