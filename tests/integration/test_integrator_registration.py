@@ -143,6 +143,24 @@ async def test_where_nothing_may_be_sent_cannot_be_registered(routes: Api) -> No
     assert (await routes.get()).status_code == 404
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/?x=", "/in?x=", "/#", "/a#b", "/a/../b", "/..", "/./b", "/a/%2e%2E/b", "/a/.%2e", "/a%2f..%2fb", "/a\\..\\b"],
+)
+async def test_an_endpoint_that_swallows_the_path_or_climbs_cannot_be_registered(routes: Api, path: str) -> None:
+    """Breaks with: an address on an allowed host whose path is the caller's choice."""
+    answer = await routes.register(api_endpoint=f"http://127.0.0.1:9{path}")
+    assert (answer.status_code, answer.json()["problems"][0]["where"]) == (422, "body.api_endpoint")
+    if "?" not in path:
+        assert (await routes.register(health_endpoint=f"http://127.0.0.1:9{path}")).status_code == 422
+    assert (await routes.get()).status_code == 404
+
+
+async def test_an_endpoint_may_lie_below_a_path(routes: Api) -> None:
+    endpoint = {"api_endpoint": "http://127.0.0.1:9/a/b..c/", "health_endpoint": "http://127.0.0.1:9/up?deep=1"}
+    assert (await routes.register(**endpoint)).status_code == 200
+
+
 async def test_anothers_id_is_not_given_away(routes: Api, database: Database) -> None:
     await routes.register()
     answer = await routes.register(component_type="other")

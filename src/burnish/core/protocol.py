@@ -5,9 +5,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from burnish.core.errors import ErrorBody, FieldProblem
 from burnish.core.specs.base import ArtifactRef, Resources
@@ -150,7 +151,18 @@ class Event(Message):
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 """No control characters: it is shown in lists."""
-_ENDPOINT = r"^https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[!-~]*)?$"
+_HOST = r"^https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?"
+_BASE = _HOST + r"(/[!\"$->@-~]*)?$"
+"""Paths are put behind it, so it has no query and no fragment, which would swallow them."""
+_ADDRESS = _HOST + r"(/[!\"$-~]*)?$"
+
+
+def _no_dots(url: str) -> str:
+    """Refuse a URL whose path climbs: what it means is for the server behind it to say."""
+    path = url.partition("?")[0].replace("\\", "/")
+    if any(unquote(part) in {".", ".."} or "/" in unquote(part) for part in path.split("/")[3:]):
+        raise ValueError("no segment of its path may be `.` or `..`, or hide a `/`")
+    return url
 
 
 class Registration(Message):
@@ -162,8 +174,12 @@ class Registration(Message):
     component_type: str = Field(min_length=1, max_length=100, pattern=r"^[a-z][a-z0-9_]*$")
     name: str = Field(min_length=1, max_length=255, pattern=_PRINTABLE)
     version: str = Field(min_length=1, max_length=50, pattern=_PRINTABLE)
-    health_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="Its health check")
-    api_endpoint: str = Field(max_length=500, pattern=_ENDPOINT, description="What the protocol's paths are below")
+    health_endpoint: Annotated[str, AfterValidator(_no_dots)] = Field(
+        max_length=500, pattern=_ADDRESS, description="Its health check"
+    )
+    api_endpoint: Annotated[str, AfterValidator(_no_dots)] = Field(
+        max_length=500, pattern=_BASE, description="What the protocol's paths are below"
+    )
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
 
@@ -185,7 +201,9 @@ class ProtocolRoute:
 
 PROTOCOL: tuple[ProtocolRoute, ...] = (
     ProtocolRoute(
-        "GET", "/health", "Says that it lives, how much it has to do and what it waits for. Fast: the platform waits 3 s.",
+        "GET", "/health",
+        "Says that it lives, how much it has to do and what it waits for. Fast: the platform waits 3 s. It shows a token; "
+        "whoever shows none needs to learn no more than `status`.",
         answer=Health, open=True,
     ),
     ProtocolRoute(

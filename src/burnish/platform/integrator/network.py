@@ -27,6 +27,7 @@ _METADATA = (
     ipaddress.ip_network("169.254.0.0/16"),
     ipaddress.ip_network("fe80::/10"),
     ipaddress.ip_network("fd00:ec2::/32"),
+    ipaddress.ip_network("fd20:ce::254/128"),
     ipaddress.ip_network("100.100.100.200/32"),
     ipaddress.ip_network("168.63.129.16/32"),
 )
