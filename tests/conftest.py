@@ -110,3 +110,12 @@ def store(home: Path) -> FileArtifactStore:
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Name bytes by their size: what gzip writes holds the time, and every worker must find the same names."""
     return f"{argname}_{len(val)}_bytes" if isinstance(val, bytes) and (len(val) > 20 or not val.isascii()) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what is marked ``full`` to ``make test-full``: a case, never a kind of case."""
+    if os.environ.get("BURNISH_TEST_FULL"):
+        return
+    full = {item for item in items if item.get_closest_marker("full") is not None}
+    config.hook.pytest_deselected(items=sorted(full, key=lambda item: item.nodeid))
+    items[:] = [item for item in items if item not in full]

@@ -58,6 +58,7 @@ def _adapter(view: dict[str, Any]) -> str:
     return str(lifecycle.step_of(view, "train")["result"]["adapter"]["digest"])
 
 
+@pytest.mark.full  # in short, test_split_jobs.py moves a real job off a lost node
 def test_a_job_of_a_node_that_dies_ends_elsewhere_with_the_same_result(
     postgres_url: str, postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
