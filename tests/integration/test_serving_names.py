@@ -1,15 +1,23 @@
 """Clients that ask by alias: what they get while deployments switch and roll back, and aliases move."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from burnish.components.model_serving.component import serving
+from burnish.components.model_serving.naming import Route, Target
+from burnish.core.settings import Settings
+from burnish.core.specs.serving import DeploySpec
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
+from burnish.platform.identity import CallerTokens, Principal
 from burnish.platform.model_registry import service as model_registry
-from tests.support.serving import end_replicas
+from tests.support.scripted_server import Answer
+from tests.support.scripted_server import serving as served_by_script
+from tests.support.serving import end_replicas, fake_model
 from tests.support.serving_component import PROJECT, Server, running
 
 
@@ -21,6 +29,37 @@ async def server(database: Database, store: FileArtifactStore, home: Path) -> As
             yield made
     finally:
         await end_replicas(home)
+
+
+async def test_connections_to_what_has_gone_are_closed(
+    database: Database, store: FileArtifactStore, home: Path
+) -> None:
+    """Replicas that another process ended, processes of nodes that serve no more: not while something is in flight.
+
+    Breaks with: a transport for each that was ever asked.
+    """
+    parts = serving(database, store, Settings(home=home, node="node"), owner="one", tokens=CallerTokens(b"k" * 32))
+    traffic, peers, principal = parts.traffic, parts.peers, Principal("user", PROJECT)
+    spec = DeploySpec(deployment="dep", model=fake_model(store, "one"))
+
+    async def reread() -> None:
+        parts.routes.distrust()
+        assert await parts.routes.of_project(PROJECT) == []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            await reread()
+            assert set(peers._transports) == {peer.url}
+
+    with served_by_script(lambda _: Answer(body={"said": "it"})) as peer:
+        targets = (Target("gone", home / "socket"),)
+        async with traffic.admit(Route(PROJECT, "d", "dep", 1, spec, 0, targets, (peer.url,))):
+            await reread()
+            assert set(traffic.in_flight()) == {"gone"}
+        await peers.forward([peer.url], "/v1/x", b"{}", principal, send, None)
+        await reread()
+    assert not traffic.in_flight()
+    assert not peers._transports
 
 
 async def test_a_client_that_asks_by_alias_notices_neither_switch_nor_roll_back(

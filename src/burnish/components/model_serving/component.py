@@ -70,6 +70,7 @@ def serving(
         timing=timing or Timing(lease=settings.lease_seconds),
     )  # fmt: skip
     peers = Peers(tokens, COMPONENT_TYPE)
+    routes.on_read += [traffic.keep_only, peers.keep_only]
     return Serving(deployments, routes, traffic, peers, reconciler, DataPath(routes, traffic, peers))
 
 

@@ -6,9 +6,12 @@ serve, or moved. A request is passed on once at most.
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+from burnish.components.model_serving.naming import Route
 from burnish.core.errors import BurnishError, Unavailable
 from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER, TRACE_HEADER
 from burnish.infra.http import AiohttpTransport, Request, Unreachable
@@ -44,6 +47,8 @@ class Peers:
         self._tokens = tokens
         self._component_type = component_type
         self._transports: dict[str, AiohttpTransport] = {}
+        self._calls: Counter[str] = Counter()
+        """Requests that are on their way, by URL."""
 
     async def forward(
         self, urls: Sequence[str], path: str, body: bytes, principal: Principal, send: _Send, deadline: float | None
@@ -59,11 +64,13 @@ class Peers:
         headers = self._headers(principal)
         failure: BurnishError | None = None
         for url in urls:
-            transport = self._transports.setdefault(url, AiohttpTransport(url))
             started = False
             try:
                 target = f"/components/{self._component_type}{path}"
-                async with transport.send(Request("POST", target, headers, body, deadline)) as response:
+                async with (
+                    self._to(url) as transport,
+                    transport.send(Request("POST", target, headers, body, deadline)) as response,
+                ):
                     raw = [
                         (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()
                     ]
@@ -90,6 +97,23 @@ class Peers:
             TRACE_HEADER: traceparent_of(trace_id() or new_trace_id()),
             _FORWARDED: "1",
         }
+
+    @asynccontextmanager
+    async def _to(self, url: str) -> AsyncIterator[AiohttpTransport]:
+        transport = self._transports.setdefault(url, AiohttpTransport(url))
+        self._calls[url] += 1
+        try:
+            yield transport
+        finally:
+            self._calls[url] -= 1
+
+    async def keep_only(self, routes: Sequence[Route]) -> None:
+        """Close the connections to processes that are in no route any more, of those that are not being asked."""
+        known = {url for route in routes for url in route.elsewhere}
+        for url in list(self._transports):
+            if url not in known and not self._calls[url]:
+                del self._calls[url]
+                await self._transports.pop(url).close()
 
     async def close(self) -> None:
         """Close all connections."""

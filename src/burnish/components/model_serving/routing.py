@@ -58,6 +58,8 @@ class Routes:
         self._versions: tuple[int, ...] = ()
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
+        self.on_read: list[Callable[[Sequence[Route]], Awaitable[None]]] = []
+        """Told the routes each time that they were read."""
         self._stale = False
         """The last read failed: the table that there is goes on serving."""
 
@@ -136,6 +138,8 @@ class Routes:
                 own = [route for route in routes if route.project_id == project]
                 table.update(((project, name), route) for name, route in (await self._names(session, own)).items())
         self._table, self._routes = table, routes
+        for told in self.on_read:
+            await told(routes)
 
     def _route(
         self, deployment: Deployment, revision: Revision, replicas: Sequence[Replica],
@@ -260,6 +264,13 @@ class Traffic:
             async with asyncio.timeout(timeout):
                 await lane.quiet.wait()
         return lane.quiet.is_set()
+
+    async def keep_only(self, routes: Sequence[Route]) -> None:
+        """Close the connections to replicas that are in no route any more, of those at which nothing is in flight."""
+        known = {target.replica_id for route in routes for target in route.targets}
+        for replica_id, lane in list(self._lanes.items()):
+            if replica_id not in known and lane.in_flight == 0:
+                await self.drop(replica_id)
 
     async def drop(self, replica_id: str) -> None:
         """Close the connections to a replica that has ended."""
