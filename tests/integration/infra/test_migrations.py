@@ -1,18 +1,20 @@
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, text
+from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, select, text
 from sqlalchemy.engine import Connection
 
 from burnish.core.errors import SchemaNewer
 from burnish.infra import migrations
-from burnish.infra.database import Database
+from burnish.infra.database import Database, epoch_now
 from burnish.infra.migrations import history
 from burnish.infra.migrations.generate import generate
 from tests.support import databases
@@ -21,7 +23,7 @@ _UPGRADE = """
 import asyncio, sys
 from tests.support.databases import all_tables
 from burnish.infra import migrations
-from burnish.infra.database import Database
+from burnish.infra.database import Database, epoch_now
 async def main():
     metadata = all_tables()
     if len(sys.argv) > 2:  # slow it down, so that it can be killed half-way
@@ -146,3 +148,36 @@ async def test_a_later_revision_is_generated_and_applied(
     assert await migrations.schema_problem(empty) == "the database's schema is at 0001, this Burnish needs 0002"
     await migrations.upgrade(empty, two)
     assert await migrations.differences(empty, two) == []
+
+
+async def test_instances_of_before_leases_get_one_and_their_node(
+    tmp_path: Path, empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: rows that nobody looks at, that are never lost, and whose node's work nobody moves."""
+    versions = tmp_path / "history" / "versions"
+    versions.mkdir(parents=True)
+    shutil.copy(history._HISTORY / "versions" / "0001_initial.py", versions)
+    metadata = databases.all_tables()
+    with monkeypatch.context() as first:
+        first.setattr(history, "_HISTORY", tmp_path / "history")
+        await migrations.upgrade(empty, metadata)
+    async with empty.write() as session:
+        for name, embedded, due in (("inside", True, None), ("outside", False, 7.0)):
+            values = {"id": uuid.uuid4().hex, "name": name, "embedded": embedded, "due": due}
+            await session.execute(
+                text(
+                    "INSERT INTO platform_components (id, component_id, component_type, name, version, status, metadata, "
+                    "embedded, failures, due_at) VALUES (:id, :name, 'x', :name, '1', 'healthy', "
+                    """'{"node": "gpu-1"}', :embedded, 0, :due)"""
+                ),
+                values,
+            )
+    await migrations.upgrade(empty, metadata)
+    statement = "SELECT component_id, node, due_at, expires_at, state_since FROM platform_components ORDER BY 1"
+    async with empty.read() as session:
+        now = float((await session.execute(select(epoch_now()))).scalar_one())
+        inside, outside = (await session.execute(text(statement))).all()
+    assert (inside[:3], outside[:3]) == (("inside", "gpu-1", 0.0), ("outside", None, 7.0))
+    for row in (inside, outside):
+        assert now + 20 < row[3] <= now + 30
+        assert now - 10 < row[4] <= now
