@@ -6,15 +6,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from burnish.core.configuration import IntegratorConfiguration
+from burnish.core.errors import Conflict
 from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
-from burnish.infra.database import utcnow
-from burnish.platform.integrator import service, store
-from tests.support.integrating import TYPE, World, wait_for, world
+from burnish.infra.database import Database, utcnow
+from burnish.platform.identity import LOCAL
+from burnish.platform.identity.principal import SCOPE_KEY
+from burnish.platform.integrator import api, service, store
+from burnish.platform.integrator.health import Sight
+from burnish.platform.integrator.judging import Judge, Look
+from burnish.platform.jobs.component_app import install_problems
+from tests.support.integrating import FAST, TYPE, World, wait_for, world
 from tests.support.tiny_component import component_processes
 
 
@@ -211,3 +219,90 @@ async def test_an_instance_inside_a_process_beats_and_a_second_of_its_id_takes_i
     finally:
         await found.integrator.stop()
         await found.database.dispose()
+
+
+def _judge(settled: list[bool], **rules: Any) -> Judge:
+    settings = IntegratorConfiguration(**FAST | rules)
+    return Judge(lambda: settings, settled=lambda: settled[0])
+
+
+async def test_a_clock_that_is_set_back_keeps_nothing_dead_alive(database: Database) -> None:
+    """Breaks with: times ahead of the clock that hold until the clock gets there."""
+    judge, lease = _judge([True]), FAST["lease_seconds"]
+    async with database.write() as session:
+        row = await _embedded_row(session, "x-1")
+        await store.change_state(session, row, InstanceState.HEALTHY)
+        now = await store.now(session)
+        row.expires_at = row.beat_until = now + 3600 + lease
+        row.state_since = row.restart_asked_at = now + 3600
+        row.evidence = {"p": {"at": now + 3600, "calls": 9, "errors": 0, "answered": True}}
+        await judge.apply(session, row, Look(Sight.NOT_LOOKED))
+        assert row.status == InstanceState.HEALTHY
+        assert max(row.expires_at, row.beat_until) < now + 2 * lease
+        assert max(row.state_since or 0, row.restart_asked_at) < now + 2
+        row.expires_at = row.beat_until = now - 0.1  # a lease later
+        await judge.apply(session, row, Look(Sight.NOT_LOOKED))
+        assert row.status == InstanceState.LOST, "what was answered in another time proves nothing"
+
+
+async def test_after_an_outage_of_the_database_nothing_is_moved_or_forgotten_for_a_lease(database: Database) -> None:
+    """Breaks with: an outage that counts as silence."""
+    settled, moved = [False], list[str]()
+    judge = _judge(settled, forget_lost_seconds=30.0)
+
+    async def on_lost(session: AsyncSession, node: str, reason: str) -> bool:
+        moved.append(node)
+        return True
+
+    judge.on_lost.append(on_lost)
+    async with database.write() as session:
+        row = await _embedded_row(session, "x-1")
+        await store.change_state(session, row, InstanceState.LOST)
+        row.expires_at = row.beat_until = row.state_since = await store.now(session) - 60
+        await judge.apply(session, row, Look(Sight.NOT_LOOKED))
+        assert moved == []
+        assert await store.find(session, "x-1") is not None
+        settled[0] = True
+        await judge.apply(session, row, Look(Sight.NOT_LOOKED))
+        assert moved == ["n"]
+        await judge.apply(session, row, Look(Sight.NOT_LOOKED))
+        assert await store.find(session, "x-1") is None
+
+
+async def test_the_last_of_a_lost_node_stays_until_its_work_is_moved(database: Database) -> None:
+    """Breaks with: a row that is deleted and with it the only thing that says that the node is lost."""
+    async with database.write() as session:
+        for name in ("x-1", "x-2"):
+            await store.change_state(session, await _embedded_row(session, name), InstanceState.LOST)
+        await service.deregister(session, "x-1")
+        with pytest.raises(Conflict, match="last that is known of the node n"):
+            await service.deregister(session, "x-2")
+        row = await store.find(session, "x-2")
+        assert row is not None
+        row.moved_at = await store.now(session)
+        await service.deregister(session, "x-2")
+        assert await store.find(session, "x-2") is None
+
+
+async def test_an_older_incarnation_does_not_deregister_a_later_one(database: Database) -> None:
+    app = FastAPI()
+    install_problems(app)
+    app.include_router(api.router(database))
+
+    async def as_administrator(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, SCOPE_KEY: LOCAL}, receive, send)
+
+    body = {
+        "component_id": "a", "component_type": "x", "name": "a", "health_endpoint": "http://127.0.0.1:9/health",
+        "api_endpoint": "http://127.0.0.1:9",
+    }  # fmt: skip
+    transport = httpx.ASGITransport(as_administrator)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test/platform/components") as client:
+        for version in ("1", "2"):
+            answer = await client.post("/register", json=body | {"version": version})
+        refused = await client.delete("/a", headers={"burnish-generation": "1"})
+        assert refused.status_code == 409
+        assert (await client.get("/a")).json()["status"] == "starting"
+        assert (await client.delete("/a", headers={"burnish-generation": "-1"})).status_code == 422
+        ours = {"burnish-generation": answer.headers["burnish-generation"]}
+        assert (await client.delete("/a", headers=ours)).status_code == 204

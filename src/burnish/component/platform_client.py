@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import SecretStr
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 GENERATION_HEADER = "burnish-generation"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _REFUSED_SECONDS = 15.0
 _TIMEOUT_SECONDS = 10.0
 _ANSWER_LIMIT = 1 << 20
@@ -42,14 +44,14 @@ class PlatformClient:
             raise UpstreamFailed("the platform answered with no JWK set", where="/platform/identity/jwks")
         return answer
 
-    async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the JSON of an answer.
+    async def call(self, method: str, path: str, body: Any = None, more: Mapping[str, str] = NO_HEADERS) -> Any:
+        """Return the JSON of an answer. ``more``: headers.
 
         Raises:
             BurnishError: the platform refused, cannot be reached, or did not answer with JSON.
         """
         content = b"" if body is None else json.dumps(body).encode()
-        headers = self._headers | ({} if body is None else {"content-type": "application/json"})
+        headers = self._headers | dict(more) | ({} if body is None else {"content-type": "application/json"})
         request = Request(method, path, headers, content, deadline=time.time() + _TIMEOUT_SECONDS)
         async with self._transport.send(request) as response:
             text = await response.read(_ANSWER_LIMIT)
@@ -82,6 +84,8 @@ class Registrar:
         self._seconds = seconds
         self._tell = tell
         self._registered = False
+        self._contested = False
+        """Another process had taken its id, and it has registered again since."""
         self._told = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -97,8 +101,10 @@ class Registrar:
             self._task = None
         if not self._registered:
             return
+        generation = self._platform.generation
+        ours = NO_HEADERS if generation is None else {GENERATION_HEADER: str(generation)}
         try:
-            await self._platform.call("DELETE", self._path)
+            await self._platform.call("DELETE", self._path, more=ours)
             self._tell(f"Deregistered at {self._platform.url}.")
         except BurnishError as error:
             log.warning("it could not be deregistered: %s", error.message)
@@ -124,15 +130,34 @@ class Registrar:
         self._tell(f"Registered at {self._platform.url} as {self._registration.component_id}.")
 
     async def _forgotten(self) -> bool:
-        """Send a heartbeat; tell whether the platform knows this id no more, or another incarnation of it, or thinks that it is elsewhere."""
+        """Send a heartbeat; tell whether to register again.
+
+        So it is when the platform knows this id no more, and once when another process has taken it; two that have one
+        id would take it from each other for ever.
+
+        Raises:
+            Conflict: another process has it, and this one has asked for it already.
+        """
         try:
             view = await self._platform.call(
                 "POST", f"{self._path}/heartbeat", {"generation": self._platform.generation}
             )
-        except (NotFound, Conflict):
+        except NotFound:
+            self._contested = False
             return True
+        except Conflict:
+            return self._ask_once_more()
         known = view.get("api_endpoint") if isinstance(view, dict) else None
-        return known is not None and known != self._registration.api_endpoint
+        return known not in (None, self._registration.api_endpoint) and self._ask_once_more()
+
+    def _ask_once_more(self) -> bool:
+        if self._contested:
+            raise Conflict(
+                f"another process has registered as {self._registration.component_id}",
+                hint="give each process an id of its own; this one gets no calls until the other is gone",
+            )
+        self._contested = True
+        return True
 
     def _complain(self, error: BurnishError) -> None:
         if error.message != self._told:

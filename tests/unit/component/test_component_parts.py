@@ -173,6 +173,39 @@ async def test_it_registers_beats_and_registers_again_when_it_is_not_known() -> 
     assert [line.split()[0] for line in told] == ["Registered", "Registered", "Deregistered"]
 
 
+async def test_of_two_processes_of_one_id_the_older_gives_in_and_takes_nothing_down(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Breaks with: two that take the id from each other for ever; an end that deregisters who came later."""
+    generation = [1]
+
+    def script(asked: Asked) -> Answer:
+        if asked.path.endswith("/register"):
+            return Answer(200, {"status": "success"}, {"burnish-generation": str(generation[0])})
+        if asked.method == "DELETE":
+            older = int(asked.headers["burnish-generation"]) < generation[0]
+            return Answer(409, {"code": "conflict", "detail": "a later one"}) if older else Answer(204, b"")
+        if asked.json()["generation"] < generation[0]:
+            return Answer(409, {"code": "conflict", "detail": "registered anew"})
+        return Answer(200, {"api_endpoint": "http://127.0.0.1:1"})
+
+    told: list[str] = []
+    with serving(script) as server:
+        platform = PlatformClient(server.url, None)
+        registrar = Registrar(platform, REGISTRATION, seconds=0.02, tell=told.append)
+        registrar.start()
+        await until(lambda: any(one.path.endswith("/heartbeat") for one in server.asked))
+        generation[0] = 2  # another process has come
+        await until(lambda: len(told) == 2)
+        generation[0] = 3  # which takes it back
+        await until(lambda: "another process has registered as echo-1" in caplog.text)
+        await registrar.stop()
+        await platform.close()
+    assert [one.path.rpartition("/")[2] for one in server.asked].count("register") == 2
+    assert server.asked[-1].headers["burnish-generation"] == "2"
+    assert [line.split()[0] for line in told] == ["Registered", "Registered"]
+
+
 async def test_a_refusal_is_said_once_and_asked_again_slowly(caplog: pytest.LogCaptureFixture) -> None:
     with serving(lambda asked: Answer(403, {"code": "forbidden", "detail": "not your id", "hint": "ask"})) as server:
         platform = PlatformClient(server.url, None)

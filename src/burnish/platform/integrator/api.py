@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 
 from burnish.core.configuration import Current, defaults
 from burnish.core.errors import InvalidRequest, Unavailable
@@ -130,9 +130,18 @@ def _keeping(routes: APIRouter, database: Database, configuration: Current) -> N
         "/{component_id}", summary="Deregister an instance", operation_id="deregister_component", status_code=204,
         responses=problems(401, 403, 404, 409, 422, 503),
     )  # fmt: skip
-    async def deregister_component(component_id: ComponentId, caller: Registrar) -> Response:
-        """Forget an instance: it gets no more calls at once, and is gone once those that run have had their time."""
+    async def deregister_component(
+        component_id: ComponentId, caller: Registrar,
+        generation: Annotated[
+            int | None, Header(alias=GENERATION_HEADER, ge=0, le=2**31 - 1, description="Refuse if it is a later one's")
+        ] = None,
+    ) -> Response:  # fmt: skip
+        """Forget an instance: it gets no more calls at once, and is gone once those that run have had their time.
+
+        A process that ends sends the `Burnish-Generation` of its registration, so that it does not deregister the one
+        that has taken its place.
+        """
         check_credential(caller, component_id)
         async with database.write() as session:
-            await service.deregister(session, component_id)
+            await service.deregister(session, component_id, generation)
         return Response(status_code=204)

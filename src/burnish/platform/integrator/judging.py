@@ -22,6 +22,8 @@ SUPERVISOR = "supervisor"
 STOPPED = "stopped"
 """The problem of an instance that is lost because somebody ended it."""
 _LONGER = 1.4
+_AHEAD_SECONDS = 5.0
+"""A time so much further ahead than anybody sets it was written before the database's clock was set back."""
 _LOAD_STEP = 0.1
 _EVIDENCE_SECONDS = 15.0
 _EVIDENCE_PROCESSES = 16
@@ -67,6 +69,7 @@ class Judge:
         """Apply a look to a locked row. ``beat``: it came with the instance's own heartbeat."""
         settings = self.settings()
         now = await store.now(session)
+        _put_right(row, now, settings.lease_seconds * _LONGER)
         before = InstanceState(row.status or InstanceState.STARTING)
         stopped = before is InstanceState.DRAINING or (
             before is InstanceState.LOST and row.problem_kind == STOPPED
@@ -136,12 +139,14 @@ class Judge:
         self, session: AsyncSession, row: ComponentTable, before: InstanceState, now: float,
         settings: IntegratorConfiguration,
     ) -> None:  # fmt: skip
+        settled = self.settled()  # else nobody could say that they live: nothing is moved or forgotten
         case = Case(
-            before=before, now=InstanceState(row.status or before), in_state_seconds=now - (row.state_since or now),
+            before=before, now=InstanceState(row.status or before),
+            in_state_seconds=now - (row.state_since or now) if settled else 0.0,
             stopped=row.problem_kind == STOPPED,
             supervised=bool((row.metadata_ or {}).get(SUPERVISOR)), restarts=row.restarts,
             since_restart=None if row.restart_asked_at is None else now - row.restart_asked_at,
-            node_silent=row.status == InstanceState.LOST
+            node_silent=settled and row.status == InstanceState.LOST
             and await store.speaks_for_silent_node(session, row, settings.lost_until_moved_seconds),
             moved=row.moved_at is not None, drained=row.drain_until is not None and row.drain_until <= now,
         )  # fmt: skip
@@ -175,7 +180,7 @@ async def observe(session: AsyncSession, component_id: str, process: str, observ
     if row is None:
         return
     now = await store.now(session)
-    kept = {key: one for key, one in (row.evidence or {}).items() if now - float(one.get("at", 0)) < _EVIDENCE_SECONDS}
+    kept = {key: one for key, one in (row.evidence or {}).items() if _is_fresh(one, now)}
     kept[process] = {"at": now, "calls": observed.calls, "errors": observed.errors, "answered": observed.answered}
     newest = sorted(kept, key=lambda key: float(kept[key]["at"]))[-_EVIDENCE_PROCESSES:]
     row.evidence = {key: kept[key] for key in newest}
@@ -189,7 +194,23 @@ def _rules(settings: IntegratorConfiguration) -> Rules:
 
 
 def _fresh(evidence: dict[str, Any] | None, now: float) -> Sequence[dict[str, Any]]:
-    return [one for one in (evidence or {}).values() if now - float(one.get("at", 0)) < _EVIDENCE_SECONDS]
+    return [one for one in (evidence or {}).values() if _is_fresh(one, now)]
+
+
+def _is_fresh(one: dict[str, Any], now: float) -> bool:
+    return -_AHEAD_SECONDS < now - float(one.get("at", 0)) < _EVIDENCE_SECONDS
+
+
+def _put_right(row: ComponentTable, now: float, lease: float) -> None:
+    """Have what was written before the clock was set back count as written now: else it would hold for as long."""
+    if (row.expires_at or 0) > now + lease + _AHEAD_SECONDS:
+        row.expires_at = now + lease
+    if (row.beat_until or 0) > now + lease + _AHEAD_SECONDS:
+        row.beat_until = now + lease
+    if (row.state_since or 0) > now + _AHEAD_SECONDS:
+        row.state_since = now
+    if (row.restart_asked_at or 0) > now + _AHEAD_SECONDS:
+        row.restart_asked_at = now
 
 
 def _reason(row: ComponentTable, look: Look, verdict: Verdict) -> str | None:

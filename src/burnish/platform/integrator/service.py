@@ -186,11 +186,7 @@ async def heartbeat(
     """
     said = said or Heartbeat()
     row = await get(session, component_id, lock=True)
-    if said.generation is not None and said.generation < row.generation:
-        raise Conflict(
-            f"{component_id} has been registered anew since generation {said.generation}", where="generation",
-            hint="another process is this instance now; register again to take its place",
-        )  # fmt: skip
+    _refuse_older(row, said.generation)
     if row.status == _S.DRAINING:
         return row
     if row.status == _S.LOST:
@@ -206,16 +202,31 @@ async def heartbeat(
     return row
 
 
-async def deregister(session: AsyncSession, component_id: str) -> None:
+def _refuse_older(row: ComponentTable, generation: int | None) -> None:
+    if generation is not None and generation < row.generation:
+        raise Conflict(
+            f"{row.component_id} has been registered anew since generation {generation}", where="generation",
+            hint="another process is this instance now; register again to take its place",
+        )  # fmt: skip
+
+
+async def deregister(session: AsyncSession, component_id: str, generation: int | None = None) -> None:
     """Have an instance get no more calls, and forget it once those that run have had their time.
 
     Raises:
         NotFound: it is not registered.
-        Conflict: it lives inside a server, which would register it again.
+        Conflict: a later incarnation of it than ``generation`` has registered; it lives inside a server, which would
+            register it again; or it is the last of a lost node, whose work has not been moved yet.
     """
     row = await get(session, component_id, lock=True)
+    _refuse_older(row, generation)
     if row.embedded and row.status not in (_S.LOST, _S.DRAINING):
         raise Conflict(f"{component_id} lives inside a server", hint="stop that server")
+    if row.moved_at is None and await store.is_last_of_node(session, row):
+        raise Conflict(
+            f"{component_id} is the last that is known of the node {row.node}, whose work has not been moved yet",
+            hint="try again once the node has been lost for long enough that its work goes on elsewhere",
+        )  # fmt: skip
     if row.embedded or row.status == _S.LOST:
         await store.remove(session, component_id)
         return

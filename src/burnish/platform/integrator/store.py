@@ -209,6 +209,14 @@ async def speaks_for_silent_node(session: AsyncSession, row: ComponentTable, sec
     return bool(first.scalar_one() == row.component_id)
 
 
+async def is_last_of_node(session: AsyncSession, row: ComponentTable) -> bool:
+    """Tell whether this row alone stands for its node: without it nobody would notice that the node is lost."""
+    if row.node is None or not row.embedded:
+        return False
+    others = select(_C.id).where(_C.node == row.node, _C.embedded.is_(True), _C.id != row.id)
+    return (await session.execute(others.limit(1))).first() is None
+
+
 def looked_at(but: Sequence[str]) -> ColumnElement[bool]:
     """The rows that a process looks at: all but its own, which beat by themselves."""
     return _C.component_id.not_in(list(but))
