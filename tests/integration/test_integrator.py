@@ -18,7 +18,9 @@ from burnish.infra.database import Database
 from burnish.infra.http import AsgiTransport, Request
 from burnish.infra.problems import error_from_problem
 from burnish.platform.identity import LOCAL, CallerTokens, Principal
-from burnish.platform.integrator import Integrator, service
+from burnish.platform.integrator import Integrator, service, store
+from burnish.platform.integrator.judging import Look
+from burnish.platform.integrator.probing import _Probe
 from burnish.platform.integrator.schemas import ComponentView
 from burnish.platform.jobs.component_app import component_app
 from burnish.platform.jobs.runtime import JobRuntime
@@ -203,6 +205,27 @@ async def test_a_remote_instance_is_described_called_and_lost(world: World) -> N
     await wait_for(lambda: remembered(world, "remote-1") == InstanceState.UNHEALTHY)
     with pytest.raises(Unavailable, match="remote-1 is unhealthy"):
         await world.integrator.call("evaluation", "GET", "/jobs/missing", principal=ACTING)
+
+
+async def test_what_is_known_of_an_instance_goes_with_it(world: World) -> None:
+    """Breaks with: a process that keeps something of every instance that it ever looked at."""
+    prober = world.integrator._prober
+    async with served(component_app("evaluation", KINDS, world.runtime)) as endpoint:
+        await world.register("remote-1", endpoint, "evaluation")
+        await wait_for(lambda: remembered(world, "remote-1") == InstanceState.HEALTHY)
+        assert "remote-1" in prober._described
+        late = asyncio.create_task(never())
+        prober._late["remote-1"] = _Probe(late, 1)
+        async with world.database.write() as session:
+            await store.remove(session, "remote-1")
+        await wait_for(lambda: not prober._described and not prober._late)
+        await wait_for(late.cancelled)
+
+
+async def never() -> Look:
+    """A probe that is not answered."""
+    await asyncio.sleep(600)
+    raise AssertionError("it has been forgotten by then")
 
 
 async def test_an_instance_of_another_type_gets_no_call(world: World) -> None:

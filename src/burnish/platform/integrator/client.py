@@ -64,6 +64,7 @@ class Integrator:
             lambda: self._following.directory, lambda: self._own.transports, self._routing, self._ways, rules
         )
         self._prober = Prober(database, self._ways.to, rules, self._judge, self._following.taken)
+        self._following.on_read.append(self._prober.keep_only)
         self._discovery = Discovery(database, rules, self._ways.to, resolver=resolver)
         self._reconciler: Reconciler | None = None
         self._tasks: list[asyncio.Task[None]] = []

@@ -42,6 +42,8 @@ class Following:
     ways: Ways
     own: Callable[[], frozenset[str]] = frozenset
     """The ids of the instances inside this process."""
+    on_read: list[Callable[[frozenset[str]], None]] = field(default_factory=list)
+    """Told the ids of the instances each time that they were read."""
     directory: Directory = field(default_factory=Directory)
     _read_at: float = float("-inf")
     _steady_since: float = float("inf")
@@ -85,6 +87,8 @@ class Following:
         ids = frozenset(fresh.instances)
         self.routing.forget_all_but(ids)
         self.ways.keep_only({*ids, *(f"{one} health" for one in ids)})
+        for told in self.on_read:
+            told(ids)
         self._show(rows)
 
     def settled(self) -> bool:

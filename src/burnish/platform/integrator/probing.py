@@ -150,6 +150,13 @@ class Prober:
             task.cancel()
         await asyncio.gather(*waiting, *self._renewals, return_exceptions=True)
 
+    def keep_only(self, component_ids: frozenset[str]) -> None:
+        """Forget the instances that are no longer registered."""
+        for component_id in self._late.keys() - component_ids:
+            self._late.pop(component_id).task.cancel()
+        for component_id in self._described.keys() - component_ids:
+            del self._described[component_id]
+
     async def turn(self, turn: Turn) -> float | None:
         """Look at one instance and record what came of it."""
         async with turn.read() as session:
