@@ -1,6 +1,7 @@
 """Who may give what to whom: projects, roles and keys, on both databases."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -19,6 +20,7 @@ from burnish.platform.identity.schemas import (
     NewSubject,
     RotateRequest,
 )
+from burnish.platform.identity.sessions import Sessions
 from tests.support.identity import ROOT, People
 
 
@@ -61,7 +63,7 @@ async def test_nobody_gives_more_than_they_have(people: People) -> None:
     boss = await people.user("boss", "administrator", "ml")
     ada = await people.user("ada", "engineer", "ml")
     few = frozenset({"identity:write", "identity:read", "key:write", "model:read"})
-    narrow = Principal("boss", "ml", boss.roles, few, credential="key_none")
+    narrow = Principal("boss", "ml", boss.roles, few)
     error = await refused(people, Forbidden, narrow, NewBinding(subject="ada", role="viewer"))
     assert error.where == "component:read"
     whole = await people.key(ada)
@@ -250,6 +252,66 @@ async def test_the_credential_of_an_instance_is_for_that_instance_and_nothing_el
         await people.come_in(minted.key, "ml")
 
 
+async def test_the_credential_of_an_instance_ends_with_its_owners_rights(people: People) -> None:
+    """Breaks with: an instance's key that is looked up without what its owner may do."""
+    second = await people.user("second", "administrator", "*")
+    asked = NewKeyRequest(component=InstanceOf(component_id="echo-1", component_type="echo"))
+    minted = await people.key(second, asked)
+    assert (await people.come_in(minted.key)).component == ("echo-1", "echo")
+    async with people.database.write() as session:
+        row = await store.binding_of(session, "second", "*", "administrator")
+        assert row is not None
+        await service.take(session, ROOT, row.id)
+    await people.user("second", "administrator", "default")
+    with pytest.raises(Unauthenticated):
+        await people.come_in(minted.key)
+    with pytest.raises(Conflict, match="may not register instances"):
+        await people.key(ROOT, asked.model_copy(update={"subject": "second"}))
+
+
+async def test_a_credential_that_ends_makes_none_of_ones_own_that_outlives_it(people: People) -> None:
+    """Breaks with: keys that last as long as is asked, whatever was shown for them."""
+    ada = await people.user("ada", "engineer", "ml")
+    lasting = await people.key(ada)
+    short = await people.key(ada, NewKeyRequest(days=1))
+    shown = await people.come_in(short.key)
+    for asked in (NewKeyRequest(), NewKeyRequest(days=90)):
+        assert (await people.key(shown, asked)).expires_at == short.expires_at
+    sooner = (await people.key(shown, NewKeyRequest(days=0.5))).expires_at
+    assert sooner is not None
+    assert sooner < utcnow() + timedelta(days=0.6)
+    async with people.database.write() as session:
+        for old in (lasting, short):
+            made = await people.credentials.rotate(session, shown, old.id, RotateRequest())
+            assert made.expires_at == short.expires_at
+    unbound = await people.key(await people.come_in(lasting.key), NewKeyRequest(days=90))
+    assert unbound.expires_at is not None
+    assert unbound.expires_at < utcnow() + timedelta(hours=2), "the old one of a rotation ends soon, too"
+    free = await people.key(ada)
+    assert (await people.key(await people.come_in(free.key))).expires_at is None
+    async with people.database.write() as session:
+        opened = await Sessions(people.database).create(session, "ada")
+    login = replace(ada, credential=opened.id)
+    ends = (await people.key(login)).expires_at
+    assert ends is not None
+    assert abs(ends - utcnow() - timedelta(days=7)) < timedelta(minutes=5), "14 times identity.session_seconds"
+    with pytest.raises(Unauthenticated):
+        await people.key(replace(ada, credential="ses_gone"))
+
+
+async def test_an_administrator_makes_lasting_keys_for_others_and_for_instances(people: People) -> None:
+    await people.user("ada", "engineer", "ml")
+    shown = await people.come_in(
+        (await people.key(replace(ROOT, project_id="ml"), NewKeyRequest(days=1, project="*"))).key
+    )
+    assert (await people.key(shown, NewKeyRequest(subject="ada", project="ml"))).expires_at is None
+    instance = InstanceOf(component_id="echo-1", component_type="echo")
+    assert (await people.key(shown, NewKeyRequest(component=instance))).expires_at is None
+    own = (await people.key(shown, NewKeyRequest(project="*"))).expires_at
+    assert own is not None
+    assert own < utcnow() + timedelta(days=1)
+
+
 async def test_scopes_are_permissions_and_a_disabled_user_gets_no_key(people: People) -> None:
     with pytest.raises(InvalidRequest) as wrong:
         await people.key(ROOT, NewKeyRequest(subject="root", scopes=("model:delpoy", "model:read")))
@@ -283,3 +345,4 @@ async def test_the_first_administrator_gets_a_key_once_and_again_when_nobody_cou
         await people.credentials.revoke(session, found, (await people.come_in(second)).credential or "")
     assert await bootstrap(database, people.credentials) is None, "the administrator's own key works"
     assert (await people.come_in(own.key)).may_everywhere("identity:write")
+    assert own.expires_at is None, "the key of the first start makes lasting ones"

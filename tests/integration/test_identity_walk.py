@@ -96,7 +96,7 @@ def people(world: World) -> None:
         world.made(f"{identity}/bindings", {"subject": f"u-{name}", "role": role, "project": project})
         world.keys[name] = world.made(f"{identity}/keys", {"subject": f"u-{name}", "project": project})["key"]
     instance = {"component_id": "echo-1", "component_type": "echo"}
-    world.keys["component"] = world.made(f"{identity}/keys", {"subject": "u-engineer", "component": instance})["key"]
+    world.keys["component"] = world.made(f"{identity}/keys", {"component": instance})["key"]
     old = world.made(f"{identity}/keys", {"subject": "u-engineer", "days": 1e-9})
     gone = world.made(f"{identity}/keys", {"subject": "u-engineer"})
     assert world.ask("DELETE", f"{identity}/keys/{gone['id']}", world.keys["root"]).status_code == 204

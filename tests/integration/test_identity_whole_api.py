@@ -39,7 +39,7 @@ def keys(server: Server) -> dict[str, str]:
         found[role] = server.request("POST", "/platform/identity/keys", {"subject": role + "-1"}, headers=headers)[
             "key"
         ]
-    asked = {"subject": "viewer-1", "component": {"component_id": "echo-1", "component_type": "echo"}}
+    asked = {"component": {"component_id": "echo-1", "component_type": "echo"}}
     found["component"] = server.request("POST", "/platform/identity/keys", asked, headers=headers)["key"]
     return found
 

@@ -27,7 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def provider(site: Site) -> Iterator[Provider]:
     with real_provider() as running:
         site.register_with(running)
-        running.set_user("ada", email="ada@example.org", name="Ada", groups=["ml"])
+        running.set_user("ada", email="ada@example.org", email_verified=True, name="Ada", groups=["ml"])
         yield running
 
 
@@ -173,15 +173,15 @@ def test_a_session_ends_when_it_is_not_used(site: Site, browser: Browser) -> Non
 
 
 def test_groups_give_roles_and_take_them_away(site: Site, provider: Provider, browser: Browser) -> None:
-    provider.set_user("bob", email="bob@example.org", groups=["ops", "unknown"])
+    provider.set_user("bob", email="bob@example.org", email_verified=True, groups=["ops", "unknown"])
     browser.log_in(site.url + LOGIN, "bob")
     assert browser.http.get(site.url + SESSION).json()["roles"] == ["viewer"]
     given = {"subject": "bob@example.org", "role": "engineer", "project": "default"}
     assert site.ask("POST", "/platform/identity/bindings", given).status_code == 200
-    provider.set_user("bob", email="bob@new.example.org", groups=["ml"])
+    provider.set_user("bob", email="bob@new.example.org", email_verified=True, groups=["ml"])
     browser.log_in(site.url + LOGIN, "bob")
     assert browser.http.get(site.url + SESSION).json()["roles"] == ["engineer"]
-    provider.set_user("bob", email="bob@new.example.org", groups=[])
+    provider.set_user("bob", email="bob@new.example.org", email_verified=True, groups=[])
     browser.log_in(site.url + LOGIN, "bob")
     assert browser.http.get(site.url + SESSION).json()["roles"] == ["engineer"], "an administrator gave it"
     user = site.ask("GET", "/platform/identity/users/bob@example.org").json()
@@ -190,21 +190,21 @@ def test_groups_give_roles_and_take_them_away(site: Site, provider: Provider, br
 
 def test_an_address_joins_nobody_to_a_user_who_was_there(site: Site, provider: Provider, browser: Browser) -> None:
     assert site.ask("POST", "/platform/identity/users", {"id": "carol@example.org"}).status_code == 200
-    provider.set_user("impostor", email="carol@example.org", groups=["ml"])
+    provider.set_user("impostor", email="carol@example.org", email_verified=True, groups=["ml"])
     browser.log_in(site.url + LOGIN, "impostor")
     subject = browser.http.get(site.url + SESSION).json()["subject"]
     assert re.fullmatch("user-[0-9a-f]{24}", subject)
 
 
 def test_who_has_no_role_comes_in_and_may_nothing(site: Site, provider: Provider, browser: Browser) -> None:
-    provider.set_user("dan", email="dan@example.org")
+    provider.set_user("dan", email="dan@example.org", email_verified=True)
     assert browser.log_in(site.url + LOGIN, "dan").status_code == 302
     assert browser.http.get(f"{site.url}/platform/workflows").status_code in {403, 404}
     assert browser.log_in(site.url + LOGIN, "dan").status_code == 302
 
 
 def test_a_disabled_user_is_out_at_once_and_stays_out(site: Site, provider: Provider, browser: Browser) -> None:
-    provider.set_user("eve", email="eve@example.org", groups=["ml"])
+    provider.set_user("eve", email="eve@example.org", email_verified=True, groups=["ml"])
     browser.log_in(site.url + LOGIN, "eve")
     assert browser.http.get(site.url + SESSION).status_code == 200
     assert site.ask("POST", "/platform/identity/users/eve@example.org/disable").status_code == 200

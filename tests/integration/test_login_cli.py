@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def provider(site: Site) -> Iterator[Provider]:
     with real_provider() as running:
         site.register_with(running)
-        running.set_user("ada", email="ada@example.org", groups=["ml"])
+        running.set_user("ada", email="ada@example.org", email_verified=True, groups=["ml"])
         yield running
 
 
@@ -94,7 +94,7 @@ def test_login_by_the_browser_work_and_logout(site: Site, shell: Shell) -> None:
 
 
 def test_who_refuses_is_told_in_the_terminal(provider: Provider, shell: Shell, site: Site) -> None:
-    provider.set_user("gone", email="gone@example.org")
+    provider.set_user("gone", email="gone@example.org", email_verified=True)
     assert shell.run("login", BROWSER=f"{BROWSER} gone %s").returncode == 0
     assert site.ask("POST", "/platform/identity/users/gone@example.org/disable").status_code == 200
     done = shell.run("login", BROWSER=f"{BROWSER} gone %s")

@@ -1,14 +1,16 @@
 """Sessions and logins on their way, on both databases: renewal, ends, races."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from burnish.core.configuration import Configuration, IdentityConfiguration, OidcConfiguration
-from burnish.core.errors import Forbidden, Unauthenticated
+from burnish.core.errors import Forbidden, Unauthenticated, Unavailable
 from burnish.infra.database import Database
 from burnish.platform.identity import arrivals, login_store, sessions, store
+from burnish.platform.identity import logins as logins_module
 from burnish.platform.identity.credentials import Credentials
 from burnish.platform.identity.keys import KeyDigests
 from burnish.platform.identity.logins import CommandLine, Logins, ProviderAnswer
@@ -46,7 +48,7 @@ def hours(seconds: float = HOUR) -> Configuration:
 
 
 async def user(database: Database, name: str = "ada") -> str:
-    identity = Identity("https://login.example.org", name, f"{name}@example.org")
+    identity = Identity("https://login.example.org", name, f"{name}@example.org", email_verified=True)
     async with database.write() as session:
         await store.ensure_project(session, "default")
         return await arrivals.arrive(session, identity, OidcConfiguration())
@@ -149,6 +151,65 @@ async def test_of_two_who_take_one_state_one_gets_it(database: Database) -> None
 
 async def test_two_first_logins_at_once_make_one_user(database: Database) -> None:
     assert set(await asyncio.gather(*(user(database) for _ in range(8)))) == {"ada@example.org"}
+
+
+@pytest.mark.parametrize(
+    ("address", "verified"),
+    [
+        ("eve@example.org", False),
+        ("administrator", True),
+        ("burnish", True),
+        ("local", True),
+        ("root", True),
+        (None, True),
+    ],
+)
+async def test_an_address_is_an_id_only_if_it_is_one_and_verified(
+    database: Database, address: str | None, verified: bool
+) -> None:
+    identity = Identity("https://login.example.org", "eve", address, email_verified=verified)
+    async with database.write() as session:
+        made = await arrivals.arrive(session, identity, OidcConfiguration())
+    assert re.fullmatch("user-[0-9a-f]{24}", made)
+
+
+async def test_guessing_a_login_code_writes_nothing(database: Database) -> None:
+    """Breaks with: a transaction that may write, begun before it is known that there is such a code."""
+    logins = Logins(
+        database, Provider(hours), Sessions(database, hours), Credentials(KeyDigests(b"k" * 32)), authenticator=None
+    )
+    database.write = _fails  # type: ignore[assignment,method-assign]
+    for code in ("x" * 43, "", "\udcff"):
+        with pytest.raises(Unauthenticated, match="login code is not valid"):
+            await logins.exchange(code, "v" * 43, "laptop")
+
+
+def _fails() -> object:
+    raise AssertionError("begun")
+
+
+async def test_logins_on_their_way_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logins_module, "MOST_PENDING", 3)
+    with lying_provider() as lying:
+
+        def configuration() -> Configuration:
+            return Configuration(identity=IdentityConfiguration(oidc=OidcConfiguration(issuer=lying.url)))
+
+        logins = Logins(
+            database, Provider(configuration), Sessions(database, configuration), Credentials(KeyDigests(b"k" * 32)),
+            authenticator=None, configuration=configuration,
+        )  # fmt: skip
+        for _ in range(3):
+            await logins.begin("http://127.0.0.1/cb", "/", None)
+        with pytest.raises(Unavailable, match="busy") as busy:
+            await logins.begin("http://127.0.0.1/cb", "/", None)
+        assert busy.value.retry_after
+        monkeypatch.setattr(logins_module, "utcnow", lambda: datetime.now(UTC) + timedelta(seconds=601))
+        monkeypatch.setattr(store, "utcnow", lambda: datetime.now(UTC) + timedelta(seconds=601))
+        await logins.begin("http://127.0.0.1/cb", "/", None)
+        async with database.read() as session:
+            assert await login_store.on_their_way(session, START) == 1, "what is over was forgotten"
+        await logins.stop()
 
 
 async def test_a_group_gives_nothing_in_a_project_that_there_is_not(database: Database) -> None:

@@ -174,12 +174,19 @@ def _keys(routes: APIRouter, database: Database, keys: Credentials) -> None:
 
     @routes.post("/keys", summary="Mint a key", operation_id="mint_key", responses=_CHANGE)
     async def mint(body: NewKeyRequest, caller: KeyOwner, key: Once = None) -> MintedKey:
-        """The key is in this answer and never shown again. Nobody can give more than they have."""
+        """The key is in this answer and never shown again. Nobody can give more than they have.
+
+        It ends after `days`, or `identity.key_days`; one of the caller's own at the latest with the key or session that
+        was shown. Keys for others and for instances, and those that the key of the first start makes, are not bound by it.
+        """
         return await _once(database, caller, key, "keys", body, lambda session: keys.mint(session, caller, body))
 
     @routes.post("/keys/{key_id}/rotate", summary="Rotate a key", operation_id="rotate_key", responses=_CHANGE)
     async def rotate(key_id: KeyId, caller: KeyOwner, body: RotateRequest | None = None, key: Once = None) -> MintedKey:
-        """A new key that can do the same; the old one works for `overlap_seconds` more."""
+        """A new key that can do the same and lives as long; the old one works for `overlap_seconds` more.
+
+        One of the caller's own ends at the latest with the key or session that was shown.
+        """
         asked = body or RotateRequest()
         return await _once(
             database, caller, key, f"keys:{key_id}:rotate", asked, lambda session: keys.rotate(session, caller, key_id, asked)

@@ -16,7 +16,7 @@ from burnish.core.errors import Forbidden
 from burnish.core.ids import new_id
 from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import utcnow
-from burnish.platform.identity import login_store, store
+from burnish.platform.identity import login_store, service, store
 from burnish.platform.identity.oidc import Identity
 from burnish.platform.identity.schemas import SUBJECT_PATTERN
 from burnish.platform.identity.tables import RoleBindingRow, SubjectRow
@@ -59,10 +59,11 @@ async def _user(session: AsyncSession, identity: Identity) -> SubjectRow:
 
 
 def _names(identity: Identity) -> tuple[str, ...]:
-    """Return the ids that a new user may get: the address unless it is taken, then one that is nobody else's."""
+    """Return the ids that a new user may get: the verified address unless it is taken, then one that is nobody else's."""
     own = hashlib.sha256(f"{identity.issuer}\0{identity.subject}".encode()).hexdigest()[:24]
-    address = identity.email or ""
-    return (address, f"user-{own}") if re.fullmatch(SUBJECT_PATTERN, address) else (f"user-{own}",)
+    address = identity.email if identity.email_verified and identity.email is not None else ""
+    usable = "@" in address and address not in service.RESERVED and re.fullmatch(SUBJECT_PATTERN, address)
+    return (address, f"user-{own}") if usable else (f"user-{own}",)
 
 
 def _wanted(identity: Identity, settings: OidcConfiguration) -> set[tuple[str, str]]:

@@ -118,9 +118,15 @@ def refused(caller: Principal, permission: str) -> None:
 
 
 def failed_login(actor: str, details: Mapping[str, JsonValue] | None = None) -> None:
-    """Note that somebody could not come in. ``actor`` is what is known of them: a key's prefix, a user's name."""
+    """Note that somebody could not come in.
+
+    Args:
+        actor: what is known of them, never what they claim: the prefix of a key that there is, or words for them all.
+        details: JSON that says more.
+    """
     request_id = own_logging.context().get("request_id")
-    REFUSALS.add(Refusal(actor[:_LONGEST], "login:failed", request_id=request_id, details=tuple((details or {}).items())))  # fmt: skip
+    told = tuple((details or {}).items())
+    REFUSALS.add(Refusal(actor[:_LONGEST], "login:failed", request_id=request_id, details=told, stranger=True))
 
 
 async def _write_queued(session: AsyncSession) -> None:

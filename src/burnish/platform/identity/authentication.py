@@ -21,10 +21,10 @@ from burnish.core.errors import BurnishError, NotFound, Unauthenticated, Unavail
 from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import audit, store
-from burnish.platform.identity.keys import NO_PREFIX, KeyDigests, prefix_of, same
+from burnish.platform.identity.keys import KeyDigests, prefix_of, same
 from burnish.platform.identity.principal import Principal
 from burnish.platform.identity.service import no_project
-from burnish.platform.identity.tables import SubjectRow
+from burnish.platform.identity.tables import ApiKeyRow, SubjectRow
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class _Answer:
     found: Principal | BurnishError
     expires_at: datetime | None = None
     key_id: str | None = None
+    shown: str = "unknown"
+    """What may be written down of a credential that was not good: the prefix of a key that there is."""
 
 
 @dataclass
@@ -157,7 +159,7 @@ class Authenticator:
         answer = known.answer
         if isinstance(answer.found, BurnishError):
             if isinstance(answer.found, Unauthenticated):
-                audit.failed_login(_telling(token))
+                audit.failed_login(answer.shown)
             raise answer.found.with_traceback(None)
         if answer.expires_at is not None and answer.expires_at <= utcnow():
             raise _not_good()
@@ -216,19 +218,20 @@ class Authenticator:
             return _Known(await self._look_up(key[0], key[1], token), version, at)
 
     async def _look_up(self, digest: str, project: str | None, token: str) -> _Answer:
+        row = None
         try:
             if self._sessions is not None and not token.startswith("bk_"):
                 held = await self._sessions.principal_of(token)
                 if held is not None:
                     return _Answer(await self._of_subject(held, project))
-            return await self._of_key(digest, project, prefix_of(token))
+            async with self._database.read() as session:
+                row = await store.key_by_prefix(session, prefix_of(token))
+            return await self._of_key(row, digest, project)
         except (NotFound, Unauthenticated) as error:
-            return _Answer(error)
+            return _Answer(error) if row is None else _Answer(error, shown=row[0].prefix)
 
-    async def _of_key(self, digest: str, project: str | None, prefix: str) -> _Answer:
-        async with self._database.read() as session:
-            row = await store.key_by_prefix(session, prefix)
-        good = same(_NO_DIGEST if row is None else row[0].digest, digest) and prefix != NO_PREFIX
+    async def _of_key(self, row: tuple[ApiKeyRow, SubjectRow] | None, digest: str, project: str | None) -> _Answer:
+        good = same(_NO_DIGEST if row is None else row[0].digest, digest)
         if row is None or not good:
             raise _not_good()
         key, owner = row
@@ -240,6 +243,9 @@ class Authenticator:
         if key.component_id is not None and key.component_type is not None:
             if project not in (None, store.DEFAULT_PROJECT):
                 raise no_project(str(project))
+            async with self._database.read() as session:
+                if not await store.may_everywhere(session, key.subject, "component:register"):
+                    raise _not_good()
             role = frozenset({"component"})
             instance = (key.component_id, key.component_type)
             found = Principal(key.subject, store.DEFAULT_PROJECT, role, scopes, role, key.id, instance)
@@ -324,9 +330,3 @@ def _cookie(headers: Mapping[str, str]) -> str | None:
 
 def _project(headers: Mapping[str, str]) -> str | None:
     return next((headers[name] for name in _PROJECT_HEADERS if headers.get(name)), None)
-
-
-def _telling(token: str) -> str:
-    """Return what may be written down of a credential that was not good."""
-    prefix = prefix_of(token)
-    return "unknown" if prefix == NO_PREFIX else prefix

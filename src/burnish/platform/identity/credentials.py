@@ -1,11 +1,17 @@
-"""Rules of keys: mint, rotate, revoke; and the first administrator. Sessions belong to the caller."""
+"""Rules of keys: mint, rotate, revoke; and the first administrator. Sessions belong to the caller.
+
+How long a key lives: as long as was asked, or ``identity.key_days``; and a key of one's own not beyond the credential
+that made it, so that whoever holds a short-lived one for a moment does not hold it for good. Not bound by that are keys
+for others and for instances (only administrators make them), and what the key of the first start makes: it is there to
+make the first lasting ones.
+"""
 
 from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import Current, defaults
-from burnish.core.errors import Conflict, FieldProblem, Forbidden, InvalidRequest, NotFound
+from burnish.core.errors import Conflict, FieldProblem, Forbidden, InvalidRequest, NotFound, Unauthenticated
 from burnish.core.ids import new_id
 from burnish.core.pages import Page
 from burnish.core.permissions import EVERY_PROJECT, PERMISSIONS, PLATFORM_WIDE, permissions_of
@@ -15,10 +21,13 @@ from burnish.platform.identity.keys import KeyDigests
 from burnish.platform.identity.permission import authorize_everywhere
 from burnish.platform.identity.principal import LOCAL, Principal
 from burnish.platform.identity.schemas import KeyView, MintedKey, NewKeyRequest, RotateRequest
+from burnish.platform.identity.sessions import LIVES
 from burnish.platform.identity.tables import ApiKeyRow, RoleBindingRow, SubjectRow
 
 FIRST_ADMINISTRATOR = "administrator"
 FIRST_KEY_HOURS = 24
+_ITSELF = "burnish"
+"""Made the first administrator and their key: a name that nobody else can have."""
 
 
 class Credentials:
@@ -29,12 +38,14 @@ class Credentials:
         self._configuration = configuration
 
     async def mint(self, session: AsyncSession, caller: Principal, asked: NewKeyRequest) -> MintedKey:
-        """Make a key; its secret is in the answer and nowhere else.
+        """Make a key; its secret is in the answer and nowhere else. One of the caller's own ends with what they showed.
 
         Raises:
             InvalidRequest: a scope is no permission.
             NotFound: there is no such subject or project for the caller.
             Forbidden: the key could do what the caller may not.
+            Conflict: the owner is disabled, or may not register the instance.
+            Unauthenticated: the credential that was shown is gone.
         """
         _check_scopes(asked.scopes)
         owner = await self._owner(session, caller, asked.subject)
@@ -46,9 +57,15 @@ class Credentials:
         )  # fmt: skip
         if asked.component is not None:
             authorize_everywhere(caller, "component:register")
+            if not await store.may_everywhere(session, owner.id, "component:register"):
+                raise Conflict(
+                    f"{owner.id} may not register instances, so this key could not either", where="subject",
+                    hint="leave it out: the key is yours then, and works while you may register instances",
+                )  # fmt: skip
             row.component_id, row.component_type = asked.component.component_id, asked.component.component_type
         else:
             await self._limit(session, caller, row)
+            await self._bound(session, caller, row)
         return await self._insert(session, caller, row, "key:mint")
 
     async def _owner(self, session: AsyncSession, caller: Principal, subject_id: str | None) -> SubjectRow:
@@ -103,6 +120,20 @@ class Credentials:
         lives = days or self._configuration().identity.key_days
         return utcnow() + timedelta(days=lives) if lives else None
 
+    async def _bound(self, session: AsyncSession, caller: Principal, row: ApiKeyRow) -> None:
+        """Have a key of the caller's own end with the credential that they showed, at the latest."""
+        if row.subject != caller.subject or caller.credential is None:  # without one: authentication is off
+            return
+        opened, key = await store.shown(session, caller.credential)
+        if opened is None and key is None:
+            raise Unauthenticated("the credential that was shown is gone", hint="log in again")
+        if key is not None and key.created_by == _ITSELF:
+            return
+        ends = [row.expires_at, None if key is None else key.expires_at]
+        if opened is not None:
+            ends.append(opened.created_at + timedelta(seconds=LIVES * self._configuration().identity.session_seconds))
+        row.expires_at = min((one for one in ends if one is not None), default=None)
+
     async def _insert(self, session: AsyncSession, caller: Principal, row: ApiKeyRow, action: str) -> MintedKey:
         new = self._digests.new()
         row.prefix, row.digest = new.prefix, new.digest
@@ -128,12 +159,13 @@ class Credentials:
         return await self._insert(session, caller, row, "key:mint")
 
     async def rotate(self, session: AsyncSession, caller: Principal, key_id: str, asked: RotateRequest) -> MintedKey:
-        """Make a key that stands for another, which works for a while yet.
+        """Make a key that stands for another, which works for a while yet. One of the caller's own ends as in :meth:`mint`.
 
         Raises:
             NotFound: there is no such key for the caller.
             Conflict: the key is revoked, has expired or was rotated already.
             Forbidden: it can do what the caller may not.
+            Unauthenticated: the credential that was shown is gone.
         """
         old = await self._own(session, caller, key_id)
         now = utcnow()
@@ -150,6 +182,7 @@ class Credentials:
         )  # fmt: skip
         if row.component_id is None:
             await self._limit(session, caller, row)
+            await self._bound(session, caller, row)
         elif caller.component is None:
             authorize_everywhere(caller, "component:register")
         end = now + timedelta(seconds=asked.overlap_seconds)
@@ -183,20 +216,20 @@ class Credentials:
         now = utcnow()
         row = await store.subject(session, FIRST_ADMINISTRATOR)
         if row is None:
-            row = SubjectRow(id=FIRST_ADMINISTRATOR, kind=service.USER, created_at=now, created_by="burnish")
+            row = SubjectRow(id=FIRST_ADMINISTRATOR, kind=service.USER, created_at=now, created_by=_ITSELF)
             await store.insert_row(session, row)
         row.disabled_at = None
         if await store.binding_of(session, row.id, EVERY_PROJECT, store.ADMINISTRATOR) is None:
             binding = RoleBindingRow(
                 id=new_id("bnd"), subject=row.id, project_id=EVERY_PROJECT, role=store.ADMINISTRATOR, created_at=now,
-                created_by="burnish",
+                created_by=_ITSELF,
             )  # fmt: skip
             await store.insert_row(session, binding)
         key = ApiKeyRow(
             id=new_id("key"), name="first start", subject=row.id, project_id=EVERY_PROJECT, created_at=now,
-            created_by="burnish", expires_at=now + timedelta(hours=FIRST_KEY_HOURS),
+            created_by=_ITSELF, expires_at=now + timedelta(hours=FIRST_KEY_HOURS),
         )  # fmt: skip
-        minted = await self._insert(session, Principal("burnish"), key, "key:mint")
+        minted = await self._insert(session, Principal(_ITSELF), key, "key:mint")
         assert minted.key is not None, "just made"
         return minted.key
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, or_, select, update
+from sqlalchemy import CursorResult, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -80,6 +80,11 @@ async def revoke(session: AsyncSession, digest: str, now: datetime) -> bool:
 async def keep(session: AsyncSession, key: str, payload: Mapping[str, Any], until: datetime) -> None:
     """Keep what a login on its way needs."""
     await add(session, LoginStateRow(id=key, payload=dict(payload), expires_at=until))
+
+
+async def on_their_way(session: AsyncSession, now: datetime) -> int:
+    """Return how many logins have begun and not ended."""
+    return int(await session.scalar(select(func.count()).where(LoginStateRow.expires_at > now)) or 0)
 
 
 async def look(session: AsyncSession, key: str, now: datetime) -> Mapping[str, Any] | None:

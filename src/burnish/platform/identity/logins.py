@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import Current, defaults
-from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidRequest, Unauthenticated
+from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidRequest, Unauthenticated, Unavailable
 from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import arrivals, audit, login_store, store
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 LOGIN_SECONDS = 600.0
 """How long the user may take at the provider."""
+MOST_PENDING = 10_000
+"""Logins on their way at once; anybody can begin one."""
 CODE_SECONDS = 60.0
 """How long the command line may take to turn its code into a key."""
 
@@ -165,11 +167,18 @@ class Logins:
         Raises:
             InvalidRequest: it would lead to another host.
             NotFound: no provider is configured.
-            Unavailable: the provider does not answer.
+            Unavailable: the provider does not answer, or too many logins are on their way.
         """
         local_path(next_path)
         if command_line is not None:
             command_line = command_line.model_copy(update={"url": loopback_url(command_line.url)})
+        async with self._database.read() as session:
+            pending_now = await login_store.on_their_way(session, utcnow())
+        if pending_now >= MOST_PENDING:
+            raise Unavailable(
+                f"the server is busy: {pending_now} logins have begun and not ended", retry_after=30,
+                hint=f"try again soon: a login that is not ended is forgotten after {LOGIN_SECONDS / 60:g} minutes; keys go on working",
+            )  # fmt: skip
         attempt = await self._provider.begin(redirect_uri)
         browser = secrets.token_urlsafe(32)
         pending = Pending(
@@ -223,8 +232,11 @@ class Logins:
         Raises:
             Unauthenticated: there is no such code (any more), or the verifier is not that of who began the login.
         """
-        async with self._database.write() as session:
-            payload = await login_store.take(session, digest_of(code), utcnow())
+        async with self._database.read() as session:  # anybody can ask, and a guess is no reason to lock anything
+            payload = await login_store.look(session, digest_of(code), utcnow())
+        if payload is not None and "challenge" in payload:
+            async with self._database.write() as session:
+                payload = await login_store.take(session, digest_of(code), utcnow())
         granted = None if payload is None or "challenge" not in payload else Granted.model_validate(payload)
         if granted is None or not _same(granted.challenge, create_s256_code_challenge(verifier)):
             audit.failed_login("a command line", {"reason": "its code or verifier is not valid"})

@@ -42,6 +42,8 @@ ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"}
 )
 """Signatures that only the holder of a private key can make; with a shared secret anybody who has it could."""
+_ADDRESS = ("email", "email_verified")
+"""What is said of an address holds for this one: both are from the same document."""
 
 
 class Metadata(BaseModel):
@@ -79,6 +81,8 @@ class Identity:
     issuer: str
     subject: str
     email: str | None = None
+    email_verified: bool = False
+    """Whether the provider says that it has seen to it that the address is theirs."""
     name: str | None = None
     groups: tuple[str, ...] = ()
 
@@ -143,7 +147,9 @@ class Provider:
         token = await self._token(settings, known.metadata, attempt, code)
         claims = await self._claims(settings, known, token, attempt.nonce)
         if claims.get("email") is None or (settings.roles_claim and _at(claims, settings.roles_claim) is None):
-            claims = {**await self._userinfo(known.metadata, token, str(claims["sub"])), **claims}
+            more = await self._userinfo(known.metadata, token, str(claims["sub"]))
+            address = {name: (more if claims.get("email") is None else claims).get(name) for name in _ADDRESS}
+            claims = {**more, **claims, **address}
         return _identity(settings, known.metadata.issuer, claims)
 
     def _settings(self) -> OidcConfiguration:
@@ -309,6 +315,7 @@ def _identity(settings: OidcConfiguration, issuer: str, claims: Mapping[str, Any
     unverified = claims.get("email_verified") in (False, "false")
     return Identity(
         issuer, str(claims["sub"]), None if unverified else _text(claims.get("email")),
+        claims.get("email_verified") is True,
         _text(claims.get("name")) or _text(claims.get("preferred_username")),
         tuple(dict.fromkeys(group for group in groups if isinstance(group, str))),
     )  # fmt: skip

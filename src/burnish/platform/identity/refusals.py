@@ -11,6 +11,8 @@ from burnish.infra.database import utcnow
 
 _A_MINUTE = 60.0
 _PER_MINUTE = 120
+_STRANGERS_PER_MINUTE = 20
+"""Of those who did not come in: whoever sends made-up keys takes no room from what users are refused."""
 _DISTINCT = 500
 
 
@@ -28,20 +30,22 @@ class Refusal:
     details: tuple[tuple[str, JsonValue], ...] = ()
     times: int = 1
     at: datetime | None = None
+    stranger: bool = False
+    """Whether whoever was refused had not come in."""
 
 
 class Refusals:
     """Collects refusals until they are written.
 
-    The same refusal again within a minute is counted, not kept; of different ones, 120 a minute are kept, and the rest
-    is counted.
+    The same refusal again within a minute is counted, not kept; of different ones, 120 a minute are kept of those who
+    came in and 20 of strangers, and the rest is counted.
     """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[tuple[str, ...], Refusal] = OrderedDict()
         self._written: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._minute = 0.0
-        self._kept = 0
+        self._kept = {True: 0, False: 0}
         self.dropped = 0
         """Refusals that were only counted since the last :meth:`take`."""
 
@@ -49,15 +53,16 @@ class Refusals:
         """Keep or count a refusal."""
         now = time.monotonic()
         if now - self._minute >= _A_MINUTE:
-            self._minute, self._kept = now, 0
+            self._minute, self._kept = now, {True: 0, False: 0}
         key = (refusal.actor, refusal.action, refusal.project_id, refusal.object_id, refusal.credential or "")
+        most = _STRANGERS_PER_MINUTE if refusal.stranger else _PER_MINUTE
         waiting = self._waiting.get(key)
         if waiting is not None:
             self._waiting[key] = replace(waiting, times=waiting.times + 1)
-        elif now - self._written.get(key, -_A_MINUTE) < _A_MINUTE or self._kept >= _PER_MINUTE:
+        elif now - self._written.get(key, -_A_MINUTE) < _A_MINUTE or self._kept[refusal.stranger] >= most:
             self.dropped += 1
         else:
-            self._kept += 1
+            self._kept[refusal.stranger] += 1
             self._waiting[key] = replace(refusal, at=utcnow())
             self._written[key] = now
             while len(self._written) > _DISTINCT:
@@ -72,6 +77,6 @@ class Refusals:
 
     def give_back(self, refusals: list[Refusal], dropped: int) -> None:
         """Take back what could not be written."""
-        for one in refusals[:_PER_MINUTE]:
+        for one in refusals[: _PER_MINUTE + _STRANGERS_PER_MINUTE]:
             self._waiting.setdefault((one.actor, one.action, one.project_id, one.object_id, one.credential or ""), one)
         self.dropped += dropped

@@ -28,7 +28,7 @@ from burnish.platform.identity.schemas import (
 from burnish.platform.identity.tables import ProjectRow, RoleBindingRow, SubjectRow
 
 USER, SERVICE_ACCOUNT = "user", "service_account"
-_RESERVED = frozenset({"local", "anonymous", "burnish", "administrator"})
+RESERVED = frozenset({"local", "anonymous", "burnish", "administrator"})
 """Names of callers that are nobody's account, and that of the first administrator."""
 
 
@@ -100,7 +100,7 @@ async def add_service_account(session: AsyncSession, caller: Principal, asked: N
 async def _add_subject(
     session: AsyncSession, caller: Principal, asked: NewSubject, kind: str, project_id: str | None
 ) -> SubjectView:
-    if asked.id in _RESERVED or await store.subject(session, asked.id) is not None:
+    if asked.id in RESERVED or await store.subject(session, asked.id) is not None:
         raise Conflict(f"the name {asked.id} is taken", where="id", hint="choose another")
     row = SubjectRow(
         id=asked.id, kind=kind, project_id=project_id, display_name=asked.display_name, email=asked.email,

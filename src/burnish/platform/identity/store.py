@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.permissions import EVERY_PROJECT
+from burnish.core.permissions import EVERY_PROJECT, permissions_of
 from burnish.infra.database import Base, notify, utcnow
 from burnish.platform.identity.tables import (
     ApiKeyRow,
@@ -124,6 +124,12 @@ async def bindings_of(session: AsyncSession, subject_id: str) -> list[RoleBindin
     return list((await session.execute(statement.order_by(RoleBindingRow.project_id, RoleBindingRow.role))).scalars())
 
 
+async def may_everywhere(session: AsyncSession, subject_id: str, permission: str) -> bool:
+    """Tell whether a subject has a permission in every project, by its roles alone."""
+    found = await grant(session, subject_id, EVERY_PROJECT)
+    return permission in permissions_of(found.everywhere)
+
+
 async def bindings(
     session: AsyncSession, project_id: str | None, subject_id: str | None, after: str | None, limit: int
 ) -> list[RoleBindingRow]:
@@ -177,6 +183,13 @@ async def rotation_of(session: AsyncSession, key_id: str) -> ApiKeyRow | None:
     """Return the key that was made to stand for another, unless it was revoked since."""
     statement = select(ApiKeyRow).where(ApiKeyRow.rotated_from == key_id, ApiKeyRow.revoked_at.is_(None))
     return await _one(session, statement.limit(1))
+
+
+async def shown(session: AsyncSession, credential: str) -> tuple[SessionRow | None, ApiKeyRow | None]:
+    """Return what is behind a credential: a key, or a session with the key that opened it, if one did."""
+    opened = await _one(session, select(SessionRow).where(SessionRow.id == credential))
+    key_id = credential if opened is None else opened.key_id
+    return opened, None if key_id is None else await key(session, key_id)
 
 
 async def project_of(session: AsyncSession, credential: str | None) -> str:

@@ -234,3 +234,23 @@ async def test_groups_may_stand_deep_or_at_the_userinfo_endpoint(lying: LyingPro
 async def test_an_address_that_is_not_verified_is_not_taken(client: Provider, lying: LyingProvider) -> None:
     lying.lies = Lies(claims={"email_verified": False})
     assert (await finish(client)).email is None
+
+
+@pytest.mark.parametrize(
+    ("claims", "verified"), [({}, False), ({"email_verified": True}, True), ({"email_verified": "true"}, False)]
+)
+async def test_only_what_the_provider_says_is_verified_is(
+    client: Provider, lying: LyingProvider, claims: dict[str, object], verified: bool
+) -> None:
+    lying.lies = Lies(claims=claims, userinfo={"email": "other@example.org", "email_verified": True})
+    found = await finish(client)
+    assert (found.email, found.email_verified) == ("ada@example.org", verified)
+
+
+async def test_that_one_address_is_verified_says_nothing_of_another(lying: LyingProvider) -> None:
+    """Breaks with: claims of the id token and of the userinfo endpoint mixed one by one."""
+    client = Provider(lambda: configured(lying.url, roles_claim="groups"))
+    lying.lies = Lies(userinfo={"email": "other@example.org", "email_verified": True, "groups": ["ml"]})
+    found = await finish(client)
+    assert (found.email, found.email_verified, found.groups) == ("ada@example.org", False, ("ml",))
+    await client.close()

@@ -93,12 +93,25 @@ def test_only_a_few_paths_are_open(path: str) -> None:
 def test_refusals_are_counted_rather_than_kept_when_there_are_many() -> None:
     refusals = Refusals()
     for _ in range(50):
-        refusals.add(Refusal("eve", "login:failed"))
+        refusals.add(Refusal("eve", "request:refused"))
     for number in range(500):
-        refusals.add(Refusal(f"eve{number}", "login:failed"))
+        refusals.add(Refusal(f"eve{number}", "request:refused"))
     kept, dropped = refusals.take()
     assert (kept[0].actor, kept[0].times) == ("eve", 50)
     assert len(kept) == 120
     assert dropped == 500 - 119
-    refusals.add(Refusal("eve", "login:failed"))
+    refusals.add(Refusal("eve", "request:refused"))
     assert refusals.take() == ([], 1), "the same again within a minute is only counted"
+
+
+def test_strangers_take_no_room_from_what_users_are_refused() -> None:
+    """Breaks with: one budget for those who came in and those who did not."""
+    refusals = Refusals()
+    for number in range(1000):
+        refusals.add(Refusal(f"stranger{number}", "login:failed", stranger=True))
+    for number in range(100):
+        refusals.add(Refusal("ada", "request:refused", object_id=str(number)))
+    kept, dropped = refusals.take()
+    assert sum(one.stranger for one in kept) == 20
+    assert sum(one.actor == "ada" for one in kept) == 100
+    assert dropped == 980
