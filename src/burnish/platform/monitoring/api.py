@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
 from burnish.core.version import __version__
 from burnish.platform.identity.permission import anyone, requires
-from burnish.platform.monitoring.readiness import Check, problems
+from burnish.platform.identity.principal import Principal
+from burnish.platform.monitoring.readiness import Check, Readiness
 from burnish.platform.monitoring.schemas import HealthView, ReadyView
 
 
@@ -15,6 +17,7 @@ def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes
     """Return the routes; ``checks`` are what readiness means for this process."""
     routes = APIRouter(prefix="/platform", tags=["platform"])
     started = time.monotonic()
+    readiness = Readiness(checks)
 
     @routes.get("/health", summary="Is the process alive", operation_id="health", dependencies=[Depends(anyone())])
     async def health() -> HealthView:
@@ -22,14 +25,20 @@ def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes
         return HealthView(version=__version__, uptime_seconds=time.monotonic() - started)
 
     @routes.get(
-        "/ready", summary="Is it ready for requests", operation_id="ready", dependencies=[Depends(anyone())],
+        "/ready", summary="Is it ready for requests", operation_id="ready",
         responses={503: {"model": ReadyView, "description": "Something is not ready; `checks` names it"}},
     )  # fmt: skip
-    async def ready(response: Response) -> ReadyView:
-        """Checks database, schema, artifact store and reconcilers, and names each failure. For readiness probes."""
-        found = await problems(checks)
+    async def ready(response: Response, caller: Annotated[Principal, Depends(anyone())]) -> ReadyView:
+        """Checks database, schema, artifact store and reconcilers, and names each failure. For readiness probes.
+
+        What a failure is about is told to callers with `metrics:read`; others see `failed`. An answer is up to a second
+        old.
+        """
+        found = await readiness.problems()
         fine = not any(found.values())
         response.status_code = 200 if fine else 503
+        if not caller.may("metrics:read"):
+            found = {name: None if problem is None else "failed" for name, problem in found.items()}
         return ReadyView(status="ready" if fine else "not_ready", checks=found)
 
     @routes.get(

@@ -18,7 +18,10 @@ class HealthView(BaseModel):
 
 
 class ReadyView(BaseModel):
-    """Whether requests are worth sending here; each check with its problem, or null."""
+    """Whether requests are worth sending here; each check with its problem, or null.
+
+    Whoever may not read metrics sees `failed` in place of the problem.
+    """
 
     model_config = ConfigDict(
         frozen=True,
