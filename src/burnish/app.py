@@ -20,10 +20,12 @@ from burnish.platform.configuration import check_file, secret_api
 from burnish.platform.documentation import api as documentation
 from burnish.platform.documentation.openapi import merged, secured
 from burnish.platform.gateway import Gateway, HttpProtocol
+from burnish.platform.gateway.checks import check_origin
+from burnish.platform.identity import ANONYMOUS, LOCAL, audit_api, auth_api
 from burnish.platform.identity import api as identity_api
-from burnish.platform.identity import audit_api, auth_api
 from burnish.platform.identity.guard import Guard
 from burnish.platform.identity.permission import anyone, document_permissions, requires
+from burnish.platform.identity.relayed import Relayed
 from burnish.platform.integrator import api as integrator_api
 from burnish.platform.jobs import api as jobs_api
 from burnish.platform.jobs.component_app import install_problems
@@ -38,7 +40,7 @@ from burnish.platform.workflow import api as workflow_api
 from burnish.platform.workflow import kinds_api
 from burnish.platform.workflow.kinds import ENGINE_KINDS
 from burnish.platform.workflow.views import kind_views
-from burnish.wiring import PlatformParts, Process, build, open_installation
+from burnish.wiring import PlatformParts, Process, build, listens_locally, open_installation
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +104,12 @@ class Edge:
 
     def __init__(self, process: Process) -> None:
         apps: dict[str, ASGIApp] = {one.component_type: one.app for one in process.components}
-        self._components = MountedComponents(apps, process.configuration)
-        self._about = Guard(about_app(process), process.authenticator)
+        local = listens_locally(process.settings)
+        if process.authenticator is None and local:
+            self._components = MountedComponents(apps, process.configuration, check_origin)
+        else:
+            self._components = MountedComponents(apps, process.configuration)
+        self._about = Guard(about_app(process), process.authenticator, LOCAL if local else ANONYMOUS)
         self.gateway = None if process.platform is None else gateway(process, process.platform)
         self._rest: ASGIApp = self._about if self.gateway is None else self.gateway
 
@@ -147,6 +153,7 @@ def gateway(process: Process, parts: PlatformParts) -> Gateway:
         authenticator=process.authenticator,
         configuration=process.configuration,
         limits=parts.buckets.limiter,
+        relayed=Relayed(process.database),
     )
 
 

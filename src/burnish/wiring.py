@@ -365,14 +365,18 @@ def installed_components(runtime: JobRuntime) -> list[Component]:
     return found
 
 
+def listens_locally(settings: Settings) -> bool:
+    """Tell whether nobody beyond this machine can reach the server."""
+    return settings.host in {"127.0.0.1", "localhost", "::1"}
+
+
 def refuse_open_bind(settings: Settings) -> None:
     """Refuse to listen beyond this machine while nobody is asked who they are.
 
     A process without the role ``platform`` may: it answers to the platform's signed callers alone, and beyond that only
-    says how it is.
+    says how it is, to nobody in particular.
     """
-    loopback = settings.host in {"127.0.0.1", "localhost", "::1"}
-    if loopback or settings.auth == "on" or not settings.with_platform:
+    if listens_locally(settings) or settings.auth == "on" or not settings.with_platform:
         return
     raise InvalidRequest(
         f"with authentication off the server binds to loopback only, not to {settings.host}",

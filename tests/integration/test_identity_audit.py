@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Request
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from burnish.core.errors import Unavailable
@@ -16,6 +17,8 @@ from burnish.platform.identity import LOCAL, Principal, audit, store
 from burnish.platform.identity.guard import Guard
 from burnish.platform.identity.permission import requires, requires_unlogged
 from burnish.platform.identity.refusals import Refusals
+from burnish.platform.identity.relayed import Relayed
+from burnish.platform.identity.tables import AuditRow
 
 CHANGES = {
     "sqlite": ["DROP TRIGGER audit_log_no_update", "DROP TRIGGER audit_log_no_delete"],
@@ -222,3 +225,13 @@ async def test_refusals_are_written_down_and_kept_while_the_database_is_away(
     assert [(row.actor, row.action, row.object_id, row.details) for row in rows] == [
         ("eve", "request:refused", "model:deploy", {}), ("abcdefgh1234", "login:failed", "", {"times": 2}),
     ]  # fmt: skip
+
+
+async def test_what_is_relayed_leaves_an_entry_in_the_chain(database: Database) -> None:
+    notes = Relayed(database)
+    await notes.note(replace(LOCAL, credential="key_1"), "echo", "POST /platform/echo/{path}", "/platform/echo/x")
+    async with database.read() as session:
+        row = (await session.execute(select(AuditRow))).scalar_one()
+    assert (row.actor, row.credential, row.action, row.object_id) == ("local", "key_1", "request:relayed", "echo")
+    assert (row.route, row.details) == ("POST /platform/echo/{path}", {"path": "/platform/echo/x"})
+    assert (await verdict(database)).problems == ()

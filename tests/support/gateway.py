@@ -19,6 +19,7 @@ from burnish.infra.asgi import Message, Receive, Send
 from burnish.infra.http import AiohttpTransport, Response
 from burnish.infra.http import Request as OutgoingRequest
 from burnish.platform.gateway import Gateway, HttpProtocol
+from burnish.platform.gateway.app import NotesRelayed
 from burnish.platform.gateway.checks import Pace
 from burnish.platform.gateway.limits import Limiter
 from burnish.platform.identity import Principal
@@ -31,7 +32,8 @@ class Component:
     """An ASGI app that does what a path says, and counts what runs in it.
 
     ``.../echo`` tells what it got; ``.../stream`` never ends; ``.../silent`` says nothing; ``.../stall`` says one thing
-    and then nothing; ``.../big/N`` answers N bytes, ``.../big-chunked/N`` without saying so; else the body is counted.
+    and then nothing; ``.../big/N`` answers N bytes, ``.../big-chunked/N`` without saying so; ``.../page`` is a page with
+    the headers of ``said``; else the body is counted.
     """
 
     def __init__(self) -> None:
@@ -39,6 +41,7 @@ class Component:
         self.begun = 0
         self.stored: list[int] = []
         self.got: list[dict[str, str]] = []
+        self.said: list[tuple[bytes, bytes]] = []
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         self.running += 1
@@ -55,6 +58,9 @@ class Component:
         what, amount = parts[-2:]
         if amount == "echo":
             await _json(send, {"headers": headers, "body": (await _read(receive) or b"").decode("latin-1")})
+        elif amount == "page":
+            await send({"type": "http.response.start", "status": 200, "headers": self.said})
+            await send({"type": "http.response.body", "body": b"<script>fetch('/platform/keys')</script>"})
         elif amount == "silent":
             await _gone(receive)
         elif amount in ("stream", "stall"):
@@ -185,6 +191,10 @@ def _platform() -> FastAPI:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.post("/platform/auth/exchange")
+    async def exchange(request: Request) -> dict[str, int]:
+        return {"bytes": len(await request.body())}
+
     @app.post("/platform/workflows/run")
     async def run(request: Request) -> dict[str, int]:
         return {"bytes": len(await request.body())}
@@ -201,7 +211,7 @@ def _platform() -> FastAPI:
 @asynccontextmanager
 async def gateway_stand(
     *, keys: Mapping[str, Principal] | None = None, limits: Limiter | None = None, pace: Pace | None = None,
-    protect: Callable[[Gateway], Any] = lambda gateway: gateway,
+    protect: Callable[[Gateway], Any] = lambda gateway: gateway, relayed: NotesRelayed | None = None,
 ) -> AsyncIterator[Stand]:  # fmt: skip
     """Run a component, a gateway before it, and a client. Without ``keys`` authentication is off."""
     component = Component()
@@ -214,7 +224,7 @@ async def gateway_stand(
         gateway = Gateway(
             platform, OpenAIFace(integrator), integrator, Settings(auth="off" if keys is None else "on"),
             authenticator=None if keys is None else Keys(keys), configuration=lambda: stand.configuration,
-            limits=limits, pace=pace,
+            limits=limits, pace=pace, relayed=relayed,
         )  # fmt: skip
         try:
             async with served(protect(gateway)) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:

@@ -149,7 +149,7 @@ async def _life(process: ComponentProcess, listener: socket.socket, url: str) ->
     try:
         config = uvicorn.Config(
             process.app, lifespan="off", log_config=None, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=_STREAMS_GRACE, timeout_keep_alive=75,
+            timeout_graceful_shutdown=_STREAMS_GRACE, timeout_keep_alive=75, ws="none",
         )  # fmt: skip
         await _Server(config, process, url).serve(sockets=[listener])
     finally:

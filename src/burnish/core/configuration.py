@@ -44,6 +44,17 @@ class Rate(Section):
     burst: int = hot(100, "Requests that may come at once", ge=1)
 
 
+class AnonymousConfiguration(Section):
+    """What is left for requests without a credential: to log in, to read the documentation. Probes are always answered."""
+
+    per_address: Rate = hot(
+        Rate(requests_per_second=20, burst=200), "Limit of each client address; of IPv6, of each /64 network"
+    )
+    max_in_flight: int = hot(100, "Of them, that one process answers at once; they take no other's place", ge=1)
+    max_body_bytes: int = hot(4096, "Largest body", ge=1024)
+    body_seconds: float = hot(5.0, "Longest silence inside a body", gt=0)
+
+
 class GatewayConfiguration(Section):
     """Limits and timeouts of the gateway."""
 
@@ -52,6 +63,7 @@ class GatewayConfiguration(Section):
     per_route: dict[str, Rate] = hot(
         {}, "Limit of each key on one route, by the route's template (`/v1/chat/completions`)"
     )
+    anonymous: AnonymousConfiguration = hot(AnonymousConfiguration(), "Requests without a credential")
     requests_per_day: dict[str, int] = hot({}, "Quota of a project a day (UTC), by project; 0 lifts it")
     max_in_flight: int = hot(
         1000, "Requests that one process answers at once; above it batch requests are refused first", ge=1

@@ -9,15 +9,16 @@ from burnish.core.configuration import Current
 from burnish.core.errors import MalformedRequest, Unavailable
 from burnish.infra import signals
 
-Priority = Literal["control", "interactive", "batch"]
-"""``control`` keeps the platform itself going (health, metrics, heartbeats): it is always let in."""
+Priority = Literal["control", "interactive", "batch", "anonymous"]
+"""``control`` keeps the platform itself going (health, metrics, heartbeats): it is always let in. ``anonymous`` is whoever
+shows no credential: they have places of their own, and take nobody else's."""
 
 PRIORITY_HEADER = "burnish-priority"
 WAIT_SECONDS = 0.5
 """How long an interactive request waits for a place when all are taken: a burst passes in that, an overload does not."""
 _RETRY_SECONDS = 1.0
 
-_PROBES = frozenset({"/health", "/platform/health", "/platform/ready", "/platform/metrics"})
+PROBES = frozenset({"/health", "/platform/health", "/platform/ready", "/platform/metrics"})
 _COMPONENTS = "/platform/components/"
 
 
@@ -39,7 +40,7 @@ def priority_of(method: str, path: str, headers: Mapping[str, str], *, upload: b
     Raises:
         MalformedRequest: the header says something else.
     """
-    if path in _PROBES or (path.startswith(_COMPONENTS) and method not in {"GET", "HEAD"}):
+    if path in PROBES or (path.startswith(_COMPONENTS) and method not in {"GET", "HEAD"}):
         return "control"
     given = headers.get(PRIORITY_HEADER)
     if given is None:
@@ -59,7 +60,7 @@ class Admission:
     def __init__(self, configuration: Current, *, wait: float = WAIT_SECONDS) -> None:
         self._configuration = configuration
         self._wait = wait
-        self._in_flight: dict[Priority, int] = {"control": 0, "interactive": 0, "batch": 0}
+        self._in_flight: dict[Priority, int] = {"control": 0, "interactive": 0, "batch": 0, "anonymous": 0}
         self._gauges = {priority: signals.IN_FLIGHT.labels(priority) for priority in self._in_flight}
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._stopping = False
@@ -123,6 +124,8 @@ class Admission:
         if priority == "control":
             return True
         gateway = self._configuration().gateway
+        if priority == "anonymous":
+            return self._in_flight["anonymous"] < gateway.anonymous.max_in_flight
         if self._waiting or self._taken >= gateway.max_in_flight:
             return False
         share = max(1, int(gateway.max_in_flight * gateway.batch_share))
@@ -131,7 +134,7 @@ class Admission:
     async def _wait_for_place(self, priority: Priority) -> None:
         """Wait in line; :meth:`leave` takes the place on behalf of whom it wakes."""
         limit = self._configuration().gateway.max_in_flight
-        if priority == "batch" or len(self._waiting) >= max(1, limit // 4):
+        if priority != "interactive" or len(self._waiting) >= max(1, limit // 4):
             raise self._overloaded(priority)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
@@ -150,6 +153,11 @@ class Admission:
 
     def _overloaded(self, priority: Priority) -> Overloaded:
         signals.SHED.labels(priority).inc()
+        if priority == "anonymous":
+            return Overloaded(
+                f"this server answers {self._in_flight['anonymous']} requests without a credential, as many as it may",
+                where="gateway.anonymous.max_in_flight", hint="send it again later, or show a key", retry_after=_RETRY_SECONDS,
+            )  # fmt: skip
         return Overloaded(
             f"this server answers {self._taken} requests and has no place for one more of priority {priority}",
             where="gateway.max_in_flight",

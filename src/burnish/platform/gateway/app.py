@@ -14,10 +14,11 @@ from burnish.infra import signals
 from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.logging import bind, bind_only
 from burnish.platform.gateway import cors
-from burnish.platform.gateway.admission import Admission, Stopping, priority_of
+from burnish.platform.gateway.admission import PROBES, Admission, Stopping, priority_of
 from burnish.platform.gateway.checks import (
     LimitedBody,
     Pace,
+    address_of,
     body_of,
     check_once,
     check_origin,
@@ -37,7 +38,7 @@ from burnish.platform.gateway.limits import Limiter, MemoryLimiter
 from burnish.platform.gateway.rates import Rates, headers_of, refusal
 from burnish.platform.gateway.timeouts import Watchdog
 from burnish.platform.identity import ANONYMOUS, LOCAL, Principal
-from burnish.platform.identity.permission import authorize, is_open, permission_relayed
+from burnish.platform.identity.permission import SAFE_METHODS, authorize, is_open, permission_relayed
 from burnish.platform.integrator import Integrator
 from burnish.platform.integrator.relay import ClientGone, relay
 
@@ -55,6 +56,17 @@ class Authenticates(Protocol):
         """
 
 
+class NotesRelayed(Protocol):
+    """Keeps a record of what third parties are asked to change."""
+
+    async def note(self, caller: Principal, component_type: str, route: str, path: str) -> None:
+        """Note a request that is about to be passed on.
+
+        Raises:
+            BurnishError: it cannot be noted, and is not to be passed on.
+        """
+
+
 class Gateway:
     """The outermost ASGI app.
 
@@ -67,12 +79,13 @@ class Gateway:
         configuration: limits and timeouts, asked for at every request.
         limits: where buckets are kept; in this process by default.
         pace: how slowly a body may come.
+        relayed: where changes are noted that a third party is asked for; None: nowhere.
     """
 
     def __init__(
         self, platform_app: ASGIApp, openai: ASGIApp, integrator: Integrator, settings: Settings, *,
         authenticator: Authenticates | None = None, configuration: Current | None = None,
-        limits: Limiter | None = None, pace: Pace | None = None,
+        limits: Limiter | None = None, pace: Pace | None = None, relayed: NotesRelayed | None = None,
     ) -> None:  # fmt: skip
         self._platform = platform_app
         self._openai = openai
@@ -83,6 +96,7 @@ class Gateway:
         self._rates = Rates(limits or MemoryLimiter(), self._configuration)
         self._admission = Admission(self._configuration)
         self._pace = pace or Pace()
+        self._relayed = relayed
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request; the lifespan is the platform app's."""
@@ -148,10 +162,13 @@ class Gateway:
         component = None if exchange.is_openai else self._integrator.route_of(exchange.path)
         upload = is_upload(exchange.path, exchange.headers, component is not None)
         priority = priority_of(exchange.method, exchange.path, exchange.headers, upload=upload)
+        anonymous = caller is ANONYMOUS
+        if anonymous and priority != "control":
+            priority = "anonymous"
         exchange.priority = priority
         await self._admission.enter(priority)
         try:
-            exchange.body = body_of(receive, exchange.headers, gateway, upload=upload)
+            exchange.body = body_of(receive, exchange.headers, gateway, upload=upload, anonymous=anonymous)
             exchange.response_limit = gateway.max_response_bytes
             await self._in_time(exchange, caller, exchange.body, gateway, component, upload)
         finally:
@@ -168,9 +185,12 @@ class Gateway:
         return await self._authenticator.authenticate(headers, method=exchange.method)
 
     async def _within_limits(self, exchange: Exchange, caller: Principal) -> None:
-        if caller is ANONYMOUS:
+        if caller is not ANONYMOUS:
+            verdict = await self._rates.check(caller, exchange.path)
+        elif exchange.path not in PROBES:
+            verdict = await self._rates.check_address(address_of(exchange.scope.get("client"), exchange.headers))
+        else:
             return
-        verdict = await self._rates.check(caller, exchange.path)
         if verdict is None:
             return
         exchange.added += headers_of(verdict)
@@ -185,7 +205,8 @@ class Gateway:
         """Have it answered, and ended when it no longer moves."""
         waits = patience_of(exchange.headers)
         lateness = _Lateness(exchange, at_once=component is None and not exchange.is_openai)
-        watchdog = Watchdog(exchange, gateway, self._pace, waits, lateness.call, upload=upload)
+        pace = self._pace_of(caller, gateway)
+        watchdog = Watchdog(exchange, gateway, pace, waits, lateness.call, upload=upload)
         try:
             await self._route(exchange, caller, body, component, None if waits is None else time.time() + waits)
         except asyncio.CancelledError:
@@ -198,6 +219,12 @@ class Gateway:
             if lateness.answering is not None:
                 await lateness.answering
 
+    def _pace_of(self, caller: Principal, gateway: GatewayConfiguration) -> Pace:
+        if caller is not ANONYMOUS:
+            return self._pace
+        seconds = min(gateway.anonymous.body_seconds, self._pace.silence)
+        return Pace(seconds, min(seconds, self._pace.grace), self._pace.rate)
+
     async def _route(
         self, exchange: Exchange, caller: Principal, body: LimitedBody, component: str | None, deadline: float | None
     ) -> None:
@@ -208,6 +235,9 @@ class Gateway:
             exchange.route = component_route(exchange.path)
             if (needed := permission_relayed(component, exchange.method)) is not None:
                 authorize(caller, needed)
+                if self._relayed is not None and exchange.method not in SAFE_METHODS:
+                    said = f"{exchange.method} {exchange.route}"
+                    await self._relayed.note(caller, component, said, exchange.path)
             send = partial(self._integrator.send, component, principal=caller)
             await relay(send, exchange.inner_scope(outward=True, deadline=deadline), body, exchange.send)
         else:

@@ -42,6 +42,25 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def address_of(client: tuple[str, int] | None, headers: Mapping[str, str]) -> str:
+    """Return where a request comes from: its address, or the one that a proxy on this machine says it had it from.
+
+    Of an IPv6 address, the /64 network: whoever has one address of it has them all.
+    """
+    host = client[0] if client is not None else ""
+    if is_loopback(host):
+        host = headers.get("x-forwarded-for", "").rpartition(",")[2].strip() or host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address), 64), strict=False))
+    return str(address)
+
+
 def check_origin(headers: Mapping[str, str]) -> None:
     """While authentication is off: only this machine's own programs and pages may ask.
 
@@ -217,14 +236,17 @@ class LimitedBody:
 
 
 def body_of(
-    receive: Receive, headers: Mapping[str, str], gateway: GatewayConfiguration, *, upload: bool
-) -> LimitedBody:
+    receive: Receive, headers: Mapping[str, str], gateway: GatewayConfiguration, *, upload: bool, anonymous: bool
+) -> LimitedBody:  # fmt: skip
     """Return the body with the limit of its kind.
 
     Raises:
         TooLarge: it says that it is larger.
         MalformedRequest: its length is no number.
     """
+    if anonymous:
+        limit = min(gateway.anonymous.max_body_bytes, gateway.max_body_bytes)
+        return LimitedBody(receive, headers, limit, "gateway.anonymous.max_body_bytes")
     if upload:
         return LimitedBody(receive, headers, gateway.max_upload_bytes, "gateway.max_upload_bytes")
     return LimitedBody(receive, headers, gateway.max_body_bytes, "gateway.max_body_bytes")

@@ -42,6 +42,12 @@ class Rates:
             buckets = self._plan(caller, route, configuration)
         return await self._limiter.take(buckets) if buckets else None
 
+    async def check_address(self, address: str) -> Verdict | None:
+        """Count a request without a credential, by where it comes from."""
+        rate = self._configuration().gateway.anonymous.per_address
+        bucket = _bucket("gateway.anonymous.per_address", address, rate)
+        return await self._limiter.take((bucket,)) if bucket is not None else None
+
     def _follow(self, configuration: Configuration) -> None:
         self._of = configuration
         self._plans = {}

@@ -27,7 +27,7 @@ _OPEN_PATHS = frozenset(
 _OPEN_PREFIXES = ("/docs/", "/api/assets/")
 _LOG_IN = ("POST", "/platform/auth/session")
 """To log in nobody needs a credential; to see or end the session, which are other methods of this path, one does."""
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_open(path: str, method: str) -> bool:
@@ -138,7 +138,7 @@ def permission_relayed(component_type: str, method: str) -> str | None:
     """
     if component_type in COMPONENT_TYPES:
         return None
-    return "workflow:read" if method in _SAFE_METHODS else "workflow:run"
+    return "workflow:read" if method in SAFE_METHODS else "workflow:run"
 
 
 def permission_of(route: Any) -> str | None:
@@ -172,7 +172,7 @@ def document_permissions(app: FastAPI) -> None:
 
 
 def _note(caller: Principal, permission: str, request: Request) -> None:
-    if request.method in _SAFE_METHODS:
+    if request.method in SAFE_METHODS:
         audit.nothing_to_note()
     else:
         audit.begin(caller, permission, request)

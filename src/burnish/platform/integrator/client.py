@@ -54,7 +54,7 @@ class Integrator:
         self._probing = probing
         rules = self._rules
         self._judge = Judge(rules)
-        self._own = OwnInstances(database, settings, rules, self._judge)
+        self._own = OwnInstances(database, settings, rules, self._judge, tokens)
         self._evidence = Evidence(database, rules)
         self._routing = Routing(rules, on_suspicion=self._evidence.suspect)
         self._ways = Ways(lambda: self._rules().allowed_networks)
@@ -63,7 +63,7 @@ class Integrator:
         self._calls = Calls(
             lambda: self._following.directory, lambda: self._own.transports, self._routing, self._ways, rules
         )
-        self._prober = Prober(database, self._ways.to, rules, self._judge, self._following.taken)
+        self._prober = Prober(database, self._ways.to, rules, self._judge, tokens, self._following.taken)
         self._following.on_read.append(self._prober.keep_only)
         self._discovery = Discovery(database, rules, self._ways.to, resolver=resolver)
         self._reconciler: Reconciler | None = None

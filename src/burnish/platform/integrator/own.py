@@ -18,11 +18,12 @@ from burnish.core.states import InstanceState
 from burnish.infra.asgi import ASGIApp
 from burnish.infra.database import Database
 from burnish.infra.http import AsgiTransport
+from burnish.platform.identity import CallerTokens
 from burnish.platform.integrator import service, store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.identity import InstanceNumber, embedded_id
 from burnish.platform.integrator.judging import SUPERVISOR, Judge, Look
-from burnish.platform.integrator.probing import check_description, get
+from burnish.platform.integrator.probing import check_description, get_health
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class OwnInstances:
     settings: Settings
     configuration: Callable[[], IntegratorConfiguration]
     judge: Judge
+    tokens: CallerTokens
     transports: dict[str, AsgiTransport] = field(default_factory=dict)
     """The way to each, by component_id."""
     _own: list[_Own] = field(default_factory=list)
@@ -137,7 +139,9 @@ class OwnInstances:
 
     async def _look(self, own: _Own) -> Look:
         try:
-            health = await get(self.transports[own.component_id], "/health", Health, _ANSWER_SECONDS)
+            health = await get_health(
+                self.transports[own.component_id], self.tokens, own.component_type, _ANSWER_SECONDS
+            )
         except BurnishError as error:
             return Look(Sight.BROKEN, error.message)
         return Look(Sight.OK if health.status == "ok" else Sight.DEGRADED, None, own.description, health)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,12 +16,13 @@ from pydantic import BaseModel, ValidationError
 from burnish.core.configuration import IntegratorConfiguration
 from burnish.core.errors import BurnishError, DeadlineExceeded, Forbidden, InvalidRequest, Unavailable, UpstreamFailed
 from burnish.core.offers import check_offer
-from burnish.core.protocol import PROTOCOL_VERSION, Description, Health
+from burnish.core.protocol import CALLER_HEADER, PROTOCOL_VERSION, Description, Health
 from burnish.infra import signals
 from burnish.infra.database import Database
 from burnish.infra.http import Request, Response, Transport, Unreachable
 from burnish.infra.problems import error_from_problem
 from burnish.infra.reconcile import Turn
+from burnish.platform.identity import CallerTokens, Principal
 from burnish.platform.integrator import network, service, store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.judging import Judge, Look
@@ -35,6 +37,8 @@ _LATE_LEASES = 2.0
 """A late answer is waited for as long as so many leases."""
 _LIMIT = 4 << 20
 
+_PROBER = Principal("platform", project_id="")
+"""Who asks for an instance's health: known to be the platform, and allowed nothing."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -100,13 +104,26 @@ def unfit(
     return None
 
 
-async def get(transport: Transport, path: str, model: type[_Model], timeout: float) -> _Model:
+async def get_health(
+    transport: Transport, tokens: CallerTokens, component_type: str, timeout: float, path: str = "/health"
+) -> Health:  # fmt: skip
+    """Return an instance's health as the platform is told it, which it shows that it is.
+
+    Raises:
+        BurnishError: it does not answer, or not that.
+    """
+    return await get(transport, path, Health, timeout, {CALLER_HEADER: tokens.sign(_PROBER, component_type)})
+
+
+async def get(
+    transport: Transport, path: str, model: type[_Model], timeout: float, headers: Mapping[str, str] = MappingProxyType({})
+) -> _Model:  # fmt: skip
     """Return what an instance answers at ``path``.
 
     Raises:
         BurnishError: it does not answer, or not that.
     """
-    request = Request("GET", path, {"accept": "application/json"}, deadline=time.time() + timeout)
+    request = Request("GET", path, {"accept": "application/json", **headers}, deadline=time.time() + timeout)
     async with transport.send(request) as response:
         document = await read_json(response, path, _LIMIT)
     try:
@@ -130,13 +147,14 @@ class Prober:
 
     def __init__(
         self, database: Database, transport: Callable[[str, str], Transport],
-        settings: Callable[[], IntegratorConfiguration], judge: Judge,
+        settings: Callable[[], IntegratorConfiguration], judge: Judge, tokens: CallerTokens,
         taken: Callable[[str], Mapping[str, str]] = lambda component_type: {},
     ) -> None:  # fmt: skip
         self._database = database
         self._transport = transport
         self._settings = settings
         self._judge = judge
+        self._tokens = tokens
         self._taken = taken
         self._late: dict[str, _Probe] = {}
         self._renewals: set[asyncio.Task[None]] = set()
@@ -245,7 +263,7 @@ class Prober:
                     return Look(Sight.UNFIT, problem, description)
                 self._described[row.component_id] = (row.generation, time.monotonic())
             health_transport, path = self._health(row, endpoint, transport)
-            health = await get(health_transport, path, Health, seconds)
+            health = await get_health(health_transport, self._tokens, row.component_type, seconds, path)
         except BurnishError as error:
             return Look(_sight_of(error), error.message)
         return Look(Sight.OK if health.status == "ok" else Sight.DEGRADED, None, description, health)

@@ -1,7 +1,7 @@
 """Passes one request of a client to a component and the answer back, both as streams."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -16,6 +16,16 @@ _BUFFERED_BYTES = 1 << 20
 DEADLINE_KEY = "burnish.deadline"
 """In a scope: unix time after which the client does not wait for the answer, or None."""
 
+_NOT_ITS_OWN = frozenset(
+    {
+        "set-cookie", "set-cookie2", "clear-site-data", "service-worker-allowed", "strict-transport-security", "alt-svc",
+        "nel", "report-to", "reporting-endpoints", "x-content-type-options", "content-security-policy",
+        "content-security-policy-report-only",
+    }
+)  # fmt: skip
+"""What an answer says about the whole origin, which is the platform's and not its component's; nor may it loosen ours."""
+_SANDBOX = (b"content-security-policy", b"sandbox; default-src 'none'")
+"""A page that a component answers with runs no script, and is of no origin: a browser would take it for one of ours."""
 _WATCH_AFTER_SECONDS = 0.02
 """Most answers are there before; only then somebody has to watch whether the client still is."""
 
@@ -68,11 +78,20 @@ async def relay(
 
 async def _pass(call: Callable[[Request], AbstractAsyncContextManager[Response]], request: Request, send: Send) -> None:
     async with call(request) as response:
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+        headers = _of_an_answer(response.headers)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         async for chunk in response.chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _of_an_answer(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a component's answer as a client gets them."""
+    return [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in headers.items()
+        if name not in _NOT_ITS_OWN and not name.startswith("access-control-")
+    ] + [_SANDBOX]
 
 
 class _Watch:

@@ -46,7 +46,7 @@ from burnish.infra.home import require_disk
 from burnish.infra.logging import bound, trace_id_of
 from burnish.infra.problems import problem_body, problems
 from burnish.infra.storable import storable
-from burnish.platform.identity import Principal
+from burnish.platform.identity import ANONYMOUS, Principal, audit
 from burnish.platform.identity.permission import anyone, document_permissions, requires_unlogged
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.jobs import service
@@ -64,7 +64,7 @@ _OPEN_PATHS = frozenset({"/health", "/describe"})
 Warm = Callable[[], Awaitable[tuple[str, ...]]]
 Caller = Annotated[Principal, Depends(requires_unlogged("component:work"))]
 """Burnish's own processes: what they ask for was noted where somebody asked it of the platform."""
-_OPEN = [Depends(anyone())]
+_OPEN = Depends(anyone())
 JobId = Annotated[
     str, Path(min_length=1, max_length=100, pattern=_ID_PATTERN, description="The id that the caller gave")
 ]  # fmt: skip
@@ -136,16 +136,22 @@ class _CallerCheck:
         self._tokens = runtime.tokens
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS | {"/openapi.json"}:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000, "reason": "there are no websockets here"})
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         token = headers.get(CALLER_HEADER.encode(), b"").decode("latin-1")
         trace = trace_id_of(headers.get(TRACE_HEADER.encode(), b"").decode("latin-1"))
+        if scope["path"] in _OPEN_PATHS:
+            await self._app({**scope, SCOPE_KEY: self._caller_if_known(token)}, receive, send)
+            return
         try:
             if not token:
                 raise Unauthenticated("the request carries no caller token", hint="call through the gateway")
-            principal = scope[SCOPE_KEY] = self._tokens.verify(token, self._component_type)
+            principal = scope[SCOPE_KEY] = self._verified(token)
             if is_protocol(scope["path"]):
                 check_request(headers)
                 receive = limited(receive)
@@ -155,6 +161,22 @@ class _CallerCheck:
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:100] or None
         with bound(trace_id=trace, project_id=principal.project_id, request_id=request_id):
             await self._app(scope, receive, send)
+
+    def _caller_if_known(self, token: str) -> Principal:
+        """Return who asks an open route: somebody whose token is not believed is nobody, and answered all the same."""
+        try:
+            return self._tokens.verify(token, self._component_type) if token else ANONYMOUS
+        except BurnishError:
+            return ANONYMOUS
+
+    def _verified(self, token: str) -> Principal:
+        try:
+            return self._tokens.verify(token, self._component_type)
+        except Unauthenticated as error:
+            audit.failed_login(
+                "a caller token", {"component_type": self._component_type, "reason": error.message[:200]}
+            )
+            raise
 
 
 def _protocol(description: Description, kinds: Mapping[str, Kind], runtime: JobRuntime, warm: Warm | None) -> APIRouter:
@@ -168,10 +190,11 @@ def _protocol(description: Description, kinds: Mapping[str, Kind], runtime: JobR
 
 
 def _about(router: APIRouter, description: Description, runtime: JobRuntime, warm: Warm | None) -> None:
-    @router.get("/health", summary="Liveness and load", responses=problems(503), dependencies=_OPEN)
-    async def health() -> Health:
+    @router.get("/health", summary="Liveness and load", responses=problems(503))
+    async def health(caller: Annotated[Principal, _OPEN]) -> Health:
         """Say that the component lives, how much it has to do, what its queue waits for, and what it has loaded.
 
+        Whoever shows no caller token learns its status alone: the rest names other people's models and jobs.
         Without its database it lives all the same, degraded: what is loaded goes on serving.
         """
         loaded: tuple[str, ...] = ()
@@ -181,9 +204,11 @@ def _about(router: APIRouter, description: Description, runtime: JobRuntime, war
                 found = await service.health(session, description.component_type, runtime.settings.node)
         except Unavailable as error:
             found = Health(status="degraded", waiting_for=error.message)
+        if caller == ANONYMOUS:
+            return Health(status=found.status)
         return found.model_copy(update={"warm": loaded})
 
-    @router.get("/describe", summary="What the component is and offers", dependencies=_OPEN)
+    @router.get("/describe", summary="What the component is and offers", dependencies=[_OPEN])
     async def describe_component() -> Description:
         """Give type, version, protocol version, and each job kind with the JSON Schemas of its spec and result."""
         return description

@@ -1,12 +1,13 @@
 """A process's own components at ``/components/{component_type}/...``, where other processes call them.
 
 Nothing of the gateway stands before them: each checks the caller's token itself. So what comes in here is held to the
-gateway's other rules: no NUL in a URL, no body beyond an upload's limit, a typed answer to every failure.
+gateway's other rules: no NUL in a URL, no body beyond an upload's limit, a typed answer to every failure, and while
+authentication is off no page of another site.
 """
 
 import logging
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
@@ -27,9 +28,14 @@ _PATH = re.compile(r"/components/([a-z][a-z0-9_]*)(/.*)?", re.DOTALL)
 class MountedComponents:
     """The ASGI app below :data:`PREFIX`."""
 
-    def __init__(self, components: Mapping[str, ASGIApp], configuration: Current) -> None:
+    def __init__(
+        self, components: Mapping[str, ASGIApp], configuration: Current,
+        check: Callable[[Mapping[str, str]], None] = lambda headers: None,
+    ) -> None:  # fmt: skip
+        """``check`` raises if the headers (names in lower case) are not fit for an answer."""
         self._components = components
         self._configuration = configuration
+        self._check = check
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request. A failure after the answer began is raised: the server breaks the connection."""
@@ -41,6 +47,7 @@ class MountedComponents:
             await send(message)
 
         try:
+            self._check({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
             app, inner = self._find(scope)
             await app(inner, _limited(receive, self._configuration().gateway.max_upload_bytes), noted)
         except BurnishError as error:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from burnish.infra import signals
-from burnish.platform.gateway.checks import Pace
+from burnish.platform.gateway.checks import Pace, address_of
 from burnish.platform.identity import Principal
 from tests.support.gateway import Stand, gateway_stand
 
@@ -82,6 +82,26 @@ async def test_what_a_client_claims_never_passes(stand: Stand) -> None:
         assert not leaked, got
 
 
+async def test_a_components_page_is_no_page_of_ours(stand: Stand) -> None:
+    """Breaks with: script of a third party in our origin, a cookie or a rule of its own for the origin."""
+    stand.configure(cors_origins=["https://console.example.org"])
+    kept = [(b"content-type", b"text/html"), (b"etag", b'"1"'), (b"cache-control", b"no-store")]
+    stand.component.said = [
+        *kept, (b"Set-Cookie", b"burnish_session=theirs; Path=/"), (b"clear-site-data", b'"*"'),
+        (b"service-worker-allowed", b"/"), (b"access-control-allow-origin", b"*"),
+        (b"access-control-allow-credentials", b"true"), (b"content-security-policy", b"default-src *"),
+        (b"content-security-policy-report-only", b"default-src *"), (b"x-content-type-options", b"sniff"),
+        (b"strict-transport-security", b"max-age=99999999"),
+    ]  # fmt: skip
+    for method, path in (("GET", "/platform/datasets/x/page"), ("HEAD", "/platform/datasets/x/page")):
+        answer = await stand.client.request(method, path, headers=ONE)
+        assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert all(answer.headers[name.decode()] == value.decode() for name, value in kept)
+        bad = ("set-cookie", "clear-site", "service-worker", "access-control", "report-only", "strict")
+        assert not [name for name in answer.headers if name.startswith(bad) or name.endswith(bad)]
+
+
 async def test_the_model_in_a_body_chooses_the_instance(stand: Stand) -> None:
     await stand.client.post("/v1/chat/completions", headers=ONE, json={"messages": [], "model": "sentiment"})
     await stand.client.post("/v1/chat/completions", headers=ONE, content=b"no json at all")
@@ -143,6 +163,70 @@ async def test_when_full_batch_goes_first(stand: Stand) -> None:
         assert wrong.status_code == 400
         stand.configure(max_in_flight=10)
     assert first.result().status_code == 200
+
+
+LOGIN = "/platform/auth/exchange"
+
+
+async def idle_posts(stand: Stand, count: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Begin requests to log in whose bodies never come."""
+    found = []
+    head = f"POST {LOGIN} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{{"
+    for _ in range(count):
+        found.append(await asyncio.open_connection("127.0.0.1", stand.port))
+        found[-1][1].write(head.encode())
+    return found
+
+
+async def test_without_a_credential_nobody_takes_anothers_place(stand: Stand) -> None:
+    """Breaks with: idle requests to open routes that leave no place to whoever has a key."""
+    stand.configure(max_in_flight=3, anonymous={"max_in_flight": 2, "body_seconds": 0.3})
+    idle = await idle_posts(stand, 5)
+    try:
+        await until(lambda: stand.gateway._admission.in_flight == 2)
+        for _ in range(3):
+            assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200
+            assert (await stand.client.get("/platform/health")).status_code == 200, "probes are always answered"
+        refused = await stand.client.post(LOGIN, content=b"{}")
+        assert (refused.status_code, refused.json()["where"]) == (503, "gateway.anonymous.max_in_flight")
+        began = time.monotonic()
+        answers = [(await asyncio.wait_for(reader.readline(), 3)).split()[1] for reader, _ in idle]
+        assert sorted(answers) == [b"408", b"408", b"503", b"503", b"503"]
+        assert time.monotonic() - began < 2
+        assert (await stand.client.post(LOGIN, content=b"{}")).json() == {"bytes": 2}
+    finally:
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_without_a_credential_a_body_is_small(stand: Stand) -> None:
+    assert (await stand.client.post(LOGIN, content=b"x" * 4096)).json() == {"bytes": 4096}
+    refused = await stand.client.post(LOGIN, content=b"x" * 4097)
+    assert (refused.status_code, "gateway.anonymous.max_body_bytes" in refused.json()["hint"]) == (413, True)
+    assert (await stand.client.post(LOGIN, content=b"x" * 9000, headers=ONE)).json() == {"bytes": 9000}
+
+
+async def test_without_a_credential_an_address_has_a_rate(stand: Stand) -> None:
+    """Behind a proxy on this machine it is the address that the proxy saw, and no other that its client claims."""
+    stand.configure(anonymous={"per_address": {"requests_per_second": 0.01, "burst": 2}})
+    hosts = ["10.0.0.1", "9.9.9.9, 10.0.0.1", "8.8.8.8,10.0.0.1", "10.0.0.2", *(f"2001:db8::{n}" for n in (1, 2, 3))]
+    found = [(await stand.client.post(LOGIN, headers={"x-forwarded-for": one})).status_code for one in hosts]
+    assert found == [200, 200, 429, 200, 200, 200, 429]
+    refused = await stand.client.post(LOGIN, headers={"x-forwarded-for": "10.0.0.1"})
+    assert refused.json()["where"] == "gateway.anonymous.per_address"
+    for _ in range(3):
+        assert (await stand.client.get("/platform/health")).status_code == 200
+        assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200
+
+
+def test_addresses() -> None:
+    proxied = {"x-forwarded-for": "10.0.0.1"}
+    assert address_of(("192.0.2.1", 1), proxied) == "192.0.2.1", "only a proxy on this machine is believed"
+    assert address_of(("::ffff:192.0.2.1", 1), {}) == "192.0.2.1"
+    assert address_of(("2001:db8::9", 1), {}) == "2001:db8::/64"
+    assert address_of(("127.0.0.1", 1), {}) == "127.0.0.1"
+    assert address_of(("127.0.0.1", 1), {"x-forwarded-for": "x" * 9000}) == "unknown"
+    assert address_of(None, proxied) == "unknown"
 
 
 async def slowly(stand: Stand, places: int) -> AsyncIterator[bytes]:
