@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from burnish.core.configuration import defaults
+from burnish.core.protocol import CALLER_HEADER
 from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.event_log import EventLog
 from burnish.infra.http import AsgiTransport, Request
-from burnish.platform.identity import LOCAL
+from burnish.platform.identity import LOCAL, CallerTokens, audit
 from burnish.platform.identity.principal import SCOPE_KEY
+from burnish.platform.identity.refusals import Refusals
 from burnish.platform.integrator.api import router as components_router
 from burnish.platform.jobs.api import router as jobs_router
 from burnish.platform.jobs.component_app import component_app, install_problems
+from burnish.platform.jobs.mounting import MountedComponents
 from tests.support.asgi_server import served
 from tests.support.jobs_bench import ROOT, Bench
 from tests.support.jobs_kinds import KINDS
@@ -86,6 +90,25 @@ async def test_jobs_are_listed_page_by_page_and_their_logs_read(bench: Bench) ->
     assert (status, problem["code"]) == (404, "not_found")
     status, problem = await get(app, "/platform/jobs?state=odd")
     assert (status, problem["problems"][0]["where"]) == (422, "query.state.0")
+
+
+async def test_forged_caller_tokens_leave_an_entry_of_a_failed_login(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a component that refuses them and says so to nobody. Bounded: of however many, one a minute."""
+    monkeypatch.setattr(audit, "REFUSALS", Refusals())
+    app = MountedComponents({"fine_tuning": component_app("fine_tuning", KINDS, bench.runtime)}, defaults)
+    wrong = ["nonsense", CallerTokens(b"f" * 32).sign(LOCAL.acting(), "fine_tuning")]
+    wrong += [bench.runtime.tokens.sign(LOCAL.acting(), "evaluation")] * 50
+    for token in wrong:
+        asked = Request("GET", "/components/fine_tuning/jobs/job_x", {CALLER_HEADER: token})
+        async with AsgiTransport(app).send(asked) as response:
+            assert response.status == 401
+    found, dropped = audit.REFUSALS.take()
+    assert [(one.actor, one.action, one.times, one.stranger) for one in found] == [
+        ("a caller token", "login:failed", 52, True)
+    ]
+    assert dropped == 0
 
 
 @pytest.mark.parametrize("which", ["platform", "component"])
