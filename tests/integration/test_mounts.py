@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import WebSocket
 from pydantic import SecretStr
 
 from burnish.app import Edge
@@ -99,7 +100,7 @@ async def test_no_websocket_gets_past_the_caller_check(tmp_path: Path) -> None:
         app: Any = edge._components._components["evaluation"]
         opened = []
 
-        async def secret(socket: Any) -> None:
+        async def secret(socket: WebSocket) -> None:
             opened.append(socket)
 
         app.add_api_websocket_route("/secret", secret)
