@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,7 @@ from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from tests.support.balancer import Balancer
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, free_port
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
 from tests.support.server import Answered, Server, wait_for
@@ -228,12 +227,8 @@ def answers(server: Server, model: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that are free at the moment, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Return ports of 127.0.0.1 that are free, all different."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)

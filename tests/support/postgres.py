@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -50,11 +51,12 @@ _GUARD = 'cat >/dev/null; kill -INT "$1"; while kill -0 "$1" 2>/dev/null; do sle
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 that is free, and that the kernel gives to nobody else before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # below those that connections are given
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class PostgresServer:

@@ -133,8 +133,9 @@ def _keeping(routes: APIRouter, database: Database, configuration: Current) -> N
     async def deregister_component(
         component_id: ComponentId, caller: Registrar,
         generation: Annotated[
-            int | None, Header(alias=GENERATION_HEADER, ge=0, le=2**31 - 1, description="Refuse if it is a later one's")
-        ] = None,
+            int,
+            Header(alias=GENERATION_HEADER, ge=0, le=2**31 - 1, description="Refuse if it is a later one's; 0: never"),
+        ] = 0,
     ) -> Response:  # fmt: skip
         """Forget an instance: it gets no more calls at once, and is gone once those that run have had their time.
 
@@ -143,5 +144,5 @@ def _keeping(routes: APIRouter, database: Database, configuration: Current) -> N
         """
         check_credential(caller, component_id)
         async with database.write() as session:
-            await service.deregister(session, component_id, generation)
+            await service.deregister(session, component_id, generation or None)
         return Response(status_code=204)
