@@ -111,7 +111,8 @@ async def test_forged_caller_tokens_leave_an_entry_of_a_failed_login(
     assert dropped == 0
 
 
-@pytest.mark.parametrize("which", ["platform", "component"])
+# The platform's own routes are in test_whole_api.py, too, on a real server.
+@pytest.mark.parametrize("which", [pytest.param("platform", marks=pytest.mark.full), "component"])
 async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: str, tmp_path: Path) -> None:
     tolerated: list[str] = []
     if which == "platform":

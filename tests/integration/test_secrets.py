@@ -365,7 +365,10 @@ def cli(server: Server, *arguments: str, stdin: str = "") -> bytes:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("dialect", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.mark.parametrize(
+    "dialect",
+    [pytest.param("sqlite", marks=pytest.mark.full), pytest.param("postgresql", marks=pytest.mark.postgres)],
+)
 def test_a_planted_secret_is_found_nowhere(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Breaks with: a value in an argument, a log line, an answer, an event, a job's environment, a row."""
     postgres_server: PostgresServer | None = None

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import Counter, Histogram
 
@@ -23,6 +24,7 @@ from burnish.platform.integrator.ways import Way, Ways
 _MOST_TRIES = 4
 _PATIENCE_FACTOR = 4.0
 """An instance is given up for another after so many times its latency, and no sooner than a late health check."""
+_LOOK_SECONDS = 0.1
 _FAILED = frozenset({500, 502, 503, 504})
 _NONE = OfType()
 
@@ -64,7 +66,8 @@ class Calls:
                     transport, way = self._way(made.instance)
                     patience = self._patience(made, tried, request, body) if repeatable else None
                     sending = transport.send(request)
-                    response = await _answer(sending, patience, made.instance)
+                    is_worth_it = partial(self._is_worth_it, made, tried)
+                    response = await _answer(sending, patience, is_worth_it, made.instance)
                 except (Unreachable, GivenUp, DeadlineExceeded) as error:
                     self._learn(made, error)
                     if not self._goes_on(made, error, tried, body, repeatable=repeatable):
@@ -140,6 +143,9 @@ class Calls:
             return patience
         return min(patience, max(0.0, request.deadline - time.time()) / 2)
 
+    def _is_worth_it(self, made: Try, tried: frozenset[str]) -> bool:
+        return self.routing.is_worth_a_retry(made.of_type, tried, time.monotonic())
+
     def _others(self, made: Try, tried: frozenset[str]) -> bool:
         usable = len(made.of_type.healthy) + len(made.of_type.degraded)
         return usable > len(tried)
@@ -185,18 +191,34 @@ class Calls:
 
 
 async def _answer(
-    sending: AbstractAsyncContextManager[Response], patience: float | None, instance: Instance
+    sending: AbstractAsyncContextManager[Response],
+    patience: float | None,
+    is_worth_it: Callable[[], bool],
+    instance: Instance,
 ) -> Response:
-    """Wait until the answer begins.
+    """Wait until the answer begins; each ``patience`` seconds, see whether it is worth it to ask another instead.
 
     Raises:
-        GivenUp: not within ``patience`` seconds; the request was broken off.
+        GivenUp: not in time; the request was broken off.
     """
     if patience is None:
         return await sending.__aenter__()
     try:
-        async with asyncio.timeout(patience):
-            return await sending.__aenter__()
+        async with asyncio.timeout(None) as limit:
+            loop = asyncio.get_running_loop()
+            waking = loop.call_later(patience, lambda: look())
+
+            def look() -> None:
+                nonlocal waking
+                if is_worth_it():
+                    limit.reschedule(loop.time())
+                else:
+                    waking = loop.call_later(max(patience, _LOOK_SECONDS), look)
+
+            try:
+                return await sending.__aenter__()
+            finally:
+                waking.cancel()
     except TimeoutError as error:
         raise GivenUp(
             f"{instance.component_id} has not answered within {patience:.1f} s", where=instance.component_id,

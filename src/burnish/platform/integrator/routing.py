@@ -258,15 +258,24 @@ class Routing:
             latencies.pop(next(iter(latencies)))
         latencies[made.call] = PeakLatency(seconds, now)
 
+    def has_retry(self, component_type: str, now: float) -> bool:
+        """Tell whether the budget has a retry left."""
+        ratio = self._settings().retry_budget_ratio
+        requests, retries = self._budget(component_type).totals(now)
+        return ratio > 0 and retries < max(_FREE_RETRIES, ratio * requests)
+
     def may_retry(self, component_type: str, now: float) -> bool:
         """Take a retry from the budget; False if it is used up."""
-        ratio = self._settings().retry_budget_ratio
-        budget = self._budget(component_type)
-        requests, retries = budget.totals(now)
-        if ratio == 0 or retries >= max(_FREE_RETRIES, ratio * requests):
+        if not self.has_retry(component_type, now):
             return False
-        budget.add(now, 0, 1)
+        self._budget(component_type).add(now, 0, 1)
         return True
+
+    def is_worth_a_retry(self, of_type: OfType, tried: Set[str], now: float) -> bool:
+        """Tell whether giving up an instance that is slow leads to another: one that takes calls, within the budget."""
+        usable = [one for one in (*of_type.healthy, *of_type.degraded) if one.component_id not in tried]
+        takes = any(self.record(one.component_id).takes_calls(now) for one in usable)
+        return takes and self.has_retry(usable[0].component_type, now)
 
     def latency(self, component_id: str, now: float) -> float | None:
         """Return the latency of the slowest class of calls to an instance, None if none was called lately."""

@@ -114,6 +114,23 @@ def test_giving_up_makes_it_dear_and_closes_no_door() -> None:
     assert set(bench.suspects) == {"a"}
 
 
+def test_a_slow_one_is_given_up_only_for_one_that_takes_calls_and_within_the_budget() -> None:
+    bench = Bench()
+
+    def is_worth_it() -> bool:
+        return bench.routing.is_worth_a_retry(bench.found, {"a"}, bench.now)
+
+    bench.begin("a")
+    assert is_worth_it()
+    bench.refuse("b")
+    assert not is_worth_it(), "the other is known to be away"
+    bench.now += 5
+    assert is_worth_it(), "it may be back"
+    while bench.routing.may_retry("evaluation", bench.now):
+        pass
+    assert not is_worth_it(), "there is no retry left: better late than never"
+
+
 def test_an_answer_that_does_not_come_counts_while_it_is_waited_for() -> None:
     bench = Bench()
     for name in "ab":

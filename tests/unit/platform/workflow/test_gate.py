@@ -235,7 +235,7 @@ def simulated(chance: random.Random, n: int, accuracies: dict[str, float], samen
     return found
 
 
-@pytest.mark.parametrize("production", [False, True])
+@pytest.mark.parametrize("production", [pytest.param(False, marks=pytest.mark.full), True])
 def test_equal_models_are_promoted_at_most_once_in_twenty(production: bool) -> None:
     rules, chance = shipped_rules(), random.Random(1)
     promoted = 0
@@ -248,7 +248,7 @@ def test_equal_models_are_promoted_at_most_once_in_twenty(production: bool) -> N
     assert promoted <= 50, f"{promoted} of 1,000 equal models were promoted"
 
 
-@pytest.mark.parametrize("production", [False, True])
+@pytest.mark.parametrize("production", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_ten_points_better_is_promoted_four_times_in_five(production: bool) -> None:
     rules, chance = shipped_rules(), random.Random(2)
     promoted = 0
