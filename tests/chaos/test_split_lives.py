@@ -30,6 +30,7 @@ def fleet(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Fleet]:
             made.end()
 
 
+@pytest.mark.full  # in short, test_split.py runs the workflow, and test_split_faults.py kills each process under load
 def test_the_demo_workflow_survives_the_death_of_every_process(
     fleet: Fleet, material: Material, reference: Reference, note: Callable[[str], None]
 ) -> None:

@@ -136,6 +136,7 @@ def test_what_the_report_prints_works_as_it_is_typed(demo: Demo, second: tuple[s
     assert NAME in shown[2]
 
 
+@pytest.mark.full  # in short, test_workflow_promotion.py rejects, and the CLI's tests see its exit status
 def test_the_demo_of_a_training_that_does_nothing_is_rejected(demo: Demo, second: tuple[str, float]) -> None:
     """Its exit status tells; what is in production stays there.
 

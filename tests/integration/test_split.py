@@ -92,7 +92,6 @@ def test_every_instance_is_listed_by_either_platform(split: Split) -> None:
     assert len(nodes) == 2, "two homes are two nodes"
 
 
-@pytest.mark.full  # in short, tests/chaos/test_split_lives.py runs one, and kills each process meanwhile
 def test_a_workflow_runs_from_end_to_end_and_its_model_answers_everywhere(split: Split, tmp_path: Path) -> None:
     """Data, training, compression, gate, registry and deployment, each in a process of its own."""
     first, second = split["platform-1"], split["platform-2"]

@@ -210,8 +210,8 @@ def test_whatever_is_sent_is_answered_as_documented(
     (tmp_path / "schemathesis.toml").write_text(configuration(there))
     arguments = [
         "--config-file", "schemathesis.toml", "run", f"{server.url}/openapi.json", "--checks", "all", "--no-color",
-        "--exclude-path-regex", STREAMS, "--max-examples", "50" if FULL else "2", "--generation-database", "none",
-        "--phases", "examples,coverage,fuzzing,stateful",
+        "--exclude-path-regex", STREAMS, "--max-examples", "50" if FULL else "4", "--generation-database", "none",
+        "--phases", "examples,coverage,fuzzing,stateful" if FULL else "examples,fuzzing,stateful",
         "--seed", "1", "--continue-on-failure", "--request-timeout", "30", "--warnings", "off",
     ]  # fmt: skip
     done = subprocess.run(
