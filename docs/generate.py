@@ -62,14 +62,8 @@ def configuration() -> str:
     ]  # fmt: skip
     for section, field in Configuration.model_fields.items():
         about = inspect.getdoc(field.annotation) if field.annotation else None
-        parts += [
-            f"## {section}",
-            "",
-            about or "",
-            "",
-            "| key | type | default | a change | what it sets |",
-            "|---|---|---|---|---|",
-        ]
+        head = "| key | type | default | a change | what it sets |\n|---|---|---|---|---|"
+        parts += [f"## {section}", "", about or "", "", head]
         for key, one in schema().items():
             if not key.startswith(f"{section}."):
                 continue

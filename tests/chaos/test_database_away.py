@@ -18,8 +18,7 @@ from tests.support import netns
 from tests.support.postgres import PostgresServer, running_server
 from tests.support.proxy import Proxy
 
-REFUSED_SECONDS = 4.0
-"""On a machine that other tests keep busy. tests/chaos/test_split_faults.py holds the promised 2 s, on one of its own."""
+REFUSED_SECONDS = 2.0
 BACK_SECONDS = 10.0
 
 pytestmark = pytest.mark.postgres
