@@ -384,7 +384,7 @@ def test_the_log_knows_who_did_what_and_holds_no_key(world: World) -> None:
     assert ("u-viewer", "request:refused", "dataset:write") in told
     assert any(one["action"] == "key:mint" and one["route"] == "POST /platform/identity/keys" for one in entries)
     text = "\n".join(lines) + world.server.log.read_text().replace(root, "", 2)
-    assert [name for name, key in world.keys.items() if key.split("_")[-1] in text and name != "malformed"] == []
+    assert [name for name, key in world.keys.items() if key.split("_", 2)[-1] in text and name != "malformed"] == []
     verdict = world.ask("GET", "/platform/identity/audit/verify", root).json()
     assert verdict["ok"] is True
     assert verdict["entries"] >= len(entries)

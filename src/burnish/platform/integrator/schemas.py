@@ -1,7 +1,7 @@
 """The public contract of components' instances."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -20,6 +20,19 @@ class Registered(BaseModel):
     component_id: str
 
 
+_Storable = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""No NUL: no database keeps one."""
+
+
+class ToldHealth(Health):
+    """A health that is sent to us, so that what cannot be stored is wrong in it."""
+
+    waiting_for: _Storable | None = Field(default=None, description="What it waits for, in words")
+    warm: tuple[_Storable, ...] = Field(
+        default=(), description="What it has loaded (names of models and deployments): calls about these are cheap here"
+    )
+
+
 class Heartbeat(BaseModel):
     """What an instance says with its heartbeat; all of it may be left out."""
 
@@ -29,7 +42,7 @@ class Heartbeat(BaseModel):
         default=None, ge=0, le=2**31 - 1,
         description="The `Burnish-Generation` that registering answered: after a restart the older process's heartbeats are refused",
     )  # fmt: skip
-    health: Health | None = Field(default=None, description="As its `/health` would answer")
+    health: ToldHealth | None = Field(default=None, description="As its `/health` would answer")
 
 
 class ActionView(BaseModel):
