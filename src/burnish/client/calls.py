@@ -50,9 +50,13 @@ def raw(answer: Any) -> Any:
     return answer
 
 
+def nothing(_: Any) -> None:
+    """Take an answer that says no more than that it is done."""
+
+
 def listing(path: str, model: type[Item], after: str | None, limit: int, **filters: Any) -> Call[Page[Item]]:
     """List objects, newest first; ``after`` is the ``next`` of the page before."""
-    query = _given(after=after, limit=limit, **filters)
+    query = given(after=after, limit=limit, **filters)
     return Call("GET", path, reader(Page[model]), query)  # type: ignore[valid-type]
 
 
@@ -82,7 +86,7 @@ def submit(
     chosen = {"workflow_type": workflow} if isinstance(workflow, str) else {"definition": dict(workflow)}
     body = {**chosen, "parameters": from_here(parameters)}
     return Call(
-        "POST", "/platform/workflows/run", reader(views.Accepted), json=body, headers=_key(idempotency_key), timeout=120
+        "POST", "/platform/workflows/run", reader(views.Accepted), json=body, headers=key_header(idempotency_key), timeout=120
     )  # fmt: skip
 
 
@@ -119,7 +123,7 @@ def fork(workflow_id: str, step: str | None, parameters: Mapping[str, Any], key:
     """Start a new execution that takes over what stands before ``step``."""
     body = {"from_step": step, "parameters": from_here(parameters)}
     path = f"/platform/workflows/{quoted(workflow_id)}/fork"
-    return Call("POST", path, reader(views.Accepted), json=body, headers=_key(key), timeout=120)
+    return Call("POST", path, reader(views.Accepted), json=body, headers=key_header(key), timeout=120)
 
 
 # Datasets
@@ -127,7 +131,7 @@ def fork(workflow_id: str, step: str | None, parameters: Mapping[str, Any], key:
 
 def add_dataset(path: Path, name: str, options: Mapping[str, Any]) -> Call[views.AddedDataset]:
     """Upload a file as a new version of dataset ``name``; the same content again is the same version."""
-    query = _given(filename=path.name, name=name, **options)
+    query = given(filename=path.name, name=name, **options)
     return Call(
         "POST", "/platform/datasets", reader(views.AddedDataset), query, upload=path,
         headers={"content-type": "application/octet-stream"}, timeout=None,
@@ -194,11 +198,13 @@ def get(path: str) -> Call[Any]:
     return Call("GET", path, raw)
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def given(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _key(idempotency_key: str | None) -> dict[str, str]:
+def key_header(idempotency_key: str | None) -> dict[str, str]:
+    """Return the header of an idempotency key, if there is one."""
     return {"idempotency-key": idempotency_key} if idempotency_key else {}
 
 

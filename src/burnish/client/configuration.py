@@ -1,26 +1,23 @@
 """The configuration and secrets: what an administrator sets while Burnish runs.
 
-:class:`Configuration` and :class:`Secrets` are for the client that waits, the ``Async`` ones for asyncio; each operation
-is one :class:`~burnish.client.calls.Call`, written once.
+:class:`Configuration` and :class:`Secrets` are for the client that waits, the ``Async`` ones for asyncio.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
-from burnish.client.calls import Call, _given, listing, quoted, raw, reader
+from burnish.client.calls import Call, given, listing, nothing, quoted, raw, reader
+from burnish.client.faces import AsyncFace, Face, operation
 from burnish.client.views import View
 from burnish.core.errors import FieldProblem
 from burnish.core.pages import Page
 
-if TYPE_CHECKING:
-    from burnish.client.asynchronous import AsyncClient
-    from burnish.client.synchronous import Client
-
 _BASE = "/platform/configuration"
 _SECRETS = "/platform/secrets"
+Found = TypeVar("Found")
 
 
 class SettingView(View):
@@ -176,244 +173,153 @@ class RewrapView(View):
     installation_keys: tuple[str, ...] = Field(default=())
 
 
-# The operations
+class _Operations:
+    """What can be set while Burnish runs."""
+
+    @operation
+    def show(self, *, environment: str | None = None) -> Call[ConfigurationView]:
+        """Return every key with its value and where that comes from."""
+        return _get("", reader(ConfigurationView), environment=environment)
+
+    @operation
+    def explain(self, key: str, *, environment: str | None = None) -> Call[Explanation]:
+        """Return what each layer says of a key, and which won."""
+        return _get(f"/explain/{quoted(key)}", reader(Explanation), environment=environment)
+
+    @operation
+    def change(
+        self, set: Mapping[str, Any] | None = None, unset: Sequence[str] = (), *, environment: str | None = None,  # noqa: A002
+        reason: str = "", expected_version: int | None = None, dry_run: bool = False,
+    ) -> Call[ChangeView]:  # fmt: skip
+        """Set and unset keys, as one new version.
+
+        Args:
+            set: Values by key.
+            unset: Keys whose values a lower layer shall give.
+            environment: By default that of the server's process.
+            reason: Kept with the version.
+            expected_version: Refuse when the newest version is another one by now.
+            dry_run: Say what would happen, and change nothing.
+
+        Raises:
+            InvalidRequest: ``problems`` names each place that is wrong.
+            Conflict: the newest version is not the expected one; ``problems`` says what changed.
+        """
+        how = _how(environment, reason, expected_version, dry_run)
+        return _write("PATCH", "", how, set=dict(set or {}), unset=list(unset))
+
+    @operation
+    def versions(
+        self, *, environment: str | None = None, after: str | None = None, limit: int = 50
+    ) -> Call[Page[VersionView]]:
+        """Return an environment's versions, newest first."""
+        return listing(f"{_BASE}/versions", VersionView, after, limit, environment=environment)
+
+    @operation
+    def version(self, number: int, *, environment: str | None = None) -> Call[VersionView]:
+        """Return one version."""
+        return _get(f"/versions/{number}", reader(VersionView), environment=environment)
+
+    @operation
+    def diff(self, older: int, newer: int, *, environment: str | None = None) -> Call[DiffView]:
+        """Return what differs between two versions; version 0 has no values."""
+        return _get("/diff", reader(DiffView), older=older, newer=newer, environment=environment)
+
+    @operation
+    def roll_back(
+        self, to: int, *, environment: str | None = None, reason: str = "", expected_version: int | None = None,
+        dry_run: bool = False,
+    ) -> Call[ChangeView]:  # fmt: skip
+        """Make a new version with the values of an older one."""
+        return _write("POST", "/rollback", _how(environment, reason, expected_version, dry_run), to=to)
+
+    @operation
+    def import_document(
+        self, document: str, *, environment: str | None = None, reason: str = "",
+        expected_version: int | None = None, dry_run: bool = False,
+    ) -> Call[ChangeView]:  # fmt: skip
+        """Replace an environment's values by those of a YAML document."""
+        return _write("POST", "/import", _how(environment, reason, expected_version, dry_run), document=document)
+
+    @operation
+    def status(self) -> Call[tuple[ProcessView, ...]]:
+        """Return every running process, and which version it obeys."""
+        return _get("/status", lambda answer: _Status.model_validate(answer).data)
 
 
-def _get(path: str, read: Any, **query: Any) -> Call[Any]:
-    return Call("GET", f"{_BASE}{path}", read, _given(**query))
+def _get(path: str, read: Callable[[Any], Found], **query: Any) -> Call[Found]:
+    return Call("GET", f"{_BASE}{path}", read, given(**query))
 
 
 def _write(method: str, path: str, how: Mapping[str, Any], **body: Any) -> Call[ChangeView]:
-    return Call(method, f"{_BASE}{path}", reader(ChangeView), json=_given(**how, **body))
+    return Call(method, f"{_BASE}{path}", reader(ChangeView), json=given(**how, **body))
 
 
 def _how(environment: str | None, reason: str, expected_version: int | None, dry_run: bool) -> dict[str, Any]:
     return {"environment": environment, "reason": reason, "expected_version": expected_version, "dry_run": dry_run}
 
 
-class Configuration:
+def _export(environment: str | None, version: int | None) -> Call[Any]:
+    return _get("/export", raw, environment=environment, version=version)
+
+
+class Configuration(_Operations, Face):
     """What can be set while Burnish runs."""
-
-    def __init__(self, client: "Client") -> None:
-        self._client = client
-
-    def show(self, *, environment: str | None = None) -> ConfigurationView:
-        """Return every key with its value and where that comes from."""
-        call: Call[ConfigurationView] = _get("", reader(ConfigurationView), environment=environment)
-        return self._client.send(call)
-
-    def explain(self, key: str, *, environment: str | None = None) -> Explanation:
-        """Return what each layer says of a key, and which won."""
-        call: Call[Explanation] = _get(f"/explain/{quoted(key)}", reader(Explanation), environment=environment)
-        return self._client.send(call)
-
-    def change(
-        self, set: Mapping[str, Any] | None = None, unset: Sequence[str] = (), *, environment: str | None = None,  # noqa: A002
-        reason: str = "", expected_version: int | None = None, dry_run: bool = False,
-    ) -> ChangeView:  # fmt: skip
-        """Set and unset keys, as one new version.
-
-        Args:
-            set: Values by key.
-            unset: Keys whose values a lower layer shall give.
-            environment: By default that of the server's process.
-            reason: Kept with the version.
-            expected_version: Refuse when the newest version is another one by now.
-            dry_run: Say what would happen, and change nothing.
-
-        Raises:
-            InvalidRequest: ``problems`` names each place that is wrong.
-            Conflict: the newest version is not the expected one; ``problems`` says what changed.
-        """
-        how = _how(environment, reason, expected_version, dry_run)
-        return self._client.send(_write("PATCH", "", how, set=dict(set or {}), unset=list(unset)))
-
-    def versions(
-        self, *, environment: str | None = None, after: str | None = None, limit: int = 50
-    ) -> Page[VersionView]:
-        """Return an environment's versions, newest first."""
-        return self._client.send(listing(f"{_BASE}/versions", VersionView, after, limit, environment=environment))
-
-    def version(self, number: int, *, environment: str | None = None) -> VersionView:
-        """Return one version."""
-        call: Call[VersionView] = _get(f"/versions/{number}", reader(VersionView), environment=environment)
-        return self._client.send(call)
-
-    def diff(self, older: int, newer: int, *, environment: str | None = None) -> DiffView:
-        """Return what differs between two versions; version 0 has no values."""
-        call: Call[DiffView] = _get("/diff", reader(DiffView), older=older, newer=newer, environment=environment)
-        return self._client.send(call)
-
-    def roll_back(
-        self, to: int, *, environment: str | None = None, reason: str = "", expected_version: int | None = None,
-        dry_run: bool = False,
-    ) -> ChangeView:  # fmt: skip
-        """Make a new version with the values of an older one."""
-        how = _how(environment, reason, expected_version, dry_run)
-        return self._client.send(_write("POST", "/rollback", how, to=to))
 
     def export(self, *, environment: str | None = None, version: int | None = None) -> str:
         """Return the values that an environment has in the database, as YAML."""
-        with self._client._open(_get("/export", raw, environment=environment, version=version)) as response:
+        with self._client._open(_export(environment, version)) as response:
             response.read()
             return response.text
 
-    def import_document(
-        self, document: str, *, environment: str | None = None, reason: str = "",
-        expected_version: int | None = None, dry_run: bool = False,
-    ) -> ChangeView:  # fmt: skip
-        """Replace an environment's values by those of a YAML document."""
-        how = _how(environment, reason, expected_version, dry_run)
-        return self._client.send(_write("POST", "/import", how, document=document))
 
-    def status(self) -> tuple[ProcessView, ...]:
-        """Return every running process, and which version it obeys."""
-        call: Call[_Status] = _get("/status", reader(_Status))
-        return self._client.send(call).data
-
-
-class Secrets:
-    """Values that are kept encrypted, and never given back."""
-
-    def __init__(self, client: "Client") -> None:
-        self._client = client
-
-    def list(self, *, after: str | None = None, limit: int = 50) -> Page[SecretView]:
-        """Return secrets by name, without their values."""
-        return self._client.send(listing(_SECRETS, SecretView, after, limit))
-
-    def set(self, name: str, value: str) -> SecretView:
-        """Set a secret, or give it a new value."""
-        call = Call("PUT", f"{_SECRETS}/{quoted(name)}", reader(SecretView), json={"value": value})
-        return self._client.send(call)
-
-    def remove(self, name: str) -> None:
-        """Remove a secret that the configuration does not refer to."""
-        self._client.send(Call("DELETE", f"{_SECRETS}/{quoted(name)}", raw))
-
-    def rotate_key(self) -> RotationView:
-        """Encrypt every secret with a new data key."""
-        return self._client.send(Call("POST", f"{_SECRETS}/rotate-key", reader(RotationView), timeout=600))
-
-    def rewrap(self, new_key_file: str) -> RewrapView:
-        """Let the installation key in a file of the server's machine open the secrets too."""
-        body = {"new_key_file": new_key_file}
-        return self._client.send(Call("POST", f"{_SECRETS}/rewrap", reader(RewrapView), json=body))
-
-    def finish_rewrap(self) -> RewrapView:
-        """Let no installation key but the server's own open the secrets."""
-        return self._client.send(Call("POST", f"{_SECRETS}/rewrap/finish", reader(RewrapView)))
-
-
-class AsyncConfiguration:
+class AsyncConfiguration(_Operations, AsyncFace):
     """What can be set while Burnish runs, from asyncio."""
-
-    def __init__(self, client: "AsyncClient") -> None:
-        self._client = client
-
-    async def show(self, *, environment: str | None = None) -> ConfigurationView:
-        """Return every key with its value and where that comes from."""
-        call: Call[ConfigurationView] = _get("", reader(ConfigurationView), environment=environment)
-        return await self._client.send(call)
-
-    async def explain(self, key: str, *, environment: str | None = None) -> Explanation:
-        """Return what each layer says of a key, and which won."""
-        call: Call[Explanation] = _get(f"/explain/{quoted(key)}", reader(Explanation), environment=environment)
-        return await self._client.send(call)
-
-    async def change(
-        self, set: Mapping[str, Any] | None = None, unset: Sequence[str] = (), *, environment: str | None = None,  # noqa: A002
-        reason: str = "", expected_version: int | None = None, dry_run: bool = False,
-    ) -> ChangeView:  # fmt: skip
-        """Set and unset keys, as one new version.
-
-        Args:
-            set: Values by key.
-            unset: Keys whose values a lower layer shall give.
-            environment: By default that of the server's process.
-            reason: Kept with the version.
-            expected_version: Refuse when the newest version is another one by now.
-            dry_run: Say what would happen, and change nothing.
-
-        Raises:
-            InvalidRequest: ``problems`` names each place that is wrong.
-            Conflict: the newest version is not the expected one; ``problems`` says what changed.
-        """
-        how = _how(environment, reason, expected_version, dry_run)
-        return await self._client.send(_write("PATCH", "", how, set=dict(set or {}), unset=list(unset)))
-
-    async def versions(
-        self, *, environment: str | None = None, after: str | None = None, limit: int = 50
-    ) -> Page[VersionView]:
-        """Return an environment's versions, newest first."""
-        return await self._client.send(listing(f"{_BASE}/versions", VersionView, after, limit, environment=environment))
-
-    async def version(self, number: int, *, environment: str | None = None) -> VersionView:
-        """Return one version."""
-        call: Call[VersionView] = _get(f"/versions/{number}", reader(VersionView), environment=environment)
-        return await self._client.send(call)
-
-    async def diff(self, older: int, newer: int, *, environment: str | None = None) -> DiffView:
-        """Return what differs between two versions; version 0 has no values."""
-        call: Call[DiffView] = _get("/diff", reader(DiffView), older=older, newer=newer, environment=environment)
-        return await self._client.send(call)
-
-    async def roll_back(
-        self, to: int, *, environment: str | None = None, reason: str = "", expected_version: int | None = None,
-        dry_run: bool = False,
-    ) -> ChangeView:  # fmt: skip
-        """Make a new version with the values of an older one."""
-        how = _how(environment, reason, expected_version, dry_run)
-        return await self._client.send(_write("POST", "/rollback", how, to=to))
 
     async def export(self, *, environment: str | None = None, version: int | None = None) -> str:
         """Return the values that an environment has in the database, as YAML."""
-        async with self._client._open(_get("/export", raw, environment=environment, version=version)) as response:
+        async with self._client._open(_export(environment, version)) as response:
             await response.aread()
             return response.text
 
-    async def import_document(
-        self, document: str, *, environment: str | None = None, reason: str = "",
-        expected_version: int | None = None, dry_run: bool = False,
-    ) -> ChangeView:  # fmt: skip
-        """Replace an environment's values by those of a YAML document."""
-        how = _how(environment, reason, expected_version, dry_run)
-        return await self._client.send(_write("POST", "/import", how, document=document))
 
-    async def status(self) -> tuple[ProcessView, ...]:
-        """Return every running process, and which version it obeys."""
-        call: Call[_Status] = _get("/status", reader(_Status))
-        return (await self._client.send(call)).data
+class _SecretOperations:
+    """Values that are kept encrypted, and never given back."""
 
-
-class AsyncSecrets:
-    """Values that are kept encrypted, and never given back, from asyncio."""
-
-    def __init__(self, client: "AsyncClient") -> None:
-        self._client = client
-
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[SecretView]:
+    @operation
+    def list(self, *, after: str | None = None, limit: int = 50) -> Call[Page[SecretView]]:
         """Return secrets by name, without their values."""
-        return await self._client.send(listing(_SECRETS, SecretView, after, limit))
+        return listing(_SECRETS, SecretView, after, limit)
 
-    async def set(self, name: str, value: str) -> SecretView:
+    @operation
+    def set(self, name: str, value: str) -> Call[SecretView]:
         """Set a secret, or give it a new value."""
-        call = Call("PUT", f"{_SECRETS}/{quoted(name)}", reader(SecretView), json={"value": value})
-        return await self._client.send(call)
+        return Call("PUT", f"{_SECRETS}/{quoted(name)}", reader(SecretView), json={"value": value})
 
-    async def remove(self, name: str) -> None:
+    @operation
+    def remove(self, name: str) -> Call[None]:
         """Remove a secret that the configuration does not refer to."""
-        await self._client.send(Call("DELETE", f"{_SECRETS}/{quoted(name)}", raw))
+        return Call("DELETE", f"{_SECRETS}/{quoted(name)}", nothing)
 
-    async def rotate_key(self) -> RotationView:
+    @operation
+    def rotate_key(self) -> Call[RotationView]:
         """Encrypt every secret with a new data key."""
-        return await self._client.send(Call("POST", f"{_SECRETS}/rotate-key", reader(RotationView), timeout=600))
+        return Call("POST", f"{_SECRETS}/rotate-key", reader(RotationView), timeout=600)
 
-    async def rewrap(self, new_key_file: str) -> RewrapView:
+    @operation
+    def rewrap(self, new_key_file: str) -> Call[RewrapView]:
         """Let the installation key in a file of the server's machine open the secrets too."""
-        body = {"new_key_file": new_key_file}
-        return await self._client.send(Call("POST", f"{_SECRETS}/rewrap", reader(RewrapView), json=body))
+        return Call("POST", f"{_SECRETS}/rewrap", reader(RewrapView), json={"new_key_file": new_key_file})
 
-    async def finish_rewrap(self) -> RewrapView:
+    @operation
+    def finish_rewrap(self) -> Call[RewrapView]:
         """Let no installation key but the server's own open the secrets."""
-        return await self._client.send(Call("POST", f"{_SECRETS}/rewrap/finish", reader(RewrapView)))
+        return Call("POST", f"{_SECRETS}/rewrap/finish", reader(RewrapView))
+
+
+class Secrets(_SecretOperations, Face):
+    """Values that are kept encrypted, and never given back."""
+
+
+class AsyncSecrets(_SecretOperations, AsyncFace):
+    """Values that are kept encrypted, and never given back, from asyncio."""

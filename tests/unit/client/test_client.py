@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -262,3 +263,25 @@ def test_the_package_offers_the_clients_lazily() -> None:
     assert burnish.AsyncClient is AsyncClient
     with pytest.raises(AttributeError, match="Nothing"):
         _ = burnish.Nothing
+
+
+def _of_pages(asked: Asked) -> Answer:
+    """1,001 instances in pages of at most what is asked for."""
+    query = parse_qs(urlsplit(asked.path).query)
+    first = int(query.get("after", ["-1"])[0].removeprefix("i")) + 1
+    last = min(first + int(query["limit"][0]), 1001)
+    data = [{"id": str(n), "component_id": f"i{n}", "component_type": "x", "name": "x", "version": "1", "status": "healthy",
+             "health_endpoint": "", "api_endpoint": ""} for n in range(first, last)]  # fmt: skip
+    more = last < 1001
+    return Answer(body={"data": data, "has_more": more, "next": f"i{last - 1}" if more else None})
+
+
+async def test_all_instances_are_listed_however_many_pages_they_fill() -> None:
+    """Breaks with: the first page alone."""
+    with serving(_of_pages) as server:
+        with Client(server.url) as client:
+            waiting = client.components()
+        async with AsyncClient(server.url) as asyncio_client:
+            assert await asyncio_client.components() == waiting
+    assert [one.component_id for one in waiting] == [f"i{n}" for n in range(1001)]
+    assert len(server.asked) == 2 * 3

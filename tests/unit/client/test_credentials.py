@@ -1,6 +1,5 @@
 """The file of stored keys: private, atomic, refused when others can read it."""
 
-import inspect
 import json
 import os
 import stat
@@ -12,7 +11,6 @@ import pytest
 
 from burnish.client import AsyncClient, Client, credentials
 from burnish.client.credentials import Credential, UnsafeCredentials
-from burnish.client.identity import AsyncIdentity, Identity
 from burnish.core.errors import Forbidden, Unauthenticated
 from tests.support.scripted_server import Answer, Asked, serving
 
@@ -149,14 +147,6 @@ def test_a_refusal_says_how_to_mend_it() -> None:
     ):
         client.models.list()
     assert "burnish whoami" in str(refused.value.hint)
-
-
-def test_both_clients_offer_the_same_of_identity() -> None:
-    def surface(cls: type) -> dict[str, list[str]]:
-        methods = inspect.getmembers(cls, inspect.isfunction)
-        return {name: list(inspect.signature(one).parameters) for name, one in methods if not name.startswith("_")}
-
-    assert surface(Identity) == surface(AsyncIdentity)
 
 
 async def test_identity_from_asyncio() -> None:
