@@ -231,24 +231,19 @@ def _better(rule: Better, evidence: GateEvidence) -> RuleVerdict:
     name = f"better than {rule.than}"
     if (settled := _settled(rule, evidence, name)) is not None:
         return settled
-    found, bar = _difference(rule, evidence), rule.min_gain
-    told = f"{name}: {_told(rule, evidence, found)}"
-    if found.low > bar:
-        verdict, end = "pass", f"; all of the interval is above {bar:+.4f}"
-    elif found.high < bar:
-        verdict, end = "fail", f"; all of the interval is below {bar:+.4f}"
-    else:
-        verdict, end = "inconclusive", f"; the interval covers {bar:+.4f}{_needed(found, bar)}"
-    return RuleVerdict(
-        rule=name, verdict=_as(verdict), sentence=told + end, numbers=_numbers(found, bar), comparison=found
-    )
+    return _against(rule.min_gain, name, rule, evidence)
 
 
 def _not_worse(rule: NotWorse, evidence: GateEvidence) -> RuleVerdict:
     name = f"not worse than {rule.than} by {rule.margin:g}"
     if (settled := _settled(rule, evidence, name)) is not None:
         return settled
-    found, bar = _difference(rule, evidence), -rule.margin
+    return _against(-rule.margin, name, rule, evidence)
+
+
+def _against(bar: float, name: str, rule: _Comparing, evidence: GateEvidence) -> RuleVerdict:
+    """Judge by where the whole interval of the difference is: above the bar, below it, or neither."""
+    found = _difference(rule, evidence)
     told = f"{name}: {_told(rule, evidence, found)}"
     if found.low > bar:
         verdict, end = "pass", f"; all of the interval is above {bar:+.4f}"
