@@ -164,8 +164,15 @@ def test_its_kinds_are_everywhere_while_it_is_there_and_known_when_it_is_gone(
 def test_a_killed_component_finds_its_jobs_again_and_nothing_is_started_twice(
     server: Server, started: Callable[..., ComponentRun]
 ) -> None:
+
+    def counted() -> float:
+        step = status(server, workflow_id)["steps"][0]
+        assert step["progress"] == step["attempts"][0]["progress"]
+        return float((step["progress"] or {"done": 0})["done"])
+
+    wait_for(lambda: counted() > 0, 30, "how far it is by its component's word")
     component = started(THIRD)
-    workflow_id = run_flow(server, one_step("count", to=160))
+    workflow_id = run_flow(server, one_step("count", to=200))
     wait_for(lambda: bool(hosts(component)), 90, component.tail)
     host = hosts(component)
     component.kill()
@@ -179,7 +186,7 @@ def test_a_killed_component_finds_its_jobs_again_and_nothing_is_started_twice(
     component.start()
     done = ended(server, workflow_id)
     assert done["status"] == "succeeded", done
-    assert done["steps"][0]["result"] == {"counted": 160, "began_at": 0}
+    assert done["steps"][0]["result"] == {"counted": 200, "began_at": 0}
     assert done["steps"][0]["attempts"][0]["waiting_for"] is None
 
 

@@ -6,7 +6,7 @@ appended in the transaction that makes it true; readers cost one query a process
 
 from burnish.infra.event_log.follow import EventLog
 from burnish.infra.event_log.sse import SSE_HEADERS, sse, stream
-from burnish.infra.event_log.store import NewEvent, append, append_all, check_cursor, latest, prune, read
+from burnish.infra.event_log.store import NewEvent, append, append_all, check_cursor, latest, newest, prune, read
 
 __all__ = [
     "SSE_HEADERS",
@@ -16,6 +16,7 @@ __all__ = [
     "append_all",
     "check_cursor",
     "latest",
+    "newest",
     "prune",
     "read",
     "sse",

@@ -8,12 +8,24 @@ After restoring a dump into another PostgreSQL cluster, cursors start anew (tran
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, ColumnElement, Select, delete, exists, insert, literal, select, tuple_, union_all
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -160,6 +172,15 @@ async def latest(session: AsyncSession) -> str:
     )
     row = (await session.execute(newest)).first()
     return format_cursor(START if row is None else (row.xid, row.id))
+
+
+async def newest(session: AsyncSession, subjects: Collection[str], type: EventType) -> dict[str, Mapping[str, Any]]:  # noqa: A002
+    """Return what the newest event of a type says of each of these objects, where it has one."""
+    if not subjects:
+        return {}
+    last = select(func.max(EventRow.id)).where(EventRow.subject.in_(sorted(subjects)), EventRow.type == type)
+    rows = select(EventRow.subject, EventRow.data).where(EventRow.id.in_(last.group_by(EventRow.subject)))
+    return {row.subject: row.data for row in await session.execute(rows)}
 
 
 async def has_hidden(session: AsyncSession) -> bool:

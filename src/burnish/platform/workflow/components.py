@@ -1,15 +1,17 @@
 """How the workflow engine reaches components: the part of the integrator that it needs, and one attempt's dealings."""
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
 from burnish.core.errors import BurnishError, ErrorBody, NotFound, UpstreamFailed
-from burnish.core.protocol import Description, JobRequest, JobView, KindOffer, Validation
+from burnish.core.protocol import Description, JobRequest, JobView, KindOffer, Progress, Validation
 from burnish.core.specs.base import Resources, digest_of
 from burnish.core.states import JobState
 from burnish.infra.artifact_store.protocol import ArtifactStore
@@ -27,6 +29,9 @@ _FIRST_POLL, _LAST_POLL = 0.5, 10.0
 _NOTE_LENGTH = 500
 
 
+_METRICS = 20
+_TOLD = 10_000
+"""Jobs whose last progress is remembered, so that what does not move makes no events."""
 class Components(Protocol):
     """What the engine asks of the integrator."""
 
@@ -58,6 +63,7 @@ class JobClient:
         self._silent_since: dict[str, datetime] = {}
 
     async def deal(self, execution: Execution, attempt: Attempt) -> float | None:
+        self._progress: dict[str, Progress] = {}
         """Do the next thing with a component's job; return the seconds after which to look again, if any.
 
         Whatever is asked of a job comes after it is known to be there: a crash between intent and submission is
@@ -102,8 +108,10 @@ class JobClient:
         if attempt.outcome is not None:
             return None
         attempt.change(note=_told(attempt, view))
+            self._progress.pop(attempt.job_id, None)
         attempt.again = self._after(execution, attempt, view)
         return attempt.again
+        attempt.news = self._news(attempt, view)
 
     async def _submit(self, execution: Execution, attempt: Attempt, principal: Principal) -> JobView | None:
         step = execution.definition.steps[attempt.step]
@@ -224,6 +232,18 @@ def _told(attempt: Attempt, view: JobView) -> str | None:
 
 def _ran_seconds(view: JobView) -> float:
     """Return how long a job ran. Of one without a host that is the time since it began: it cannot be paused."""
+    def _news(self, attempt: Attempt, view: JobView) -> Progress | None:
+        """Return how far a job is that only its component knows of, if it has moved."""
+        if attempt.job_state is not None or view.progress is None:
+            return None
+        progress = _kept(view.progress)
+        if self._progress.get(attempt.job_id) == progress:
+            return None
+        if len(self._progress) >= _TOLD:
+            self._progress.clear()
+        self._progress[attempt.job_id] = progress
+        return progress
+
     if view.ran_seconds is not None:
         return view.ran_seconds
     return 0.0 if view.started_at is None else time.time() - view.started_at.timestamp()
@@ -237,3 +257,15 @@ def outcome_of(view: JobView) -> Outcome | None:
     if view.state is JobState.FAILED:
         return Outcome("failed", result=cleaned(view.result), error=error)
     return Outcome("cancelled", error=error) if view.state is JobState.CANCELLED else None
+def _kept(progress: Progress) -> Progress:
+    """Return what can be kept and shown of how far anybody's component says that a job is."""
+    left = progress.seconds_left
+    return Progress(
+        done=progress.done if math.isfinite(progress.done) else 0,
+        total=progress.total if math.isfinite(progress.total) else 0,
+        unit=cleaned_text(progress.unit)[:40], phase=cleaned_text(progress.phase)[:100],
+        metrics={cleaned_text(name)[:100]: value for name, value in islice(progress.metrics.items(), _METRICS) if math.isfinite(value)},
+        seconds_left=None if left is None or not math.isfinite(left) else left,
+    )  # fmt: skip
+
+

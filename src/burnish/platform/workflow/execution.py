@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import BurnishError, InvalidRequest
+from burnish.core.protocol import Progress
 from burnish.core.specs.base import ArtifactRef, digest_of
 from burnish.core.states import ExecutionState, JobState, StepState
 from burnish.infra import event_log, signals
@@ -82,6 +83,8 @@ class Attempt:
     """Its evidence was prepared: the next unit of work applies it."""
     timed_out: bool = False
     looked: bool = False
+    news: Progress | None = None
+    """How far its job is by its component's word, where that has not been told yet."""
     """Whether its component was asked in this turn."""
     resting: bool = False
     """Whether its component failed to answer in this turn: it is left alone until the next."""
@@ -223,7 +226,7 @@ class Execution:
 
     def has_news(self) -> bool:
         """Tell whether a unit of work would write anything."""
-        dirty = any(attempt.changes or attempt.ready for attempt in self.attempts.values())
+        dirty = any(attempt.changes or attempt.ready or attempt.news for attempt in self.attempts.values())
         return dirty or bool(decide(self.view()))
 
     async def advance(self, session: AsyncSession) -> None:
@@ -355,12 +358,19 @@ class Execution:
             self._keep(attempt)
         inserts, updates, values, events, refs = self._inserts, self._updates, self._values, self._events, self._refs
         self._inserts, self._updates, self._values, self._events, self._refs = [], [], {}, [], {}
+    def _tell_progress(self, attempt: Attempt) -> None:
+        if attempt.news is not None:
+            data = attempt.news.model_dump(mode="json")
+            self._events.append(event_log.NewEvent(self.project_id, attempt.job_id, "progress", data, self.workflow_id))
+            attempt.news = None
+
         if inserts or updates:
             values["steps"] = dump_steps(self.steps)
         if values:
             await store.update_execution(session, self.key, values)
         await store.insert_attempts(session, inserts)
         for job_id, changes in updates:
+            self._tell_progress(attempt)
             await store.update_attempt(session, job_id, changes)
         for job_id, ref in refs.values():
             await artifacts.record(session, self.project_id, ref, produced_by=job_id)

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.states import ExecutionState, JobState
+from burnish.infra import event_log
 from burnish.infra.database import utcnow
 from burnish.infra.reconcile import announce, wake
 from burnish.platform.jobs.tables import JobTable
@@ -32,10 +33,11 @@ class OpenAttempt:
 
 @dataclass(frozen=True)
 class AttemptWithJob:
-    """An attempt, and its job where that is in our database."""
+    """An attempt, and its job where that is in our database; else how far it is by its component's word."""
 
     row: StepAttemptRow
     job: JobTable | None
+    progress: Mapping[str, Any] | None = None
 
 
 async def insert_execution(session: AsyncSession, row: WorkflowExecutionRow) -> None:
@@ -105,7 +107,10 @@ async def attempts_of(session: AsyncSession, key: str) -> list[AttemptWithJob]:
         .where(table.execution_id == key)
         .order_by(table.step, table.item, table.number)
     )
-    return [AttemptWithJob(row, job) for row, job in await session.execute(statement)]
+    found = [(row, job) for row, job in await session.execute(statement)]
+    elsewhere = {row.job_id for row, job in found if job is None and row.state == JobState.RUNNING}
+    told = await event_log.newest(session, elsewhere, "progress")
+    return [AttemptWithJob(row, job, told.get(row.job_id)) for row, job in found]
 
 
 async def insert_attempts(session: AsyncSession, rows: Iterable[Mapping[str, Any]]) -> None:

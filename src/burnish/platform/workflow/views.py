@@ -61,15 +61,16 @@ def _common(row: WorkflowExecutionRow) -> dict[str, Any]:
 
 def _attempt_view(attempt: AttemptWithJob) -> AttemptView:
     row, job = attempt.row, attempt.job
-    state, progress, reason = JobState(row.state), None, row.note
+    state, progress, reason = JobState(row.state), attempt.progress, row.note
     if job is not None:
         if row.finished_at is None:
             state = JobState(job.state)
-        progress = None if job.progress is None else Progress.model_validate(job.progress)
+        progress = job.progress
         reason = reason or job.pending_reason
     return AttemptView(
         job_id=row.job_id, item=row.item, number=row.number, state=state, reused_from=row.reused_from,
-        error=None if row.error is None else ErrorBody.model_validate(row.error), progress=progress,
+        error=None if row.error is None else ErrorBody.model_validate(row.error),
+        progress=None if progress is None else Progress.model_validate(progress),
         waiting_for=None if row.finished_at is not None else reason, pid=None if job is None else job.pid,
         restarts=0 if job is None else job.restarts, created_at=row.created_at, finished_at=row.finished_at,
     )  # fmt: skip
