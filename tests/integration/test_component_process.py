@@ -164,6 +164,10 @@ def test_its_kinds_are_everywhere_while_it_is_there_and_known_when_it_is_gone(
 def test_a_killed_component_finds_its_jobs_again_and_nothing_is_started_twice(
     server: Server, started: Callable[..., ComponentRun]
 ) -> None:
+    component = started(THIRD)
+    workflow_id = run_flow(server, one_step("count", to=200))
+    wait_for(lambda: bool(hosts(component)), 90, component.tail)
+    host = hosts(component)
 
     def counted() -> float:
         step = status(server, workflow_id)["steps"][0]
@@ -171,10 +175,6 @@ def test_a_killed_component_finds_its_jobs_again_and_nothing_is_started_twice(
         return float((step["progress"] or {"done": 0})["done"])
 
     wait_for(lambda: counted() > 0, 30, "how far it is by its component's word")
-    component = started(THIRD)
-    workflow_id = run_flow(server, one_step("count", to=200))
-    wait_for(lambda: bool(hosts(component)), 90, component.tail)
-    host = hosts(component)
     component.kill()
 
     def waits() -> str:

@@ -27,11 +27,11 @@ from burnish.platform.workflow.records import Outcome
 _ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 _FIRST_POLL, _LAST_POLL = 0.5, 10.0
 _NOTE_LENGTH = 500
-
-
 _METRICS = 20
 _TOLD = 10_000
 """Jobs whose last progress is remembered, so that what does not move makes no events."""
+
+
 class Components(Protocol):
     """What the engine asks of the integrator."""
 
@@ -61,9 +61,9 @@ class JobClient:
         self._began = time.time()
         self._settled_at = time.monotonic() + settle_seconds
         self._silent_since: dict[str, datetime] = {}
+        self._progress: dict[str, Progress] = {}
 
     async def deal(self, execution: Execution, attempt: Attempt) -> float | None:
-        self._progress: dict[str, Progress] = {}
         """Do the next thing with a component's job; return the seconds after which to look again, if any.
 
         Whatever is asked of a job comes after it is known to be there: a crash between intent and submission is
@@ -106,12 +106,12 @@ class JobClient:
             return None
         attempt.outcome = outcome_of(view)
         if attempt.outcome is not None:
+            self._progress.pop(attempt.job_id, None)
             return None
         attempt.change(note=_told(attempt, view))
-            self._progress.pop(attempt.job_id, None)
+        attempt.news = self._news(attempt, view)
         attempt.again = self._after(execution, attempt, view)
         return attempt.again
-        attempt.news = self._news(attempt, view)
 
     async def _submit(self, execution: Execution, attempt: Attempt, principal: Principal) -> JobView | None:
         step = execution.definition.steps[attempt.step]
@@ -198,6 +198,18 @@ class JobClient:
             return None
         return max(0.0, attempt.submitted_at + timeout - time.time())
 
+    def _news(self, attempt: Attempt, view: JobView) -> Progress | None:
+        """Return how far a job is that only its component knows of, if it has moved."""
+        if attempt.job_state is not None or view.progress is None:
+            return None
+        progress = _kept(view.progress)
+        if self._progress.get(attempt.job_id) == progress:
+            return None
+        if len(self._progress) >= _TOLD:
+            self._progress.clear()
+        self._progress[attempt.job_id] = progress
+        return progress
+
     def _after(self, execution: Execution, attempt: Attempt, view: JobView) -> float | None:
         """Return when to look at a running job again; a timeout counts the seconds that the job itself ran."""
         poll = None
@@ -230,20 +242,20 @@ def _told(attempt: Attempt, view: JobView) -> str | None:
     return cleaned_text(view.pending_reason)[:_NOTE_LENGTH]
 
 
+def _kept(progress: Progress) -> Progress:
+    """Return what can be kept and shown of how far anybody's component says that a job is."""
+    left = progress.seconds_left
+    return Progress(
+        done=progress.done if math.isfinite(progress.done) else 0,
+        total=progress.total if math.isfinite(progress.total) else 0,
+        unit=cleaned_text(progress.unit)[:40], phase=cleaned_text(progress.phase)[:100],
+        metrics={cleaned_text(name)[:100]: value for name, value in islice(progress.metrics.items(), _METRICS) if math.isfinite(value)},
+        seconds_left=None if left is None or not math.isfinite(left) else left,
+    )  # fmt: skip
+
+
 def _ran_seconds(view: JobView) -> float:
     """Return how long a job ran. Of one without a host that is the time since it began: it cannot be paused."""
-    def _news(self, attempt: Attempt, view: JobView) -> Progress | None:
-        """Return how far a job is that only its component knows of, if it has moved."""
-        if attempt.job_state is not None or view.progress is None:
-            return None
-        progress = _kept(view.progress)
-        if self._progress.get(attempt.job_id) == progress:
-            return None
-        if len(self._progress) >= _TOLD:
-            self._progress.clear()
-        self._progress[attempt.job_id] = progress
-        return progress
-
     if view.ran_seconds is not None:
         return view.ran_seconds
     return 0.0 if view.started_at is None else time.time() - view.started_at.timestamp()
@@ -257,15 +269,3 @@ def outcome_of(view: JobView) -> Outcome | None:
     if view.state is JobState.FAILED:
         return Outcome("failed", result=cleaned(view.result), error=error)
     return Outcome("cancelled", error=error) if view.state is JobState.CANCELLED else None
-def _kept(progress: Progress) -> Progress:
-    """Return what can be kept and shown of how far anybody's component says that a job is."""
-    left = progress.seconds_left
-    return Progress(
-        done=progress.done if math.isfinite(progress.done) else 0,
-        total=progress.total if math.isfinite(progress.total) else 0,
-        unit=cleaned_text(progress.unit)[:40], phase=cleaned_text(progress.phase)[:100],
-        metrics={cleaned_text(name)[:100]: value for name, value in islice(progress.metrics.items(), _METRICS) if math.isfinite(value)},
-        seconds_left=None if left is None or not math.isfinite(left) else left,
-    )  # fmt: skip
-
-

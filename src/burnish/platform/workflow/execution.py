@@ -82,9 +82,9 @@ class Attempt:
     ready: bool = False
     """Its evidence was prepared: the next unit of work applies it."""
     timed_out: bool = False
-    looked: bool = False
     news: Progress | None = None
     """How far its job is by its component's word, where that has not been told yet."""
+    looked: bool = False
     """Whether its component was asked in this turn."""
     resting: bool = False
     """Whether its component failed to answer in this turn: it is left alone until the next."""
@@ -350,27 +350,27 @@ class Execution:
         if changed or self._values:
             self._values["steps"] = dump_steps(self.steps)
 
-    def _event(self, data: Mapping[str, Any]) -> event_log.NewEvent:
-        return event_log.NewEvent(self.project_id, self.workflow_id, "state", data, origin=self.workflow_id)
-
-    async def _write(self, session: AsyncSession) -> None:
-        for attempt in self.attempts.values():
-            self._keep(attempt)
-        inserts, updates, values, events, refs = self._inserts, self._updates, self._values, self._events, self._refs
-        self._inserts, self._updates, self._values, self._events, self._refs = [], [], {}, [], {}
     def _tell_progress(self, attempt: Attempt) -> None:
         if attempt.news is not None:
             data = attempt.news.model_dump(mode="json")
             self._events.append(event_log.NewEvent(self.project_id, attempt.job_id, "progress", data, self.workflow_id))
             attempt.news = None
 
+    def _event(self, data: Mapping[str, Any]) -> event_log.NewEvent:
+        return event_log.NewEvent(self.project_id, self.workflow_id, "state", data, origin=self.workflow_id)
+
+    async def _write(self, session: AsyncSession) -> None:
+        for attempt in self.attempts.values():
+            self._keep(attempt)
+            self._tell_progress(attempt)
+        inserts, updates, values, events, refs = self._inserts, self._updates, self._values, self._events, self._refs
+        self._inserts, self._updates, self._values, self._events, self._refs = [], [], {}, [], {}
         if inserts or updates:
             values["steps"] = dump_steps(self.steps)
         if values:
             await store.update_execution(session, self.key, values)
         await store.insert_attempts(session, inserts)
         for job_id, changes in updates:
-            self._tell_progress(attempt)
             await store.update_attempt(session, job_id, changes)
         for job_id, ref in refs.values():
             await artifacts.record(session, self.project_id, ref, produced_by=job_id)
