@@ -1,12 +1,13 @@
 """From evaluations to an alias: the gate over real artifacts, registration with lineage, promotion, rejection."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from burnish.core.errors import BadData
-from burnish.core.specs import ArtifactRef, DatasetCard, EvaluationResult, ModelCard
+from burnish.core.specs import DatasetCard, EvaluationResult, ModelCard
 from burnish.core.specs.base import ArtifactKind
 from burnish.infra.artifact_store import store as artifacts
 from burnish.platform.model_registry import service as registry
@@ -66,10 +67,10 @@ def guarded() -> dict[str, Any]:
     return found
 
 
-async def publish(wf: Engine, kind: ArtifactKind, files: dict[str, str]) -> dict[str, Any]:
+async def publish(wf: Engine, kind: ArtifactKind, files: Mapping[str, str | bytes]) -> dict[str, Any]:
     folder = wf.artifacts.stage("test")
-    for name, text in files.items():
-        (folder / name).write_text(text)
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     ref = wf.artifacts.publish(folder, kind)
     async with wf.database.write() as session:
         await artifacts.record(session, "default", ref)
@@ -84,7 +85,7 @@ async def model(wf: Engine, name: str, **card: Any) -> dict[str, Any]:
 async def evaluation(wf: Engine, served: dict[str, Any], right: int, n: int = 200) -> dict[str, Any]:
     lines = [json.dumps({"id": f"e{i}", "score": float(i < right)}) for i in range(n)]
     examples = await publish(wf, "report", {"examples.jsonl": "\n".join(lines) + "\n", "of": served["digest"]})
-    dataset = ArtifactRef(digest="sha256:" + "d" * 64, kind="dataset")
+    dataset = await publish(wf, "dataset", {"data.jsonl": "test"})
     return EvaluationResult.model_validate(
         {"task": "classification", "headline": "accuracy", "metrics": {"accuracy": {"value": right / n, "n": n}},
          "dataset": dataset, "examples": examples, "served": {
@@ -202,10 +203,7 @@ async def test_an_adapter_that_was_not_evaluated_fails_the_gate(wf: Engine) -> N
 )  # fmt: skip
 async def test_examples_that_cannot_be_read_fail_the_gate(wf: Engine, name: str, content: bytes) -> None:
     given = await inputs(wf, "better", 150)
-    folder = wf.artifacts.stage("test")
-    (folder / name).write_bytes(content)
-    ref = wf.artifacts.publish(folder, "report")
-    given["candidate"]["examples"] = ref.model_dump(mode="json")
+    given["candidate"]["examples"] = await publish(wf, "report", {name: content})
     view = await wf.until(await wf.submit(DEFINITION, **given), "failed")
     assert view.error is not None
     assert (view.error.code, view.error.where) == ("bad_data", "evaluations.candidate")

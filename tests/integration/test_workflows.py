@@ -228,9 +228,6 @@ async def test_waiting_steps_have_timeouts_too(wf: Engine) -> None:
 async def test_a_cached_step_is_reused_and_says_so(wf: Engine) -> None:
     definition = CHAIN.replace("cache: false", "cache: true").replace("kind: work,", "kind: work, cache: true,", 1)
     definition = definition.replace("kind: work, cache: true, cache: true", "kind: work, cache: true")
-    folder = wf.artifacts.stage("x")
-    (folder / "weights").write_text("w")
-    wf.components.artifact = wf.artifacts.publish(folder, "model")
     first = await wf.until(await wf.submit(definition), "succeeded")
     second = await wf.until(await wf.submit(definition), "succeeded")
     assert step_of(second, "a").reused

@@ -12,6 +12,7 @@ from burnish.core.errors import BurnishError, ErrorBody, FieldProblem, NotFound,
 from burnish.core.protocol import Description, JobRequest, JobView, KindOffer, Validation
 from burnish.core.specs.base import ArtifactRef, Spec
 from burnish.core.states import JobState
+from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.platform.identity import Principal
 
 
@@ -85,8 +86,10 @@ class FakeComponents:
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     serving: dict[str, str] = field(default_factory=dict)
     """Model version by deployment."""
-    artifact: ArtifactRef | None = None
-    """What every job gives, instead of a made-up reference."""
+    store: FileArtifactStore | None = None
+    """Where every job publishes its artifact; without one, references are made up."""
+    claimed: ArtifactRef | None = None
+    """What every job says that it made, which it did not."""
     failures: dict[int, list[ErrorBody]] = field(default_factory=dict)
     """Errors of the next jobs whose spec has this ``number``."""
 
@@ -166,10 +169,15 @@ class FakeComponents:
                 code="job_failed", message="it was told to fail", hint="do not")  # fmt: skip
             return
         job.state = JobState.SUCCEEDED
-        artifact = self.artifact or ArtifactRef(
-            digest=f"sha256:{spec.number:064x}", kind="model", size_bytes=spec.number
-        )
+        artifact = self.claimed or self._published(job_id, spec.number)
         job.result = WorkResult(number=spec.number + 1, text=spec.text, artifact=artifact).model_dump(mode="json")
+
+    def _published(self, job_id: str, number: int) -> ArtifactRef:
+        if self.store is None:
+            return ArtifactRef(digest=f"sha256:{number:064x}", kind="model", size_bytes=number)
+        folder = self.store.stage(job_id)
+        (folder / "weights").write_text(str(number))
+        return self.store.publish(folder, "model", job_id)
 
     def _job(self, job_id: str, verb: str) -> dict[str, Any]:
         job = self.jobs.get(job_id)

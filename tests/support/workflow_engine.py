@@ -15,7 +15,7 @@ from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database, utcnow
 from burnish.infra.event_log import EventLog
 from burnish.infra.problems import problem_body
-from burnish.platform.identity import LOCAL
+from burnish.platform.identity import LOCAL, Principal
 from burnish.platform.identity.guard import Guard
 from burnish.platform.model_registry import api as registry_api
 from burnish.platform.model_registry.service import ModelFinder
@@ -55,10 +55,13 @@ class Engine:
     reconciler: WorkflowReconciler
 
     async def submit(self, definition: str | dict[str, Any], **parameters: Any) -> str:
+        return await self.submit_as(LOCAL, definition, **parameters)
+
+    async def submit_as(self, principal: Principal, definition: str | dict[str, Any], **parameters: Any) -> str:
         request = RunRequest(definition=definition, parameters=parameters)
-        accepted = await self.service.prepare(request, LOCAL)
+        accepted = await self.service.prepare(request, principal)
         async with self.database.write() as session:
-            row = await self.service.submit(session, accepted, LOCAL)
+            row = await self.service.submit(session, accepted, principal)
         return row.workflow_id
 
     async def fork(self, workflow_id: str, from_step: str | None = None, **parameters: Any) -> str:
@@ -72,16 +75,18 @@ class Engine:
         async with self.database.write() as session:
             await getattr(self.service, verb)(session, LOCAL if verb == "retry" else "default", workflow_id)
 
-    async def status(self, workflow_id: str) -> ExecutionView:
+    async def status(self, workflow_id: str, project_id: str = "default") -> ExecutionView:
         async with self.database.read() as session:
-            row = await self.service.get(session, "default", workflow_id)
+            row = await self.service.get(session, project_id, workflow_id)
             attempts = await store.attempts_of(session, row.id)
         return views.execution_view(row, self.service.definition_in(row), attempts, utcnow())
 
-    async def until(self, workflow_id: str, *states: str, timeout: float = 20) -> ExecutionView:
+    async def until(
+        self, workflow_id: str, *states: str, timeout: float = 20, project_id: str = "default"
+    ) -> ExecutionView:
         """Wait until the execution is in one of ``states``."""
         async with asyncio.timeout(timeout):
-            while (view := await self.status(workflow_id)).status not in states:
+            while (view := await self.status(workflow_id, project_id)).status not in states:
                 assert view.status not in ENDED, f"{view.status}: {view.error}"
                 await asyncio.sleep(0.01)
         return view
@@ -147,6 +152,7 @@ async def engine(
     settle_seconds: float = 0,
 ) -> AsyncIterator[Engine]:
     found = components or FakeComponents()
+    found.store = artifacts
     log = EventLog(database)
     service = WorkflowService(database, found, ModelFinder(database), kinds=kinds)
     reconciler = WorkflowReconciler(database, found, artifacts, kinds=kinds, settle_seconds=settle_seconds)

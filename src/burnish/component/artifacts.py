@@ -1,7 +1,7 @@
 """Inputs from the platform's store: a component that shares it takes a reference for its caller's own.
 
-The platform's rows say which project has which artifact, and a component has not these rows. Digests cannot be guessed,
-so who names one has it: it becomes known here, for the caller's project, before the job is looked at.
+The platform's rows say which project has which artifact, and a component has not these rows. The platform holds a spec
+against them before it sends it, so what a spec names is its project's: it becomes known here, before the job is looked at.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.infra.artifact_store.references import references_in
 from burnish.infra.asgi import ASGIApp, Message, Receive, Send
 from burnish.infra.database import Database
 from burnish.platform.identity import Principal
 from burnish.platform.identity.principal import SCOPE_KEY
-from burnish.platform.jobs.validation import artifacts_in
 
 _PATHS = frozenset({"/jobs", "/jobs/validate"})
 
@@ -54,7 +54,7 @@ class Adopting:
             spec = json.loads(body)["spec"]
         except (ValueError, TypeError, KeyError):
             return  # whoever reads the request says what is wrong with it
-        named = {ref.digest: ref for _, ref in artifacts_in(spec)}
+        named = {ref.digest: ref for _, ref in references_in(spec)}
         there = await asyncio.to_thread(lambda: [ref for ref in named.values() if self._store.renew(ref.digest)])
         if not there:
             return

@@ -5,6 +5,8 @@ Plain asserts; no pytest needed.
 """
 
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +202,36 @@ def check_the_first_who_claims_owns_it(open_store: Open) -> None:
     assert open_store().claim("db_2 sqlite:///b") == "db_1 sqlite:///a" == open_store().owner()
 
 
+def check_who_published_it_is_kept(open_store: Open) -> None:
+    """Each who published a content did, and nobody else; it is gone with the object, and changes nothing of the bytes."""
+    store = open_store()
+    first = store.publish(stage(store, {"a": b"same"}), "report", "job_1")
+    opened = store.open(first)
+    other = open_store()
+    assert other.publish(stage(other, {"a": b"same"}), "report", "job/../2") == first
+    assert put(store, {"a": b"same"}) == first
+    told = [open_store().published(first.digest, by) for by in ("job_1", "job/../2", "job_3", "")]
+    assert told == [True, True, False, False]
+    assert store.open(first) == opened
+    store.verify(first)
+    time.sleep(0.05)
+    assert store.sweep(set, 0.01) == [first.digest]
+    assert not store.published(first.digest, "job_1")
+    assert put(store, {"a": b"same"}) == first
+    assert not store.published(first.digest, "job_1"), "what was published anew was not published by it"
+
+
+def check_paths_into_it_are_known(open_store: Open) -> None:
+    """A path into the store is one whatever it looks like; beside it is none."""
+    store = open_store()
+    files = store.open(put(store, {"a": b"1"}))
+    link = Path(tempfile.mkdtemp()) / "link"
+    link.symlink_to(files)
+    assert all(store.holds(path) for path in (files, files / "a", files / "not there", link, link / "a"))
+    assert not any(store.holds(path) for path in (Path("/"), link.parent, files / ("../" * 20) / "tmp"))
+    shutil.rmtree(link.parent)
+
+
 def _unlock(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -218,4 +250,6 @@ CONTRACT: tuple[Callable[[Open], None], ...] = (
     check_sweep_leaves_what_is_being_staged,
     check_store_id_is_the_store,
     check_the_first_who_claims_owns_it,
+    check_who_published_it_is_kept,
+    check_paths_into_it_are_known,
 )

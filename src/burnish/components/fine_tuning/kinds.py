@@ -3,12 +3,14 @@
 import asyncio
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from burnish.components.fine_tuning.recipes import recipe
-from burnish.components.fine_tuning.sources import fingerprint, problem_with, weight_bytes
+from burnish.components.fine_tuning.sources import fingerprint, no_model_at, problem_with, weight_bytes
 from burnish.core.errors import FieldProblem, InvalidRequest
 from burnish.core.specs import FineTuningResult, FineTuningSpec, ImportModelResult, ImportModelSpec, Resources
+from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.platform.jobs.schemas import Check, Kind
 
 _GIB = 1 << 30
@@ -49,8 +51,16 @@ async def check_import(check: Check) -> list[FieldProblem]:
     source = check.spec.get("source")
     if not isinstance(source, str) or "source" in check.unresolved:
         return []
-    problem = await asyncio.to_thread(problem_with, source)
+    problem = await asyncio.to_thread(_problem_with, source, check.store)
     return [problem] if problem else []
+
+
+def _problem_with(source: str, store: ArtifactStore) -> FieldProblem | None:
+    """Return what is wrong with a source: artifacts are named by reference, so that each project reads its own alone."""
+    path = Path(source).expanduser()
+    if path.is_absolute() and store.holds(path):
+        return no_model_at(source)
+    return problem_with(source)
 
 
 async def check_training(check: Check) -> list[FieldProblem]:

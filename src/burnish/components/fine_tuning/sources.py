@@ -32,6 +32,11 @@ def problem_with(source: str) -> FieldProblem | None:
             where="spec.source", message=f"{source} is a path from a folder that the server does not know",
             hint="give an absolute path; `burnish submit` and the Python client do that themselves",
         )  # fmt: skip
+    return no_model_at(source)
+
+
+def no_model_at(source: str) -> FieldProblem:
+    """Return what is said of a source where nothing is that could be imported."""
     return FieldProblem(
         where="spec.source", message=f"there is no model at {source}",
         hint="a folder of safetensors, a GGUF file, or a hub name such as org/name",

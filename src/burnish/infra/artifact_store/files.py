@@ -8,12 +8,14 @@ Layout::
     staging/<name>-<random>/files/        a future artifact; staging/<name>-<random>.lock is held by its process
     objects/<aa>/<64 hex>/files/          an artifact's files, read-only
     objects/<aa>/<64 hex>/manifest.json   what its digest is the hash of
+    objects/<aa>/<64 hex>/by/<64 hex>     empty; the hash of who published it
     trash/                                removed objects, on their way out
 """
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -80,7 +82,7 @@ class FileArtifactStore:
                 raise
         return files
 
-    def publish(self, staged: Path, kind: ArtifactKind) -> ArtifactRef:
+    def publish(self, staged: Path, kind: ArtifactKind, by: str | None = None) -> ArtifactRef:
         """Make a staged folder an artifact: hash, fsync, one rename."""
         wrapper = self._wrapper_of(staged)
         with _disk_full_is_out_of_disk(self.root):
@@ -91,9 +93,17 @@ class FileArtifactStore:
             _write_synced(wrapper / "manifest.json", text)
             _sync(wrapper)
             digest = manifest.digest_of_manifest(text)
-            self._place(wrapper, digest)
+            self._place(wrapper, digest, by)
         self._forget_stage(wrapper)
         return ArtifactRef(digest=digest, kind=kind, size_bytes=sum(entry.size for entry in entries))
+
+    def published(self, digest: Digest, by: str) -> bool:
+        """Tell whether ``by`` published this content."""
+        return _note_of(self._object(digest), by).exists()
+
+    def holds(self, path: Path) -> bool:
+        """Tell whether a path leads into the store, by whatever links."""
+        return path.resolve().is_relative_to(self.root.resolve())
 
     def discard(self, staged: Path) -> None:
         """Delete a staged folder."""
@@ -148,7 +158,7 @@ class FileArtifactStore:
             _remove(leftover)
         return removed
 
-    def _place(self, wrapper: Path, digest: Digest) -> None:
+    def _place(self, wrapper: Path, digest: Digest, by: str | None) -> None:
         """Move a sealed folder to its address, or drop it if the same content is there already."""
         target = self._object(digest)
         target.parent.mkdir(exist_ok=True)
@@ -161,6 +171,12 @@ class FileArtifactStore:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+            if by is not None:
+                note = _note_of(target, by)
+                note.parent.mkdir(exist_ok=True, mode=0o755)
+                note.touch()
+                _sync(note.parent)
+                _sync(target)
             os.utime(target)
             _sync(target.parent)
         if wrapper.exists():
@@ -300,7 +316,9 @@ def _check_content(folder: Path, digest: Digest) -> None:
 
 def _seen(folder: Path) -> _Seen:
     found = []
-    for current, _, names in os.walk(folder):
+    for current, below, names in os.walk(folder):
+        if current == str(folder):
+            below[:] = ["files"]  # who else publishes the same changes nothing of it
         for name in names:
             path = os.path.join(current, name)
             status = os.lstat(path)
@@ -310,6 +328,10 @@ def _seen(folder: Path) -> _Seen:
 
 def _digest_of(artifact: ArtifactRef | Digest) -> Digest:
     return artifact.digest if isinstance(artifact, ArtifactRef) else artifact
+
+
+def _note_of(folder: Path, by: str) -> Path:
+    return folder / "by" / hashlib.sha256(by.encode()).hexdigest()
 
 
 def _lock_of(wrapper: Path) -> Path:

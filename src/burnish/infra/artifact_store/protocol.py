@@ -32,13 +32,25 @@ class ArtifactStore(Protocol):
             name: for people who look at the folder; need not be unique.
         """
 
-    def publish(self, staged: Path, kind: ArtifactKind) -> ArtifactRef:
+    def publish(self, staged: Path, kind: ArtifactKind, by: str | None = None) -> ArtifactRef:
         """Make a folder that :meth:`stage` returned an artifact. On success ``staged`` is gone; on failure it remains.
+
+        Args:
+            staged: the folder.
+            kind: what it is.
+            by: who published it, say the id of a job; kept with the object, for :meth:`published`. The same content may
+                have been published by many.
 
         Raises:
             InvalidRequest: nothing in it, or something that is no plain file (link, device), or a name that is no text.
             OutOfDisk: the disk is full. There is no partial object.
         """
+
+    def published(self, digest: Digest, by: str) -> bool:
+        """Tell whether ``by`` published this content, whoever else did. Only who can write into the store can have it so."""
+
+    def holds(self, path: Path) -> bool:
+        """Tell whether a path of this machine leads into the store's own files."""
 
     def discard(self, staged: Path) -> None:
         """Delete a staged folder. Does nothing if it is gone."""

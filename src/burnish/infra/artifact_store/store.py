@@ -1,7 +1,7 @@
 """Queries over artifacts and what refers to them. Nothing here commits; nothing here touches files."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -69,6 +69,18 @@ async def find(session: AsyncSession, project_id: str, digest: Digest) -> Artifa
         select(ArtifactRow).where(ArtifactRow.project_id == project_id, ArtifactRow.digest == digest)
     )
     return None if row is None else _artifact(row)
+
+
+async def known(session: AsyncSession, project_id: str, digests: Collection[Digest]) -> dict[Digest, Artifact]:
+    """Return those of the artifacts that the project has, by digest."""
+    wanted = sorted(set(digests))
+    found: dict[Digest, Artifact] = {}
+    for start in range(0, len(wanted), 500):
+        some = select(ArtifactRow).where(
+            ArtifactRow.project_id == project_id, ArtifactRow.digest.in_(wanted[start : start + 500])
+        )
+        found.update({row.digest: _artifact(row) for row in await session.scalars(some)})
+    return found
 
 
 async def live_digests(session: AsyncSession) -> set[Digest]:

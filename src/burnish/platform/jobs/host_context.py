@@ -74,7 +74,7 @@ class HostContext:
 
     def publish(self, staged: Path, kind: ArtifactKind, metadata: Mapping[str, object] | None = None) -> ArtifactRef:
         """Make a staged folder an artifact and tell the server."""
-        artifact = self._store.publish(staged, kind)
+        artifact = self._store.publish(staged, kind, self.job_id)
         data = {"artifact": artifact.model_dump(mode="json"), "metadata": dict(metadata or {})}
         with self._lock:
             self._inputs.add(artifact.digest)
@@ -83,7 +83,7 @@ class HostContext:
 
     def publish_checkpoint(self, staged: Path, step: int) -> ArtifactRef:
         """Publish resumable state and tell the server."""
-        artifact = self._store.publish(staged, "checkpoint")
+        artifact = self._store.publish(staged, "checkpoint", self.job_id)
         with self._lock:
             self._inputs.add(artifact.digest)
             self._events.write("checkpoint", {"step": step, "artifact": artifact.model_dump(mode="json")}, durable=True)

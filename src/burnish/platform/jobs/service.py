@@ -13,12 +13,12 @@ from burnish.core.specs.base import ArtifactRef, Resources, digest_of
 from burnish.core.states import JobState
 from burnish.infra import event_log
 from burnish.infra.artifact_store import store as artifacts
+from burnish.infra.artifact_store.references import references_in
 from burnish.infra.database import utcnow
 from burnish.infra.reconcile import announce
 from burnish.platform.jobs import store
 from burnish.platform.jobs.schemas import JobItem, Kind, LogLine
 from burnish.platform.jobs.tables import ClaimTable, JobTable
-from burnish.platform.jobs.validation import artifacts_in
 
 ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 INPUT_OWNER = "job-input"
@@ -38,7 +38,7 @@ async def accept(
     existing = await resubmitted(session, request, component_type)
     if existing is not None:
         return existing
-    inputs = {reference.digest: reference for _, reference in artifacts_in(spec)}
+    inputs = {reference.digest: reference for _, reference in references_in(spec)}
     run = kind.run_of(parsed)
     job = JobTable(
         id=request.job_id, project_id=request.project_id, component_type=component_type, kind=request.kind,

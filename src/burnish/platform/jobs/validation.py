@@ -11,9 +11,10 @@ from pydantic_core import ErrorDetails
 
 from burnish.core.errors import BurnishError, FieldProblem
 from burnish.core.protocol import JobRequest, Validation
-from burnish.core.specs.base import ArtifactRef, Resources
+from burnish.core.specs.base import Resources
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.infra.artifact_store.references import not_there, references_in
 from burnish.infra.database import Database
 from burnish.infra.storable import unstorable
 from burnish.platform.jobs import store
@@ -54,25 +55,6 @@ async def validate(
     spec = complete.model_dump(mode="json")
     seconds = kind.seconds(complete)
     return Validation(problems=tuple(problems), spec=spec, resources=resources, seconds=seconds), complete
-
-
-def artifacts_in(value: Any, where: str = "spec") -> Iterator[tuple[str, ArtifactRef]]:
-    """Yield every artifact reference in JSON data with its place."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("digest"), str) and "kind" in value:
-            try:
-                yield (
-                    where,
-                    ArtifactRef.model_validate({k: value[k] for k in ("digest", "kind", "size_bytes") if k in value}),
-                )
-            except ValidationError:
-                return
-            return
-        for name, inner in value.items():
-            yield from artifacts_in(inner, f"{where}.{name}")
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from artifacts_in(inner, f"{where}.{index}")
 
 
 def _unknown_kind(name: str, kinds: Mapping[str, Kind]) -> FieldProblem:
@@ -163,24 +145,20 @@ def _copy(value: Any) -> Any:
 async def _missing_artifacts(
     given: dict[str, Any], project_id: str, database: Database, artifact_store: ArtifactStore
 ) -> list[FieldProblem]:
-    references = list(artifacts_in(given))
+    references = list(references_in(given, "spec"))
     if not references:
         return []
     there = await asyncio.to_thread(lambda: {ref.digest: artifact_store.renew(ref.digest) for _, ref in references})
-    problems = []
     async with database.read() as session:
-        for where, reference in references:
-            found = await artifacts.find(session, project_id, reference.digest)
-            if found is None or not there[reference.digest]:
-                problem = FieldProblem(
-                    where=where,
-                    message=f"there is no artifact {reference.digest} in this project",
-                    hint="use the reference that a job's result or a dataset version gives",
-                )
-                problems.append(problem)
-            elif found.ref.kind != reference.kind:
-                message = f"artifact {reference.digest} is a {found.ref.kind}, not a {reference.kind}"
-                problems.append(FieldProblem(where=where, message=message))
+        known = await artifacts.known(session, project_id, there)
+    problems = []
+    for where, reference in references:
+        found = known.get(reference.digest)
+        if found is None or not there[reference.digest]:
+            problems.append(not_there(where, reference.digest))
+        elif found.ref.kind != reference.kind:
+            message = f"artifact {reference.digest} is a {found.ref.kind}, not a {reference.kind}"
+            problems.append(FieldProblem(where=where, message=message))
     return problems
 
 

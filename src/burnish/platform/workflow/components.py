@@ -3,24 +3,26 @@
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from burnish.core.errors import BurnishError, ErrorBody, NotFound, UpstreamFailed
+from burnish.core.errors import BurnishError, ErrorBody, JobFailed, NotFound, UpstreamFailed
 from burnish.core.protocol import Description, JobRequest, JobView, KindOffer, Progress, Validation
 from burnish.core.specs.base import Resources, digest_of
 from burnish.core.states import JobState
+from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.protocol import ArtifactStore
+from burnish.infra.artifact_store.references import references_in
 from burnish.infra.database import Database
 from burnish.infra.storable import cleaned, cleaned_text
 from burnish.platform.identity import Principal
 from burnish.platform.workflow import store
 from burnish.platform.workflow.decide import item_scope
-from burnish.platform.workflow.execution import Attempt, Execution, artifacts_in
+from burnish.platform.workflow.execution import Attempt, Execution
 from burnish.platform.workflow.expressions import resolve
 from burnish.platform.workflow.records import Outcome
 
@@ -104,7 +106,7 @@ class JobClient:
         attempt.looked = True
         if view is None:
             return None
-        attempt.outcome = outcome_of(view)
+        attempt.outcome = await self._vouched_for(execution, attempt, outcome_of(view))
         if attempt.outcome is not None:
             self._progress.pop(attempt.job_id, None)
             return None
@@ -174,14 +176,49 @@ class JobClient:
         async with self._database.read() as session:
             found = await store.cached(session, execution.project_id, key)
         for row in found:
-            if await asyncio.to_thread(self._still_there, row.result):
+            if await self._still_there(execution.project_id, row.result):
                 attempt.outcome = Outcome("succeeded", result=row.result, reused_from=row.job_id)
                 break
         attempt.change(cache_key=key)
 
-    def _still_there(self, result: Any) -> bool:
-        """Tell whether every artifact of a result exists, and keep them from being swept meanwhile."""
-        return all(self._store.renew(ref.digest) for ref in artifacts_in(result))
+    async def _still_there(self, project_id: str, result: Any) -> bool:
+        """Tell whether the project has every artifact of a result still, and keep them from being swept meanwhile."""
+        digests = {ref.digest for _, ref in references_in(result)}
+        if await self._strange(project_id, digests):
+            return False
+        return await asyncio.to_thread(lambda: all(self._store.renew(digest) for digest in digests))
+
+    async def _vouched_for(self, execution: Execution, attempt: Attempt, outcome: Outcome | None) -> Outcome | None:
+        """Return a job's outcome; a failure if it hands on what is neither the project's nor of this job's making.
+
+        Whose component says so is no matter: an artifact that another project has too becomes this one's only by what
+        its job wrote into the store.
+        """
+        if outcome is None:
+            return None
+        strange = await self._strange(execution.project_id, {ref.digest for _, ref in references_in(outcome.result)})
+        if not strange:
+            return outcome
+        made = await asyncio.to_thread(lambda: {one for one in strange if self._is_made_by(attempt.job_id, one)})
+        if not (left := sorted(strange - made)):
+            return outcome
+        refusal = JobFailed(
+            f"the result of step {attempt.step} names the artifact {left[0]}, which is neither this project's nor published "
+            "by the job", where=f"steps.{attempt.step}",
+            hint="a job may give what its spec names and what it has published into the platform's store (where a component's "
+            "process runs a Burnish older than the platform's, upgrade it)",
+        )  # fmt: skip
+        return Outcome("failed", error=refusal.body())
+
+    async def _strange(self, project_id: str, digests: Collection[str]) -> set[str]:
+        """Return the artifacts that the project does not have."""
+        if not digests:
+            return set()
+        async with self._database.read() as session:
+            return set(digests) - (await artifacts.known(session, project_id, digests)).keys()
+
+    def _is_made_by(self, job_id: str, digest: str) -> bool:
+        return self._store.published(digest, job_id) and self._store.renew(digest)
 
     def _worth_a_look(self, execution: Execution, attempt: Attempt) -> bool:
         """A job that ended, one that only its component knows of, or one that may be over its time."""

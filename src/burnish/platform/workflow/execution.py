@@ -16,6 +16,7 @@ from burnish.core.specs.base import ArtifactRef, digest_of
 from burnish.core.states import ExecutionState, JobState, StepState
 from burnish.infra import event_log, signals
 from burnish.infra.artifact_store import store as artifacts
+from burnish.infra.artifact_store.references import problems_with, references_in
 from burnish.infra.database import after_commit, utcnow
 from burnish.platform.workflow import store
 from burnish.platform.workflow.decide import Facts, View, decide
@@ -279,6 +280,13 @@ class Execution:
         self.steps[action.step].items[action.index].job_id = job_id
         attempt = Attempt(job_id, action.step, action.index, action.number, step.component, step.kind, action.spec)
         self.attempts[action.step, action.index] = attempt
+        place = f"steps.{action.step}.with"
+        if problems := await problems_with(session, self.project_id, action.spec, place, besides=self._refs.keys()):
+            refusal = InvalidRequest(
+                problems[0].message, where=problems[0].where, hint=problems[0].hint, problems=problems
+            )
+            attempt.outcome = Outcome("failed", error=refusal.body())
+            return
         if step.component != ENGINE:
             return
         kind = self._kinds.get(step.kind)
@@ -325,7 +333,7 @@ class Execution:
             "result": outcome.result, "error": None if outcome.error is None else outcome.error.model_dump(mode="json"),
         }  # fmt: skip
         self._counts.append((attempt.kind, str(outcome.state)))
-        for ref in artifacts_in(outcome.result):
+        for _, ref in references_in(outcome.result):
             self._refs[ref.digest] = (attempt.job_id, ref)
         self._keep(attempt)
 
@@ -406,19 +414,3 @@ def _told(name: str, record: StepRecord) -> dict[str, Any]:
     elif jobs:
         data["items"] = len(record.items)
     return data
-
-
-def artifacts_in(value: Any) -> Iterator[ArtifactRef]:
-    """Yield every artifact reference inside a result."""
-    if isinstance(value, Mapping):
-        if set(value) >= {"digest", "kind"} and set(value) <= {"digest", "kind", "size_bytes"}:
-            try:
-                yield ArtifactRef.model_validate(value)
-            except ValueError:
-                return
-        else:
-            for child in value.values():
-                yield from artifacts_in(child)
-    elif isinstance(value, list | tuple):
-        for child in value:
-            yield from artifacts_in(child)

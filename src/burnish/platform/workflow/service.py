@@ -70,7 +70,7 @@ class WorkflowService:
         self._database = database
         self._kinds = kinds
         self._resolver = Resolver(components, find_model)
-        self._validator = Validator(components, kinds, known)
+        self._validator = Validator(components, kinds, database, known)
         self._definitions = Definitions()
 
     def definition_of(self, request: RunRequest) -> Definition:

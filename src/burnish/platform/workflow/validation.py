@@ -14,6 +14,8 @@ from typing import Any
 from burnish.core.errors import BurnishError, FieldProblem, all_errors
 from burnish.core.protocol import JobRequest, KindOffer, Validation
 from burnish.core.specs.base import Resources
+from burnish.infra.artifact_store.references import problems_with
+from burnish.infra.database import Database
 from burnish.platform.identity import Principal
 from burnish.platform.workflow import shapes
 from burnish.platform.workflow.components import Components
@@ -80,8 +82,11 @@ class Findings:
 class Validator:
     """Checks a definition with its parameters against what is offered."""
 
-    def __init__(self, components: Components, kinds: Mapping[str, EngineKind], known: Known | None = None) -> None:
+    def __init__(
+        self, components: Components, kinds: Mapping[str, EngineKind], database: Database, known: Known | None = None
+    ) -> None:
         self._components = components
+        self._database = database
         self._known = known or OfferedNow(components)
         self._kinds = kinds
         self._own = {(ENGINE, name): kind.offer(name) for name, kind in kinds.items()}
@@ -96,6 +101,7 @@ class Validator:
         findings.forbidden = self.lacking(definition, definition.steps, principal)
         findings.problems += findings.forbidden
         asks: list[Ask] = []
+        specs: list[tuple[str, dict[str, Any]]] = []
         for name, step in definition.steps.items():
             offer = offers.get((step.component, step.kind))
             if offer is None:
@@ -107,6 +113,7 @@ class Validator:
             if _never_runs(name, step, scope, findings.problems):
                 continue
             for ask in _asks(name, step, scope, findings.problems):
+                specs.append((f"steps.{name}.with", ask.spec))
                 findings.problems += islice(_type_problems(definition, ask, step, offer, offers), MAX_PROBLEMS)
                 if step.component == ENGINE:
                     place = f"steps.{name}.with"
@@ -116,6 +123,9 @@ class Validator:
             if step.component in away:
                 place = f"steps.{name}.component"
                 findings.away.append(away_problem(place, step.component, away[step.component]))
+        async with self._database.read() as session:
+            for place, spec in specs:
+                findings.problems += await problems_with(session, principal.project_id, spec, place)
         answers = await asyncio.gather(*(self._ask(definition.steps[a.step], a, principal) for a in asks))
         for ask, (problems, estimate) in zip(asks, answers, strict=True):
             findings.problems += problems

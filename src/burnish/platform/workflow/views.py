@@ -7,9 +7,9 @@ from typing import Any
 from burnish.core.errors import ErrorBody
 from burnish.core.protocol import Progress
 from burnish.core.states import ExecutionState, JobState, StepState
+from burnish.infra.artifact_store.references import references_in
 from burnish.platform.workflow.definition import ENGINE, Definition
 from burnish.platform.workflow.engine_kinds import EngineKind
-from burnish.platform.workflow.execution import artifacts_in
 from burnish.platform.workflow.offers import Known
 from burnish.platform.workflow.records import ENDED, StepRecord, load_steps
 from burnish.platform.workflow.schemas import (
@@ -90,7 +90,7 @@ def _step_view(
         reused=bool(record.items) and all(item.reused_from is not None for item in record.items),
         progress=_progress(record, running, done), waiting_for=_waiting_for(definition, name, record, running),
         items=max(1, len(record.items)), items_done=done, attempts=tuple(attempts), result=record.result,
-        artifacts=tuple({ref.digest: ref for ref in artifacts_in(record.result)}.values()), error=error,
+        artifacts=tuple({ref.digest: ref for _, ref in references_in(record.result)}.values()), error=error,
         started_at=record.started_at, finished_at=record.finished_at,
         seconds=None if end is None or record.started_at is None else max(0.0, (end - record.started_at).total_seconds()),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,14 +12,17 @@ from burnish.components.fine_tuning.kinds import KINDS, check_import, check_trai
 from burnish.components.fine_tuning.recipes import Recipe, recipe, recipes
 from burnish.core.errors import FieldProblem, InvalidRequest
 from burnish.core.specs import ArtifactRef, FineTuningSpec, ImportModelSpec
+from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.platform.jobs.schemas import Check
 
 _MODEL = ArtifactRef(digest="sha256:" + "1" * 64, kind="model", size_bytes=270_000_000)
+_ELSEWHERE = SimpleNamespace(holds=lambda path: False)
+"""A store that the source is not in."""
 _DATA = ArtifactRef(digest="sha256:" + "2" * 64, kind="dataset", size_bytes=1000)
 
 
 def _check(spec: dict[str, Any], unresolved: tuple[str, ...] = ()) -> Check:
-    return Check(spec, None, "default", unresolved, cast(Any, None), cast(Any, None))
+    return Check(spec, None, "default", unresolved, cast(Any, None), cast(Any, _ELSEWHERE))
 
 
 def _training(**changes: Any) -> dict[str, Any]:
@@ -47,6 +51,19 @@ async def test_sources_that_are_accepted(tmp_path: Path) -> None:
     for source in accepted:
         assert await _import_problems(source) == []
     assert await check_import(_check({}, ("source",))) == []
+
+
+async def test_a_source_inside_the_artifact_store_is_as_if_nothing_were_there(tmp_path: Path) -> None:
+    """Breaks with: another project's model imported by where its files lie."""
+    store = FileArtifactStore(tmp_path / "artifacts")
+    staged = store.stage("theirs")
+    (staged / "config.json").write_text("{}")
+    (staged / "model.safetensors").write_bytes(b"")
+    files = store.open(store.publish(staged, "model"))
+    (tmp_path / "link").symlink_to(files)
+    for source in (files, tmp_path / "link", tmp_path / "a" / ".." / "link", store.root / "objects" / "nothing"):
+        check = Check({"source": str(source)}, None, "default", (), cast(Any, None), store)
+        assert [problem.message for problem in await check_import(check)] == [f"there is no model at {source}"]
 
 
 async def test_sources_that_are_refused(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pydantic import model_validator
 
 from burnish.core.errors import FieldProblem
 from burnish.core.specs.base import ArtifactRef, Spec
+from burnish.infra.artifact_store.references import references_in
 from burnish.platform.jobs.schemas import Kind
-from burnish.platform.jobs.validation import _fields_at, _parse, _without, artifacts_in
+from burnish.platform.jobs.validation import _fields_at, _parse, _without
 
 
 class Inner(Spec):
@@ -71,14 +72,16 @@ def test_a_rule_over_several_fields_waits_for_those_that_come_later() -> None:
 def test_references_are_found_wherever_they_stand() -> None:
     other = {"digest": "sha256:" + "b" * 64, "kind": "dataset", "size_bytes": 3}
     found = dict(
-        artifacts_in(
+        references_in(
             {
                 "model": MODEL,
                 "params": {"deep": [{"x": other}]},
                 "digest": "no",
-                "odd": {"digest": "sha256:zz", "kind": "model"},
-            }
+                "odd": {"digest": "sha256:zz", "kind": "model", "below": MODEL},
+                "hiding": {**MODEL, "inside": {**other, "more": 1}},
+            },
+            "spec",
         )
     )
-    assert set(found) == {"spec.model", "spec.params.deep.0.x"}
+    assert set(found) == {"spec.model", "spec.params.deep.0.x", "spec.odd.below", "spec.hiding", "spec.hiding.inside"}
     assert found["spec.params.deep.0.x"].size_bytes == 3
