@@ -16,17 +16,13 @@ from starlette.routing import Route
 from burnish.platform.identity import CallerTokens
 from tests.support.asgi_server import served
 from tests.support.plain_component import PlainComponent
-from tests.support.server import Answered, Server
+from tests.support.server import Answered, Server, running_burnish
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("hostile") / "home", environment={"BURNISH_DISK_RESERVE_BYTES": "0"})
-    try:
-        yield running.start()
-        running.stop()
-    finally:
-        running.end_everything()
+    with running_burnish(tmp_path_factory.mktemp("hostile") / "home", {"BURNISH_DISK_RESERVE_BYTES": "0"}) as found:
+        yield found
 
 
 async def ask(server: Server, method: str, path: str, body: Any = None) -> Any:

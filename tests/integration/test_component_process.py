@@ -15,7 +15,7 @@ import yaml
 
 from burnish.core.offers import OWN_ROUTES, route_problem
 from tests.support.component_process import ECHO, ComponentRun
-from tests.support.server import Answered, Server, wait_for
+from tests.support.server import Answered, Server, running_burnish, wait_for
 
 THIRD = Path(__file__).parents[1] / "support" / "third_party.py"
 ECHO_FLOW = yaml.safe_load((ECHO.parent / "echo.yaml").read_text())
@@ -23,12 +23,8 @@ ECHO_FLOW = yaml.safe_load((ECHO.parent / "echo.yaml").read_text())
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("platform") / "home", environment={"BURNISH_DISK_RESERVE_BYTES": "0"})
-    try:
-        yield running.start()
-        running.stop()
-    finally:
-        running.end_everything()
+    with running_burnish(tmp_path_factory.mktemp("platform") / "home", {"BURNISH_DISK_RESERVE_BYTES": "0"}) as found:
+        yield found
 
 
 @pytest.fixture

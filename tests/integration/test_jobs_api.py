@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import sys
-from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from burnish.platform.jobs.api import router as jobs_router
 from burnish.platform.jobs.component_app import component_app, install_problems
 from burnish.platform.jobs.mounting import MountedComponents
 from tests.support.asgi_server import served
+from tests.support.fuzzing import FULL, fuzz
 from tests.support.jobs_bench import ROOT, Bench
 from tests.support.jobs_kinds import KINDS
 
@@ -123,14 +122,9 @@ async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: s
         app = component_app("fine_tuning", KINDS, bench.runtime)
     headers = {"burnish-caller": bench.runtime.tokens.sign(LOCAL.acting(), "fine_tuning", ttl=3600)}
     await bench.submit("job_1", "count", {"to": 1})
+    # The phase of hundreds of borderline cases asks the routes; in short it is sent to the stricter of the databases.
+    phases = "examples,coverage,fuzzing" if FULL or bench.database.dialect == "postgresql" else "examples,fuzzing"
     async with served(app) as url:
-        arguments = [
-            "run", f"{url}/openapi.json", "--max-examples", "8", "--phases", "examples,coverage,fuzzing", "--no-color",
-            "--exclude-path-regex", "/events$", "--generation-database", "none", "--seed", "1", "--continue-on-failure",
-            *(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")), *tolerated,
-        ]  # fmt: skip
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "schemathesis.cli", *arguments, stdout=PIPE, stderr=STDOUT, cwd=tmp_path
+        await asyncio.to_thread(
+            fuzz, f"{url}/openapi.json", tmp_path, *tolerated, examples=8, phases=phases, headers=headers
         )
-        output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()[-12_000:]

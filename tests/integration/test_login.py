@@ -11,24 +11,10 @@ import pytest
 
 from tests.support.oidc import Browser, Lies, Provider, lying_provider, real_provider, state_of
 from tests.support.server import wait_for
-from tests.support.site import Site, running_site
+from tests.support.site import Site
 
 LOGIN = "/platform/auth/login"
 SESSION = "/platform/auth/session"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with running_site(tmp_path_factory.mktemp("login") / "home") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def provider(site: Site) -> Iterator[Provider]:
-    with real_provider() as running:
-        site.register_with(running)
-        running.set_user("ada", email="ada@example.org", email_verified=True, name="Ada", groups=["ml"])
-        yield running
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """``burnish login`` and what follows it, as real processes: a server, a provider, a scripted browser, the command line."""
 
+import io
 import json
 import os
 import re
@@ -7,33 +8,21 @@ import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
 
-from tests.support.oidc import Browser, Provider, real_provider
+from burnish.cli.main import main
+from tests.support.oidc import Browser, Provider
 from tests.support.server import Server, wait_for
-from tests.support.site import Site, running_site
+from tests.support.site import Site
 
 ROOT = Path(__file__).parents[2]
 BROWSER = f"{shlex.quote(sys.executable)} -m tests.support.browser"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with running_site(tmp_path_factory.mktemp("login") / "home") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def provider(site: Site) -> Iterator[Provider]:
-    with real_provider() as running:
-        site.register_with(running)
-        running.set_user("ada", email="ada@example.org", email_verified=True, groups=["ml"])
-        yield running
 
 
 class Shell:
@@ -62,13 +51,34 @@ class Shell:
         return found
 
 
+class Here(Shell):
+    """The same in this process: one of its own costs a second for each command, and is tried where it matters."""
+
+    def run(self, *arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, {**self.environment, **environment}, clear=True),
+            mock.patch("sys.stdin", io.StringIO(stdin)), redirect_stdout(out), redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):  # fmt: skip
+            main(arguments)
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
 def shell(site: Site, provider: Provider, tmp_path: Path) -> Shell:
     return Shell(site.url, tmp_path / "config")
 
 
-def test_login_by_the_browser_work_and_logout(site: Site, shell: Shell) -> None:
-    before = shell.run("whoami")
+@pytest.fixture
+def here(site: Site, tmp_path: Path) -> Shell:
+    return Here(site.url, tmp_path / "config")
+
+
+def test_login_by_the_browser_work_and_logout(site: Site, shell: Shell, here: Shell) -> None:
+    before = here.run("whoami")
     assert before.returncode == 1
     assert "burnish login" in before.stderr
 
@@ -79,10 +89,10 @@ def test_login_by_the_browser_work_and_logout(site: Site, shell: Shell) -> None:
     kept = shell.kept()[site.url]
     assert stat.S_IMODE(shell.config.stat().st_mode) == 0o600
     assert kept["key"] not in done.stdout + done.stderr
-    me = shell.json("whoami")
+    me = here.json("whoami")
     assert (me["subject"], me["credential"]) == ("ada@example.org", kept["key_id"])
-    assert shell.json("list")["data"] == []
-    assert [one["name"] for one in shell.json("key", "list")["data"]][-1].startswith("burnish login on ")
+    assert here.json("list")["data"] == []
+    assert [one["name"] for one in here.json("key", "list")["data"]][-1].startswith("burnish login on ")
 
     done = shell.run("logout")
     assert done.returncode == 0, done.stderr
@@ -90,7 +100,7 @@ def test_login_by_the_browser_work_and_logout(site: Site, shell: Shell) -> None:
     wait_for(
         lambda: site.ask("GET", "/platform/identity/me", key=kept["key"]).status_code == 401, 2, "the key is revoked"
     )
-    assert "no key is kept" in shell.run("logout").stdout
+    assert "no key is kept" in here.run("logout").stdout
 
 
 def test_who_refuses_is_told_in_the_terminal(provider: Provider, shell: Shell, site: Site) -> None:
@@ -109,18 +119,18 @@ def test_nobody_logs_in_and_the_command_ends(shell: Shell) -> None:
     assert "--key -" in done.stderr
 
 
-def test_a_key_is_piped_checked_and_never_an_argument(site: Site, shell: Shell) -> None:
+def test_a_key_is_piped_checked_and_never_an_argument(site: Site, shell: Shell, here: Shell) -> None:
     done = shell.run("login", "--key", site.key)
     assert done.returncode == 2
     assert site.key not in done.stdout + done.stderr
     for wrong in ("", "two words", "bk_aaaaaaaaaaaa_" + "b" * 43):
-        done = shell.run("login", "--key", "-", stdin=wrong + "\n")
+        done = here.run("login", "--key", "-", stdin=wrong + "\n")
         assert done.returncode == 1, done.stdout
         assert not shell.config.exists()
     done = shell.run("login", "--key", "-", stdin=f"{site.key}\n")
     assert done.returncode == 0, done.stderr
-    assert shell.json("whoami")["subject"] == "administrator"
-    assert shell.run("logout").returncode == 0
+    assert here.json("whoami")["subject"] == "administrator"
+    assert here.run("logout").returncode == 0
     assert site.ask("GET", "/platform/identity/me").status_code == 200, "a key that was given is not revoked"
 
 
@@ -143,55 +153,55 @@ def test_the_key_is_in_no_process_list(site: Site, shell: Shell) -> None:
         stream.close()
 
 
-def test_what_an_administrator_does(site: Site, shell: Shell, tmp_path: Path) -> None:
+def test_what_an_administrator_does(site: Site, here: Shell, tmp_path: Path) -> None:
     admin = {"BURNISH_API_KEY": site.key}
-    assert shell.json("project", "create", "vision", "--name", "Vision", **admin)["id"] == "vision"
-    assert {one["id"] for one in shell.json("project", "list", **admin)["data"]} >= {"default", "vision"}
-    shell.json("user", "add", "grace", "--email", "grace@example.org", **admin)
-    shell.json("role", "grant", "grace", "viewer", "--project", "vision", **admin)
-    made = shell.json("key", "create", "laptop", "--for", "grace", "--project", "vision", "--days", "1", **admin)
+    assert here.json("project", "create", "vision", "--name", "Vision", **admin)["id"] == "vision"
+    assert {one["id"] for one in here.json("project", "list", **admin)["data"]} >= {"default", "vision"}
+    here.json("user", "add", "grace", "--email", "grace@example.org", **admin)
+    here.json("role", "grant", "grace", "viewer", "--project", "vision", **admin)
+    made = here.json("key", "create", "laptop", "--for", "grace", "--project", "vision", "--days", "1", **admin)
     grace = {"BURNISH_API_KEY": made["key"]}
-    assert shell.json("whoami", **grace)["project"] == "vision"
+    assert here.json("whoami", **grace)["project"] == "vision"
 
-    denied = shell.run("user", "add", "eve", **grace)
+    denied = here.run("user", "add", "eve", **grace)
     assert denied.returncode == 1
     assert "grace lacks the permission identity:write" in denied.stderr
-    foreign = shell.run("list", BURNISH_PROJECT="default", **grace)
+    foreign = here.run("list", BURNISH_PROJECT="default", **grace)
     assert foreign.returncode == 1
     assert "not_found" in foreign.stderr
-    assert shell.json("list", BURNISH_PROJECT="vision", **grace)["data"] == []
+    assert here.json("list", BURNISH_PROJECT="vision", **grace)["data"] == []
 
-    rotated = shell.run("key", "rotate", made["id"], "--overlap", "0", "--quiet", **admin)
+    rotated = here.run("key", "rotate", made["id"], "--overlap", "0", "--quiet", **admin)
     assert re.fullmatch(r"bk_\w{12}_[\w-]{43}\n", rotated.stdout), rotated.stderr
-    assert shell.run("whoami", **grace).returncode == 1
-    assert shell.run("whoami", BURNISH_API_KEY=rotated.stdout.strip()).returncode == 0
+    assert here.run("whoami", **grace).returncode == 1
+    assert here.run("whoami", BURNISH_API_KEY=rotated.stdout.strip()).returncode == 0
     saved = tmp_path / "key"
-    bare = shell.run("key", "create", "saved", "--output", str(saved), **admin)
+    bare = here.run("key", "create", "saved", "--output", str(saved), **admin)
     assert (bare.returncode, bare.stdout, stat.S_IMODE(saved.stat().st_mode)) == (0, "", 0o600), bare.stderr
-    assert shell.json("whoami", BURNISH_API_KEY=saved.read_text().strip())["subject"] == "administrator"
-    assert shell.run("key", "create", "again", "-o", str(saved), **admin).returncode == 2, "no file is overwritten"
-    assert shell.run("key", "create", "x", "--scope", "no:such", "-o", f"{saved}2", **admin).returncode == 1
+    assert here.json("whoami", BURNISH_API_KEY=saved.read_text().strip())["subject"] == "administrator"
+    assert here.run("key", "create", "again", "-o", str(saved), **admin).returncode == 2, "no file is overwritten"
+    assert here.run("key", "create", "x", "--scope", "no:such", "-o", f"{saved}2", **admin).returncode == 1
     assert not Path(f"{saved}2").exists()
-    assert shell.run("key", "revoke", rotated.stdout.strip(), **admin).returncode == 2, "an id is wanted, not the key"
-    assert {one["role"] for one in shell.json("role", "list", "--of", "grace", **admin)["data"]} == {"viewer"}
-    shell.json("role", "revoke", "grace", "viewer", "--project", "vision", **admin)
-    assert shell.run("role", "revoke", "grace", "viewer", "--project", "vision", **admin).returncode == 1
-    shell.json("user", "disable", "grace", **admin)
-    assert {one["id"]: bool(one["disabled_at"]) for one in shell.json("user", "list", **admin)["data"]}["grace"]
-    assert shell.json("service-account", "add", "ci", BURNISH_PROJECT="vision", **admin)["project_id"] == "vision"
-    assert "ci" in {one["id"] for one in shell.json("service-account", "list", **admin)["data"]}
+    assert here.run("key", "revoke", rotated.stdout.strip(), **admin).returncode == 2, "an id is wanted, not the key"
+    assert {one["role"] for one in here.json("role", "list", "--of", "grace", **admin)["data"]} == {"viewer"}
+    here.json("role", "revoke", "grace", "viewer", "--project", "vision", **admin)
+    assert here.run("role", "revoke", "grace", "viewer", "--project", "vision", **admin).returncode == 1
+    here.json("user", "disable", "grace", **admin)
+    assert {one["id"]: bool(one["disabled_at"]) for one in here.json("user", "list", **admin)["data"]}["grace"]
+    assert here.json("service-account", "add", "ci", BURNISH_PROJECT="vision", **admin)["project_id"] == "vision"
+    assert "ci" in {one["id"] for one in here.json("service-account", "list", **admin)["data"]}
 
 
-def test_the_audit_log_is_listed_exported_and_verified(site: Site, shell: Shell, tmp_path: Path) -> None:
+def test_the_audit_log_is_listed_exported_and_verified(site: Site, here: Shell, tmp_path: Path) -> None:
     admin = {"BURNISH_API_KEY": site.key}
-    shell.json("user", "add", "noted", **admin)
-    entries = shell.json("audit", "list", "--actor", "administrator", **admin)["data"]
+    here.json("user", "add", "noted", **admin)
+    entries = here.json("audit", "list", "--actor", "administrator", **admin)["data"]
     assert entries[0]["object_id"] == "noted"
     target = tmp_path / "audit.jsonl"
-    assert shell.run("audit", "export", "-o", str(target), **admin).returncode == 0
+    assert here.run("audit", "export", "-o", str(target), **admin).returncode == 0
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))
-    assert shell.json("audit", "verify", **admin)["ok"] is True
+    assert here.json("audit", "verify", **admin)["ok"] is True
 
 
 def test_a_code_without_its_verifier_and_twice(site: Site, provider: Provider) -> None:
@@ -233,7 +243,7 @@ def test_authentication_off_needs_no_login(tmp_path: Path) -> None:
         done = shell.run("login")
         assert done.returncode == 0
         assert "authentication is off" in done.stdout
-        assert shell.json("whoami")["subject"] == "local"
+        assert Here(server.url, tmp_path / "config").json("whoami")["subject"] == "local"
         answer = httpx.post(f"{server.url}/platform/auth/session", json={"key": "bk_x"}, trust_env=False)
         assert answer.status_code == 409
     finally:

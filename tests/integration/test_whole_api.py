@@ -1,9 +1,6 @@
 """The whole API of a running server: what it documents, and whether it keeps to that whatever is sent."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,54 +8,17 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from tests.support.server import Server, wait_for
+from tests.support.fuzzing import FULL, fuzz, tolerances
+from tests.support.server import Server, running_burnish, wait_for
 
-FULL = bool(os.environ.get("BURNISH_TEST_FULL"))
 METHODS = {"get", "put", "post", "delete", "patch"}
 ROWS = b"".join(b'{"text": "film number %d", "label": "%s"}\n' % (n, (b"good", b"bad")[n % 2]) for n in range(40))
-STREAMS = r"/events$"
-"""Never fuzzed: a stream ends with its execution or job. tests/integration/test_workflows.py and test_jobs.py follow them."""
-
-NEEDS_WHAT_IS_THERE = {
-    # Any bytes fit `format: binary`; whether they are a dataset only its parser can say.
-    "POST /platform/datasets": (413, 415, 422),
-    # The artifact that a spec names has to be in the store; a digest that only looks like one is not.
-    "POST /platform/deployments": (422,),
-    "POST /platform/models/{name}/versions": (422,),
-    # JSON data, where a NUL anywhere inside cannot be kept.
-    "POST /platform/components/register": (422,),
-    # Scopes are names of permissions; with authentication off nobody calls whose key it could be.
-    "POST /platform/identity/keys": (422,),
-    # An idempotency key that came with another body before.
-    "POST /platform/identity/keys/{key_id}/rotate": (422,),
-    "POST /platform/identity/projects": (422,),
-    "POST /platform/identity/users": (422,),
-    "POST /platform/identity/service-accounts": (422,),
-    "POST /platform/identity/bindings": (422,),
-    # Which keys there are, and which values fit which key and each other, is the configuration's own schema's to say.
-    "PATCH /platform/configuration": (422,),
-    "POST /platform/configuration/import": (422,),
-    "POST /platform/configuration/rollback": (422,),
-    # A key file has to be on the server's machine.
-    "POST /platform/secrets/rewrap": (422,),
-    # Where a login may lead is more than a pattern says, and the command line's needs its challenge.
-    "GET /platform/auth/login": (422,),
-    # A definition's graph, kinds, references and parameters are checked beyond its shape.
-    "POST /platform/workflows/run": (422,),
-    "POST /platform/workflows/{workflow_id}/fork": (422,),
-    "POST /platform/workflows/{workflow_id}/retry": (422,),
-}
-"""Operations for which a body of the right shape may still be wrong, and the statuses that say so."""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("whole") / "home")
-    try:
-        yield running.start()
-        running.stop()
-    finally:
-        running.end_everything()
+    with running_burnish(tmp_path_factory.mktemp("whole") / "home") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +146,7 @@ def test_a_component_that_cannot_be_asked_takes_no_document_away(server: Server,
     assert whole_document(server)["paths"].keys() == document["paths"].keys()
 
 
-def configuration(there: dict[str, list[Any]]) -> str:
+def configuration(there: dict[str, list[Any]]) -> list[str]:
     """Return schemathesis's configuration: known objects half of the time, and the narrow tolerances."""
     lines = []
     for name, values in there.items():
@@ -196,31 +156,16 @@ def configuration(there: dict[str, list[Any]]) -> str:
     lines += [f'"{name}" = {{ dictionary = "{name.replace(".", "_")}", probability = 0.5 }}' for name in there]
     # We send no Location headers; looking for them breaks schemathesis on a text with brackets in an answer.
     lines += ["[phases.stateful.inference]", 'algorithms = ["dependency-analysis"]']
-    accepted = ["2xx", "3xx", "401", "403", "404", "409", "429", "5xx"]
-    for name, statuses in NEEDS_WHAT_IS_THERE.items():
-        expected = json.dumps([*accepted, *map(str, statuses)])
-        lines += ["[[operations]]", f'include-name = "{name}"',
-                  f"checks.positive_data_acceptance.expected-statuses = {expected}"]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    return lines + tolerances()
 
 
 def test_whatever_is_sent_is_answered_as_documented(
     server: Server, there: dict[str, list[Any]], tmp_path: Path
 ) -> None:
-    (tmp_path / "schemathesis.toml").write_text(configuration(there))
-    arguments = [
-        "--config-file", "schemathesis.toml", "run", f"{server.url}/openapi.json", "--checks", "all", "--no-color",
-        "--exclude-path-regex", STREAMS, "--max-examples", "50" if FULL else "4", "--generation-database", "none",
-        "--phases", "examples,coverage,fuzzing,stateful" if FULL else "examples,fuzzing,stateful",
-        "--seed", "1", "--continue-on-failure", "--request-timeout", "30", "--warnings", "off",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-20_000:]
+    phases = "examples,coverage,fuzzing,stateful" if FULL else "examples,fuzzing,stateful"
+    fuzz(
+        f"{server.url}/openapi.json", tmp_path, examples=50 if FULL else 4, phases=phases,
+        configuration=configuration(there),
+    )  # fmt: skip
     assert server.request("GET", "/platform/ready")["status"] == "ready"
     assert "Traceback" not in server.tail(100_000)

@@ -2,12 +2,10 @@
 
     python -m tests.support.life FOLDER
 
-It first gives up root's right to write into read-only files and folders: everything here must work without it.
+It must not have root's right to write into read-only files and folders: everything here must work without it.
 """
 
-import ctypes
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -45,24 +43,8 @@ def live(root: Path) -> dict[str, object]:
     return {"adapter": adapter is not None, "scored": [*scores, evaluate(served, job("score")).metrics["accuracy"].n]}
 
 
-_GIVEN_UP = "--given-up"
-_PR_CAPBSET_DROP = 24
-_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
-
-
-def _without_roots_rights(arguments: list[str]) -> None:
-    """Replace this process by one for which, and for whose children, permissions hold as for any other user."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "cannot give up a capability")
-    os.execv(sys.executable, [sys.executable, "-m", "tests.support.life", *arguments, _GIVEN_UP])
-
-
 def main(arguments: list[str]) -> None:
     """Check that permissions hold, then live in the folder named first."""
-    if os.geteuid() == 0 and _GIVEN_UP not in arguments:
-        _without_roots_rights(arguments)
     sealed = Path(arguments[0]) / "sealed"
     sealed.mkdir()
     sealed.chmod(0o555)

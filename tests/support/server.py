@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,17 @@ class Server:
                     os.kill(process.pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+
+
+@contextmanager
+def running_burnish(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Start a server on ``home``, stop it as users do, and kill whatever it left."""
+    server = Server(home, environment=environment)
+    try:
+        yield server.start()
+        server.stop()
+    finally:
+        server.end_everything()
 
 
 class Answered(Exception):
