@@ -85,6 +85,36 @@ async def test_smuggling_is_refused_and_ends_the_connection(stand: Stand, name: 
     assert not any("burnish-caller" in one for one in stand.component.got)
 
 
+HIDDEN = b"GET /platform/datasets/hidden/echo HTTP/1.1\r\nHost: x\r\nX-Burnish: hidden\r\n\r\n"
+CHUNK = b"%x\r\n%s\r\n0\r\n" % (len(HIDDEN), HIDDEN)
+FIT = {
+    "a request in a body": POST + b"Content-Length: %d\r\n\r\n" % len(HIDDEN) + HIDDEN,
+    "a request in a chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK + b"\r\n",
+    "a request in an extension": POST + b"Transfer-Encoding: chunked\r\n\r\n3;" + b"a" * 300 + b"\r\nabc\r\n0\r\n\r\n",
+    "a trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK + b"X-Burnish: hidden\r\n\r\n",
+    "a length with an underscore": POST + b"Content_Length: 0\r\nContent-Length: %d\r\n\r\n" % len(HIDDEN) + HIDDEN,
+    "a length that is named for the hop": POST + b"Connection: keep-alive, content-length, x-burnish\r\n"
+    b"Content-Length: %d\r\n\r\n" % len(HIDDEN) + HIDDEN,
+    "a body of a GET": GET + b"Content-Length: %d\r\n\r\n" % len(HIDDEN) + HIDDEN,
+}
+
+
+async def test_two_gateways_agree_on_where_a_request_ends() -> None:
+    """One behind the other: what the first refuses reaches nobody, what it passes on is one request to the second, too."""
+    async with gateway_stand() as inner, gateway_stand(keys=KEYS, upstream=inner.url) as outer:
+        for name, data in SMUGGLED.items():
+            got, closed = await exchange(outer, data + GET + b"\r\n")
+            assert (got[:12], closed, inner.component.begun) == (b"HTTP/1.1 400", True, 0), name
+        for number, (name, data) in enumerate(FIT.items(), 1):
+            got, _ = await exchange(outer, data + GET.replace(b"/a/echo", b"/last/echo") + b"Connection: close\r\n\r\n")
+            assert got.count(b"HTTP/1.1 200") == 2, (name, got)
+            assert inner.component.begun == 2 * number, name
+            assert not any("x-burnish" in one or "content_length" in one for one in inner.component.got), name
+            assert all(("content-length" in one) + ("transfer-encoding" in one) < 2 for one in inner.component.got), (
+                name
+            )
+
+
 @pytest.mark.parametrize(
     "headers",
     [

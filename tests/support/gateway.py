@@ -212,12 +212,16 @@ def _platform() -> FastAPI:
 async def gateway_stand(
     *, keys: Mapping[str, Principal] | None = None, limits: Limiter | None = None, pace: Pace | None = None,
     protect: Callable[[Gateway], Any] = lambda gateway: gateway, relayed: NotesRelayed | None = None,
+    upstream: str | None = None,
 ) -> AsyncIterator[Stand]:  # fmt: skip
-    """Run a component, a gateway before it, and a client. Without ``keys`` authentication is off."""
+    """Run a component, a gateway before it, and a client. Without ``keys`` authentication is off.
+
+    ``upstream``: what the gateway passes requests to in the place of the component.
+    """
     component = Component()
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     async with served(component) as behind:
-        way = _Way(behind)
+        way = _Way(upstream or behind)
         integrator = cast(Integrator, way)
         platform = _platform()
         stand: Stand

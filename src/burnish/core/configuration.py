@@ -38,10 +38,11 @@ class Section(BaseModel):
 
 
 class Rate(Section):
-    """A token bucket."""
+    """A token bucket, and a quota beside it."""
 
     requests_per_second: float = hot(50.0, "Requests a second on average; 0 lifts the limit", ge=0)
     burst: int = hot(100, "Requests that may come at once", ge=1)
+    requests_per_day: int = hot(0, "Requests a day (UTC), however they are spread; 0: no quota", ge=0)
 
 
 class AnonymousConfiguration(Section):
@@ -64,7 +65,9 @@ class GatewayConfiguration(Section):
         {}, "Limit of each key on one route, by the route's template (`/v1/chat/completions`)"
     )
     anonymous: AnonymousConfiguration = hot(AnonymousConfiguration(), "Requests without a credential")
-    requests_per_day: dict[str, int] = hot({}, "Quota of a project a day (UTC), by project; 0 lifts it")
+    requests_per_day: dict[str, int] = hot(
+        {}, "Quotas a day (UTC) of single projects, instead of `per_project.requests_per_day`; 0 lifts it"
+    )
     max_in_flight: int = hot(
         1000, "Requests that one process answers at once; above it batch requests are refused first", ge=1
     )

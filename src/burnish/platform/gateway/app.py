@@ -185,12 +185,12 @@ class Gateway:
         return await self._authenticator.authenticate(headers, method=exchange.method)
 
     async def _within_limits(self, exchange: Exchange, caller: Principal) -> None:
+        if exchange.path in PROBES and is_open(exchange.path, exchange.method):
+            return  # whoever asks: a caller that has used its limit up must not look like a server that is down
         if caller is not ANONYMOUS:
             verdict = await self._rates.check(caller, exchange.path)
-        elif exchange.path not in PROBES:
-            verdict = await self._rates.check_address(address_of(exchange.scope.get("client"), exchange.headers))
         else:
-            return
+            verdict = await self._rates.check_address(address_of(exchange.scope.get("client"), exchange.headers))
         if verdict is None:
             return
         exchange.added += headers_of(verdict)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 
 from burnish.core.configuration import Configuration, Current, Rate
 from burnish.core.errors import Busy
@@ -45,8 +46,8 @@ class Rates:
     async def check_address(self, address: str) -> Verdict | None:
         """Count a request without a credential, by where it comes from."""
         rate = self._configuration().gateway.anonymous.per_address
-        bucket = _bucket("gateway.anonymous.per_address", address, rate)
-        return await self._limiter.take((bucket,)) if bucket is not None else None
+        buckets = tuple(_buckets("gateway.anonymous.per_address", address, rate))
+        return await self._limiter.take(buckets) if buckets else None
 
     def _follow(self, configuration: Configuration) -> None:
         self._of = configuration
@@ -60,19 +61,22 @@ class Rates:
 
     def _plan(self, caller: Principal, route: str | None, configuration: Configuration) -> tuple[Bucket, ...]:
         gateway, project = configuration.gateway, caller.project_id
-        buckets = []
+        buckets: list[Bucket] = []
         if caller.credential is not None:
-            buckets.append(_bucket("gateway.per_key", caller.credential, gateway.per_key))
-        buckets.append(_bucket("gateway.per_project", project, gateway.per_project))
+            buckets += _buckets("gateway.per_key", caller.credential, gateway.per_key)
+        rate, own = gateway.per_project, gateway.requests_per_day.get(project)
+        if own is not None:
+            rate = rate.model_copy(update={"requests_per_day": 0})
+        buckets += _buckets("gateway.per_project", project, rate)
         if route is not None:
             who = caller.credential or project
-            buckets.append(_bucket(f"gateway.per_route.{route}", who, gateway.per_route[route]))
-        if quota := gateway.requests_per_day.get(project):
+            buckets += _buckets(f"gateway.per_route.{route}", who, gateway.per_route[route])
+        if own:
             limit = f"gateway.requests_per_day.{project}"
-            buckets.append(Bucket(limit, limit, quota, None))
+            buckets.append(Bucket(limit, limit, own, None))
         if len(self._plans) > _KEPT:
             self._plans.clear()
-        plan = tuple(one for one in buckets if one is not None)
+        plan = tuple(buckets)
         self._plans[caller.credential, project, route] = plan
         return plan
 
@@ -102,11 +106,13 @@ def headers_of(verdict: Verdict) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _bucket(limit: str, whose: str, rate: Rate) -> Bucket | None:
-    """Return the bucket; None where the limit is lifted."""
-    if rate.requests_per_second <= 0:
-        return None
-    return Bucket(limit, f"{limit}:{whose}", rate.burst, rate.requests_per_second)
+def _buckets(limit: str, whose: str, rate: Rate) -> Iterator[Bucket]:
+    """Yield what counts under a limit: a token bucket and a quota, without those that are lifted."""
+    if rate.requests_per_second > 0:
+        yield Bucket(limit, f"{limit}:{whose}", rate.burst, rate.requests_per_second)
+    if rate.requests_per_day > 0:
+        quota = f"{limit}.requests_per_day"
+        yield Bucket(quota, f"{quota}:{whose}", rate.requests_per_day, None)
 
 
 def _pattern(template: str) -> re.Pattern[str]:

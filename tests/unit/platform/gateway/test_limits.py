@@ -148,6 +148,37 @@ async def test_a_request_comes_under_its_key_its_project_and_its_route() -> None
     assert [await asked(elsewhere, "/x") for _ in range(4)] == ["", "", "", "gateway.per_key"]
 
 
+async def test_keys_projects_and_routes_have_quotas_a_day() -> None:
+    """Breaks with: a quota that one key uses up for another, or that a refused request is charged to."""
+    nothing = {"requests_per_second": 0}
+    current = configured(
+        per_key={**nothing, "requests_per_day": 4}, per_project={**nothing, "requests_per_day": 7},
+        per_route={"/v1/models": {**nothing, "requests_per_day": 1}}, requests_per_day={"blue": 2, "green": 0},
+    )  # fmt: skip
+    clock = Clock(20_000 * DAY_SECONDS + 5.0)
+    rates = Rates(MemoryLimiter(clock), lambda: current)
+
+    async def asked(caller: Principal, path: str = "/x") -> str:
+        verdict = await rates.check(caller, path)
+        assert verdict is not None
+        assert verdict.allowed or verdict.reset <= DAY_SECONDS
+        return "" if verdict.allowed else str(refusal(verdict).where)
+
+    by_key, by_project = "gateway.per_key.requests_per_day", "gateway.per_project.requests_per_day"
+    by_route = "gateway.per_route./v1/models.requests_per_day"
+    other = Principal("user_2", "red", credential="key_2")
+    for _ in range(2):
+        assert [await asked(KEY, "/v1/models") for _ in range(3)] == ["", by_route, by_route]
+        assert [await asked(KEY) for _ in range(4)] == ["", "", "", by_key]
+        assert [await asked(other) for _ in range(4)] == ["", "", "", by_project]
+        blue = Principal("user_3", "blue", credential="key_3")
+        assert [await asked(blue) for _ in range(3)] == ["", "", "gateway.requests_per_day.blue"]
+        green = Principal("user_4", "green", credential="key_4")
+        assert [await asked(green) for _ in range(5)] == ["", "", "", "", by_key], "its project has none"
+        assert [await rates.check(Principal("local", "green"), "/x") for _ in range(9)] == [None] * 9
+        clock.now += DAY_SECONDS  # all begin anew
+
+
 async def test_without_a_credential_there_is_no_limit_by_key() -> None:
     current = configured(
         per_key={"requests_per_second": 1, "burst": 1}, per_project={"requests_per_second": 1, "burst": 4}

@@ -46,6 +46,8 @@ async def test_a_limit_answers_429_and_says_which(stand: Stand) -> None:
     assert (last.json()["code"], last.json()["where"]) == ("rate_limited", "gateway.per_key")
     assert signals.LIMITED.labels("gateway.per_key")._value.get() == before + 1
     assert (await stand.client.get("/platform/things", headers=TWO)).status_code == 200, "another key is free"
+    for _ in range(3):
+        assert (await stand.client.get("/platform/health", headers=ONE)).status_code == 200, "a probe is never counted"
     openai = await stand.client.get("/v1/models", headers=ONE)
     assert (openai.status_code, openai.json()["error"]["code"]) == (429, "rate_limited")
     stand.configure()
