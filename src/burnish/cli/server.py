@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 import os
 import signal
 import socket
@@ -272,7 +273,7 @@ class _Server(uvicorn.Server):
             self.should_exit = True
             return
         # Not uvicorn's own: it would raise the signal again after the shutdown, and nothing behind that would run.
-        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
+        self.force_exit = self.should_exit
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -287,7 +288,16 @@ class _Server(uvicorn.Server):
             self._let_nobody_in(sockets or [])  # before the rest: a balancer then tries the next one
         self._end_streams()
         await self._finished()
+        if self.force_exit:
+            self._end_now()
         await super().shutdown(sockets)
+
+    def _end_now(self) -> None:
+        """End as a kill would, at once: told twice. Only that this process can be found here is taken back."""
+        self.remove_run_files()
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
     def _let_nobody_in(self, sockets: list[socket.socket]) -> None:
         """Close the listeners and idle connections; those that are being answered end with their answer."""

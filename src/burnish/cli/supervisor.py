@@ -355,6 +355,8 @@ class Supervisor:
 
     def _stop(self, unit: Unit, number: int) -> None:
         if unit.pid is not None and unit.alive:
+            if unit.state == "stopping" and number == signal.SIGTERM:
+                return  # it was told, and answers what is in flight: a second TERM would end it at once
             with contextlib.suppress(ProcessLookupError):
                 os.kill(unit.pid, number)
             unit.become("stopping")

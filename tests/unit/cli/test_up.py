@@ -279,6 +279,13 @@ def test_one_that_has_just_ended_as_it_is_stopped_is_started_again(tmp_path: Pat
     until_ready()
     unit = own._units["tuning-1"]
     assert unit.child is not None
+    with pytest.MonkeyPatch.context() as patched:  # a second TERM would end it in the midst of its answers
+        told: list[int] = []
+        patched.setattr("os.kill", lambda _, number: told.append(number))
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            own._stop(unit, number)
+        assert told == [signal.SIGTERM, signal.SIGINT]
+        unit.become("ready")
     unit.child.kill()
     unit.child.wait(10)
     own._stop(unit, signal.SIGTERM)
