@@ -18,7 +18,7 @@ from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.platform.configuration import api as configuration_api
 from burnish.platform.configuration import check_file, secret_api
 from burnish.platform.documentation import api as documentation
-from burnish.platform.documentation.openapi import merged, secured
+from burnish.platform.documentation.openapi import ComponentRoutes, merged, secured
 from burnish.platform.gateway import Gateway, HttpProtocol
 from burnish.platform.gateway.checks import check_origin
 from burnish.platform.identity import ANONYMOUS, LOCAL, audit_api, auth_api
@@ -194,9 +194,11 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     app.include_router(documentation.router())
     app.include_router(documentation.kinds_router(lambda: kind_views(parts.offers, ENGINE_KINDS)))
 
+    routes = ComponentRoutes(process.integrator)
+
     @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(requires("component:read"))])
     async def openapi() -> JSONResponse:
-        document = await merged(app.openapi(), openai_document(), process.integrator, parts.offers.kinds())
+        document = await merged(app.openapi(), openai_document(), routes, parts.offers.kinds())
         return JSONResponse(document if process.authenticator is None else secured(document))
 
     document_permissions(app)

@@ -30,36 +30,51 @@ _RELAYED = (502, 503, 504)
 
 
 async def merged(
-    own: Mapping[str, Any], openai: Mapping[str, Any], integrator: Integrator,
+    own: Mapping[str, Any], openai: Mapping[str, Any], routes: "ComponentRoutes",
     kinds: Mapping[tuple[str, str], KindOffer] = MappingProxyType({}),
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the whole API: the platform's routes, ``/v1``, those of every component that can be asked now, its kinds."""
-    parts: list[Part] = [("openai", ("/v1",), openai)]
-    asked = await asyncio.gather(*(_part_of(one, integrator) for one in sorted(integrator.types())))
-    for part in filter(None, asked):
-        if part[0] in COMPONENT_TYPES or _fits(own, part):
-            parts.append(part)
+    """Return the whole API: the platform's routes, ``/v1``, those of every component that is known, its kinds."""
+    parts: list[Part] = [("openai", ("/v1",), openai), *await routes.read(own)]
     relayed = [prefix for _, prefixes, _ in parts[1:] for prefix in prefixes]
     document = merge(own, parts)
     document["components"]["schemas"] |= kind_schemas(kinds)
     return completed(document, relayed)
 
 
-async def _part_of(component_type: str, integrator: Integrator) -> Part | None:
-    """Return the routes of a component; if it has none, or none that can be read, the page goes without them."""
-    try:
-        description = await integrator.describe(component_type)
-        if not description.routes:
-            return None
-        document = await integrator.call(
-            component_type, "GET", "/openapi.json", principal=LOCAL.acting(), timeout=_ASK_SECONDS
-        )
-    except BurnishError as error:
-        log.warning("the routes of %s cannot be read: %s", component_type, error.message)
-        return None
-    if component_type not in COMPONENT_TYPES:
-        document = third_party(document, component_type)
-    return component_type, description.routes, document
+class ComponentRoutes:
+    """What components say of their routes: asked anew each time, and kept for when one does not answer, or not in time."""
+
+    def __init__(self, integrator: Integrator) -> None:
+        self._integrator = integrator
+        self._seen: dict[str, Part] = {}
+
+    async def read(self, own: Mapping[str, Any]) -> list[Part]:
+        """Return the part of every component type that is known and has routes which fit beside ``own``."""
+        types = sorted(self._integrator.types())
+        asked = await asyncio.gather(*(self._ask(one) for one in types))
+        self._seen = {part[0]: part for part in asked if part is not None and self._is_fit(own, part)}
+        return list(self._seen.values())
+
+    async def _ask(self, component_type: str) -> Part | None:
+        """Return the routes of a component as it tells them, else as it last did; None if it has none."""
+        try:
+            description = await self._integrator.describe(component_type)
+            if not description.routes:
+                return None
+            document = await self._integrator.call(
+                component_type, "GET", "/openapi.json", principal=LOCAL.acting(), timeout=_ASK_SECONDS
+            )
+        except BurnishError as error:
+            seen = self._seen.get(component_type)
+            left = "left out" if seen is None else "shown as they were last read"
+            log.warning("the routes of %s cannot be read and are %s: %s", component_type, left, error.message)
+            return seen
+        if component_type not in COMPONENT_TYPES:
+            document = third_party(document, component_type)
+        return component_type, description.routes, document
+
+    def _is_fit(self, own: Mapping[str, Any], part: Part) -> bool:
+        return part[0] in COMPONENT_TYPES or part is self._seen.get(part[0]) or _fits(own, part)
 
 
 def _fits(own: Mapping[str, Any], part: Part) -> bool:

@@ -9,11 +9,11 @@ import jsonschema_rs
 import pytest
 from fastapi import FastAPI
 
-from burnish.core.errors import Unavailable
+from burnish.core.errors import DeadlineExceeded, Unavailable
 from burnish.core.protocol import Description, KindOffer
 from burnish.platform.documentation import api
 from burnish.platform.documentation.offered import kind_schemas, third_party
-from burnish.platform.documentation.openapi import merged
+from burnish.platform.documentation.openapi import ComponentRoutes, merged
 from burnish.platform.identity import LOCAL
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.integrator import Integrator
@@ -34,10 +34,10 @@ class Asked:
     """An integrator whose components answer /openapi.json with what a test gives."""
 
     def __init__(self, documents: dict[str, Any]) -> None:
-        self._documents = documents
+        self.documents = documents
 
     def types(self) -> frozenset[str]:
-        return frozenset(self._documents)
+        return frozenset(self.documents)
 
     async def describe(self, component_type: str) -> Description:
         return Description(component_type=component_type, version="1", routes=("/platform/greetings",))
@@ -45,14 +45,18 @@ class Asked:
     async def call(self, component_type: str, method: str, path: str, **more: Any) -> Any:
         assert more["timeout"] <= 3
         await asyncio.sleep(0)
-        document = self._documents[component_type]
+        document = self.documents[component_type]
         if isinstance(document, Exception):
             raise document
         return document
 
 
 async def whole(**documents: Any) -> dict[str, Any]:
-    return await merged(OWN, {"paths": {}}, cast(Integrator, Asked(documents)))
+    return await shown(ComponentRoutes(cast(Integrator, Asked(documents))))
+
+
+async def shown(routes: ComponentRoutes) -> dict[str, Any]:
+    return await merged(OWN, {"paths": {}}, routes)
 
 
 async def test_a_third_partys_routes_stand_under_its_own_tag_and_name() -> None:
@@ -88,6 +92,23 @@ async def test_what_is_no_document_is_left_out_and_the_rest_is_shown(document: A
     found = await whole(theirs=document)
     assert set(found["paths"]) == {"/platform/jobs"}
     assert "get" in found["paths"]["/platform/jobs"]
+
+
+async def test_one_that_does_not_answer_in_time_is_shown_as_it_was_last_read() -> None:
+    """Breaks with: routes that vanish from the reference while their component is busy."""
+    asked = Asked({"theirs": DeadlineExceeded("no answer within 3 s")})
+    routes = ComponentRoutes(cast(Integrator, asked))
+    assert set((await shown(routes))["paths"]) == {"/platform/jobs"}, "nothing is known of it yet"
+    asked.documents["theirs"] = GREET
+    read = await shown(routes)
+    assert "/platform/greetings" in read["paths"]
+    for silence in (DeadlineExceeded("no answer within 3 s"), Unavailable("away")):
+        asked.documents["theirs"] = silence
+        assert await shown(routes) == read
+    asked.documents["theirs"] = {"paths": {"/platform/greetings/{name}": SOUND}, "components": GREET["components"]}
+    assert set((await shown(routes))["paths"]) == {"/platform/jobs", "/platform/greetings/{name}"}, "as it says now"
+    del asked.documents["theirs"]
+    assert set((await shown(routes))["paths"]) == {"/platform/jobs"}, "it has gone"
 
 
 def test_kinds_bring_their_definitions_along() -> None:
