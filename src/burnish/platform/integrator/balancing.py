@@ -18,6 +18,7 @@ ABOUT_EQUAL = 1.5
 FORGET_SECONDS = 10.0
 """After so long without a call a latency counts for a third (1/e)."""
 _LEAST_SECONDS = 0.001
+_LEAST_WEIGHT = 1e-9
 _SAMPLES = 8
 """So many instances are drawn until two are found that may be called; then all are looked through."""
 
@@ -110,23 +111,34 @@ def _two(
 
 
 def better(one: Candidate, other: Candidate, random: Random) -> Candidate:
-    """Return the one of two whose next call costs less; about equal costs are decided by place, then by weight."""
+    """Return the one of two whose next call costs less; about equal costs are decided by place, then by weight.
+
+    One of less weight is chosen for its cost alone only if the call would not take it beyond its share: that it has
+    nothing to do while the other has something does not make it cheaper.
+    """
     known = [found.latency for found in (one, other) if found.latency is not None]
     unknown = min(known, default=_LEAST_SECONDS)
-    cost, others = cost_of(one, unknown), cost_of(other, unknown)
-    if cost > others * ABOUT_EQUAL:
+    heavier = max(one.instance.weight, other.instance.weight, _LEAST_WEIGHT)
+    weight = max(one.instance.weight / heavier, _LEAST_WEIGHT)
+    others_weight = max(other.instance.weight / heavier, _LEAST_WEIGHT)
+    (cost, whole), (others, others_whole) = costs_of(one, weight, unknown), costs_of(other, others_weight, unknown)
+    if cost > others_whole * ABOUT_EQUAL:
         return other
-    if others > cost * ABOUT_EQUAL:
+    if others > whole * ABOUT_EQUAL:
         return one
     if one.embedded != other.embedded:
         return one if one.embedded else other
-    weight, others_weight = max(one.instance.weight, 1e-9), max(other.instance.weight, 1e-9)
     return one if random() * (weight + others_weight) < weight else other
 
 
-def cost_of(candidate: Candidate, unknown: float = _LEAST_SECONDS) -> float:
-    """Return what the next call costs there; ``unknown`` is the latency of one that has not been called."""
+def costs_of(candidate: Candidate, weight: float = 1.0, unknown: float = _LEAST_SECONDS) -> tuple[float, float]:
+    """Return what the next call costs there: behind those in progress, and when it counts against the weight as they do.
+
+    Args:
+        candidate: the instance.
+        weight: more than 0, at most 1: then both are the same.
+        unknown: the latency of one that has not been called.
+    """
     latency = candidate.latency if candidate.latency is not None else unknown
-    weight = max(candidate.instance.weight, 1e-9)
-    waiting = candidate.in_progress / weight
-    return (waiting + 1) * max(latency, _LEAST_SECONDS) * (1 + candidate.instance.load)
+    each = max(latency, _LEAST_SECONDS) * (1 + candidate.instance.load)
+    return (candidate.in_progress / weight + 1) * each, (candidate.in_progress + 1) / weight * each

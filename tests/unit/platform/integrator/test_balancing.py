@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from burnish.core.protocol import Description
 from burnish.core.states import InstanceState
-from burnish.platform.integrator.balancing import Candidate, OfType, PeakLatency, better, cost_of, pick
+from burnish.platform.integrator.balancing import Candidate, OfType, PeakLatency, better, costs_of, pick
 from burnish.platform.integrator.directory import Directory
 from burnish.platform.integrator.identity import InstanceNumber, embedded_id
 from burnish.platform.integrator.schemas import Instance
@@ -68,6 +68,28 @@ def test_equal_ones_share_equally_and_by_weight() -> None:
     assert set(shares(of_type(instance("a", weight=0)))) == {"a"}, "the only one there is"
 
 
+@pytest.mark.parametrize("workers", [1, 2, 4, 16, 64])
+@pytest.mark.parametrize("weights", [(1.0, 0.1), (0.1, 1.0), (50.0, 5.0)])
+def test_shares_are_those_of_the_weights_however_many_calls_are_in_progress(
+    workers: int, weights: tuple[float, float]
+) -> None:
+    """Breaks with: an instance of little weight that gets a call whenever it is idle."""
+    dice = random.Random(7)
+    both = [instance(name, weight=weight) for name, weight in zip("ab", weights, strict=True)]
+    found, counts, running = of_type(*both), Counter[str](), list[str]()
+    for _ in range(4000):
+        if len(running) == workers:  # all take the same time: the oldest ends
+            running.pop(0)
+        one = pick(
+            found, None, lambda _: True, lambda i: Candidate(i, running.count(i.component_id), 0.01), dice.random
+        )
+        assert one is not None
+        running.append(one.component_id)
+        counts[one.component_id] += 1
+    lesser = counts["b" if weights[0] > weights[1] else "a"] / 4000
+    assert 0.05 < lesser < 0.14, counts
+
+
 def test_the_slower_and_the_busier_get_less() -> None:
     a, b, c = instance("a"), instance("b"), instance("c", load=5)
     slow = {"a": Candidate(a, latency=0.01), "b": Candidate(b, latency=0.1)}
@@ -96,7 +118,7 @@ def test_inside_this_process_when_equal() -> None:
 def test_one_that_was_never_called_is_tried() -> None:
     new, known = Candidate(instance("new")), Candidate(instance("known"), latency=2.0)
     picked = Counter(better(new, known, random.Random(1).random).instance.component_id for _ in range(1))
-    assert cost_of(new, unknown=2.0) == cost_of(known)
+    assert costs_of(new, unknown=2.0) == costs_of(known) == (2.0, 2.0)
     assert picked.total() == 1
 
 
