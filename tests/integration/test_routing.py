@@ -14,6 +14,9 @@ from burnish.platform.identity import LOCAL
 from tests.support.integrating import TYPE, World, load, wait_for, world
 from tests.support.tiny_component import ComponentProcess, component_processes
 
+SECOND = 1.0
+"""A changed setting is obeyed within it."""
+
 
 async def two(world: World, *processes: ComponentProcess) -> None:
     for one in processes:
@@ -35,6 +38,30 @@ async def test_the_share_of_one_that_is_slowed_falls(database_url: str, home: Pa
     assert not even.failures + slowed.failures
     assert 0.2 < even.share("b") < 0.8, even
     assert slowed.share("b") < even.share("b") / 2, slowed
+
+
+async def test_shares_follow_weights_that_are_changed_under_load(database_url: str, home: Path) -> None:
+    """Breaks with: weights that are read once, or that only decide between instances which were just registered."""
+    with component_processes("a", "b") as (a, b):
+        async with world(database_url, home) as found:
+            await two(found, a, b)
+            for one in (a, b):
+                one.control(delay=0.005)
+
+            async def share(**weights: float) -> float:
+                """Set weights; return what ``b`` gets of the calls once they are obeyed."""
+                found.rules["weights"] = weights
+                known = found.integrator
+                await wait_for(lambda: all(known.instances[one].weight == weights[one] for one in weights), SECOND)
+                async with load(found.call, workers=4, pause=0.0) as calls:
+                    await wait_for(lambda: calls.calls > 200)
+                assert not calls.failures
+                return calls.share("b")
+
+            assert 0.2 < await share(a=1, b=1) < 0.8
+            assert await share(a=1, b=0.1) < 0.2
+            assert await share(a=1, b=0) == 0
+            assert await share(a=0.1, b=1) > 0.8
 
 
 async def test_a_killed_one_costs_no_idempotent_call(database_url: str, home: Path) -> None:

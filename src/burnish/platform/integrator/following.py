@@ -12,7 +12,7 @@ from burnish.core.errors import Unavailable
 from burnish.core.protocol import Description
 from burnish.core.states import InstanceState
 from burnish.infra import signals
-from burnish.infra.database import Database
+from burnish.infra.database import Database, Topic
 from burnish.platform.integrator import service, store
 from burnish.platform.integrator.directory import Directory
 from burnish.platform.integrator.routing import Routing
@@ -23,6 +23,8 @@ from burnish.platform.integrator.ways import Ways
 log = logging.getLogger(__name__)
 
 _REREAD_SECONDS = 2.0
+_LOOK_SECONDS = 0.25
+"""Between looks at the configuration, whose weights are part of the snapshot."""
 _SHORTEST_SECONDS = 0.05
 """Between two readings, however often something changes."""
 _GAP_SECONDS = 5.0
@@ -64,7 +66,14 @@ class Following:
             except Exception:
                 log.exception("components could not be read")
             await asyncio.sleep(_SHORTEST_SECONDS)
-            await topic.wait(seen, _REREAD_SECONDS)
+            await self._changed(topic, seen)
+
+    async def _changed(self, topic: Topic, seen: int) -> None:
+        """Wait until instances or weights have changed, or until it is time to read anyhow."""
+        weights, until = self.settings().weights, time.monotonic() + _REREAD_SECONDS
+        while time.monotonic() < until and self.settings().weights == weights:
+            if await topic.wait(seen, _LOOK_SECONDS):
+                return
 
     async def reread(self) -> None:
         """Read all instances."""
