@@ -10,7 +10,7 @@ import httpx
 from fastapi import FastAPI
 
 from burnish.core.settings import Settings
-from burnish.infra.asgi import Receive, Send
+from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.database import Database
 from burnish.platform.configuration import LiveConfiguration, Secrets, api, secret_api
 from burnish.platform.identity import LOCAL, Principal
@@ -32,6 +32,7 @@ class Configured:
     secrets: Secrets
     database: Database
     client: httpx.AsyncClient
+    app: ASGIApp
     caller: Principal = ADMINISTRATOR
 
     async def get(self, path: str = "", **query: Any) -> Any:
@@ -71,7 +72,7 @@ async def configured(
         await app(scope, receive, send)
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(asked), base_url="http://127.0.0.1") as client:
-        found = Configured(live, secrets, database, client)
+        found = Configured(live, secrets, database, client, asked)
         if start:
             await live.start()
         try:
