@@ -47,9 +47,10 @@ from burnish.platform.identity.sessions import Sessions
 from burnish.platform.integrator import Integrator
 from burnish.platform.integrator.entry_points import component_builders
 from burnish.platform.jobs.embedding import Component
-from burnish.platform.jobs.moving import move_off
+from burnish.platform.jobs.moving import free_queued, move_off
 from burnish.platform.jobs.nodes import settle_node
 from burnish.platform.jobs.runtime import JobRuntime
+from burnish.platform.jobs.unoffered import UnofferedJobs
 from burnish.platform.model_registry.service import ModelFinder
 from burnish.platform.monitoring.housekeeping import Housekeeping
 from burnish.platform.monitoring.readiness import Check
@@ -273,6 +274,7 @@ def build(installation: Installation) -> Process:
         database, tokens, settings, configuration=live.current, probing=settings.with_platform
     )  # fmt: skip
     integrator.on_lost.append(move_off)
+    integrator.on_stopped.append(free_queued)
     for component in components:
         integrator.embed(component.component_type, component.app)
     if settings.components.strip() == "all":
@@ -298,10 +300,12 @@ def build(installation: Installation) -> Process:
         )
         platform = _platform(installation, live, integrator, owner, credentials, sessions, secret_values, logins)
         reconciler, housekeeping = platform.workflow_reconciler, platform.housekeeping
+        unoffered = UnofferedJobs(database, lambda: integrator.instances)
         parts += [
             Part("limits", platform.buckets.start, platform.buckets.stop),
             Part("offers", platform.offers.start, platform.offers.stop, lambda: platform.offers.alive),
             Part("workflow", reconciler.start, reconciler.stop, lambda: reconciler.alive),
+            Part("unoffered jobs", unoffered.start, unoffered.stop, lambda: unoffered.alive),
             Part("housekeeping", housekeeping.start, housekeeping.stop),
             Part("secrets", platform.secrets.start, platform.secrets.stop),
             Part("logins", logins.start, logins.stop),

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from burnish.core.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unauthenticated, Unavailable
+from burnish.core.pages import Page
 from burnish.core.protocol import CALLER_HEADER, JobView, Registration, Validation
 from burnish.core.settings import Settings
 from burnish.core.states import InstanceState, JobState
@@ -51,7 +52,7 @@ class World:
     async def components(self) -> dict[str, ComponentView]:
         async with self.database.read() as session:
             page = await service.page(session, component_type=None, statuses=(), after=None, limit=100)
-        return {one.component_id: one for one in page.data}
+        return {one.component_id: one for one in Page[ComponentView].model_validate_json(page).data}
 
     async def register(self, component_id: str, endpoint: str, component_type: str = "fine_tuning") -> None:
         registration = Registration(

@@ -3,12 +3,15 @@
 import asyncio
 import signal
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import IntegratorConfiguration
@@ -18,9 +21,10 @@ from burnish.core.states import InstanceState
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import LOCAL
 from burnish.platform.identity.principal import SCOPE_KEY
-from burnish.platform.integrator import api, service, store
+from burnish.platform.integrator import api, judging, service, store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.judging import Judge, Look
+from burnish.platform.integrator.tables import ComponentTable
 from burnish.platform.jobs.component_app import install_problems
 from tests.support.integrating import FAST, TYPE, World, wait_for, world
 from tests.support.tiny_component import component_processes
@@ -282,6 +286,144 @@ async def test_the_last_of_a_lost_node_stays_until_its_work_is_moved(database: D
         row.moved_at = await store.now(session)
         await service.deregister(session, "x-2")
         assert await store.find(session, "x-2") is None
+
+
+async def _both(database: Database, *removals: Callable[[AsyncSession], Awaitable[object]]) -> list[object]:
+    """Remove in two units of work at once: neither commits before both have done their part, or wait for each other."""
+    done: list[int] = []
+
+    async def remove(how: Callable[[AsyncSession], Awaitable[object]]) -> None:
+        async with database.write() as session:
+            await how(session)
+            done.append(1)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(_until(lambda: len(done) == 2), 0.5)
+
+    return list(await asyncio.gather(*(remove(one) for one in removals), return_exceptions=True))
+
+
+async def _until(wanted: Callable[[], bool]) -> None:
+    while not wanted():
+        await asyncio.sleep(0.01)
+
+
+async def test_of_a_nodes_last_rows_that_are_removed_at_once_one_stays(database: Database) -> None:
+    """Breaks with: two units of work that each see the other's row, and together leave none."""
+    async with database.write() as session:
+        for name in ("x-1", "x-2"):
+            await store.change_state(session, await _embedded_row(session, name), InstanceState.LOST)
+    outcomes = await _both(
+        database, lambda s: service.deregister(s, "x-1"), lambda s: service.deregister(s, "x-2")
+    )  # fmt: skip
+    assert sorted(type(one).__name__ for one in outcomes) == ["Conflict", "NoneType"], outcomes
+    async with database.read() as session:
+        assert await store.count(session) == 1
+
+
+async def test_the_last_row_of_a_node_is_not_forgotten_while_the_other_is_deleted(database: Database) -> None:
+    judge = _judge([True], forget_lost_seconds=30.0)
+    async with database.write() as session:
+        for name in ("x-1", "x-2"):
+            row = await _embedded_row(session, name)
+            await store.change_state(session, row, InstanceState.LOST)
+            row.expires_at = row.beat_until = row.state_since = await store.now(session) - 60
+
+    async def forget(session: AsyncSession) -> None:
+        row = await store.find(session, "x-2", lock=True)
+        assert row is not None
+        await judge.apply(session, row, Look(Sight.NOT_LOOKED))
+
+    outcomes = await _both(database, lambda s: service.deregister(s, "x-1"), forget)
+    assert [one for one in outcomes if one is not None and not isinstance(one, Conflict)] == []
+    async with database.read() as session:
+        assert await store.count(session) == 1
+    for _ in range(2):  # it speaks for its node now: first its work is moved, if it has not been, then it is forgotten
+        async with database.write() as session:
+            left = list((await session.execute(select(ComponentTable.component_id))).scalars())
+            row = await store.find(session, left[0]) if left else None
+            if row is not None:
+                await judge.apply(session, row, Look(Sight.NOT_LOOKED))
+                assert row.moved_at is not None
+    async with database.read() as session:
+        assert await store.count(session) == 0
+
+
+async def test_what_waits_for_a_node_is_moved_once_its_processes_have_stopped(
+    database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a node that signed off and is waited for like one that fell silent."""
+    if database_url.startswith("sqlite"):
+        pytest.skip("on SQLite there is one server")
+    monkeypatch.setattr(judging, "STOPPED_UNTIL_MOVED_SECONDS", 0.5)
+    (home / "other").mkdir()
+    moved: list[tuple[str, str]] = []
+
+    async def on_stopped(session: AsyncSession, node: str, component_type: str, reason: str) -> int:
+        moved.append((node, component_type))
+        return int(len(moved) == 1)
+
+    other = World(database_url, home / "other", node="other", lease_seconds=30.0)
+    other.integrator.embed(TYPE, component())
+    await other.integrator.start()
+    async with world(database_url, home, lease_seconds=1.0, probe_seconds=0.2) as found:
+        found.integrator.on_stopped.append(on_stopped)
+        mine = f"{TYPE}-other-1"
+        await found.until(mine, lambda one: one.status == "healthy")
+        await other.integrator.stop()
+        await other.database.dispose()
+        done = await found.until(mine, lambda one: "move_queued" in [a.action for a in one.actions or ()])
+        assert done.status == "draining"
+        assert moved[0] == ("other", TYPE)
+        assert (done.actions or ())[-1].cause == f"no process on other offers {TYPE} any more"
+        await wait_for(lambda: len(moved) > 2)
+        again = await found.view(mine)
+        assert again is not None
+        assert [a.action for a in again.actions or ()].count("move_queued") == 1, "nothing was left to move"
+
+
+async def test_what_is_started_again_in_place_is_not_taken_for_stopped(database: Database) -> None:
+    """Breaks with: a restart by a supervisor, or one that takes a moment, that costs a node what waits for it."""
+    async with database.write() as session:
+        row = await _embedded_row(session, "x-1")
+        await store.change_state(session, row, InstanceState.HEALTHY)
+        assert not await store.speaks_for_stopped_type(session, row, 10.0), "it is there"
+        await store.change_state(session, row, InstanceState.DRAINING)
+        assert not await store.speaks_for_stopped_type(session, row, 10.0), "it may come back at once"
+        row.state_since = await store.now(session) - 11
+        assert await store.speaks_for_stopped_type(session, row, 10.0)
+        second = await _embedded_row(session, "x-2")
+        assert not await store.speaks_for_stopped_type(session, row, 10.0), "another process of the node offers it"
+        await store.change_state(session, second, InstanceState.LOST)
+        second.state_since = row.state_since
+        assert await store.speaks_for_stopped_type(session, row, 10.0)
+        assert not await store.speaks_for_stopped_type(session, second, 10.0), "one row speaks for them"
+        row.metadata_ = {"supervisor": "up-1"}
+        assert not await store.speaks_for_stopped_type(session, row, 10.0), "its supervisor starts it again"
+
+
+async def test_a_clock_that_is_set_back_neither_keeps_nor_ends_a_drain(
+    database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: an end of the drain that lies as far ahead as the clock was set back."""
+    monkeypatch.setattr(service, "DRAIN_SECONDS", 1.0)
+    with component_processes("a") as (a,):
+        async with world(database_url, home) as found:
+            await found.register("a", a.url)
+            await found.until_known("a")
+            began = time.monotonic()
+            async with found.database.write() as session:
+                await service.deregister(session, "a")
+                row = await store.find(session, "a", lock=True)
+                assert row is not None
+                assert row.drain_until is not None
+                row.drain_until += 3600
+            view = await found.view("a")
+            while view is not None:
+                assert view.status == "draining"
+                assert time.monotonic() - began < 10
+                await asyncio.sleep(0.02)
+                view = await found.view("a")
+            assert time.monotonic() - began > 0.9, "calls that run had their time"
 
 
 async def test_an_older_incarnation_does_not_deregister_a_later_one(database: Database) -> None:

@@ -13,12 +13,13 @@ from sqlalchemy import select, update
 
 from burnish.core.errors import Unavailable
 from burnish.core.settings import Settings
-from burnish.core.states import JobState
+from burnish.core.states import InstanceState, JobState
 from burnish.infra.database import Database
 from burnish.infra.processes import identify
 from burnish.platform.configuration import LiveConfiguration
-from burnish.platform.jobs import store
-from burnish.platform.jobs.moving import move_off
+from burnish.platform.integrator.schemas import Instance
+from burnish.platform.jobs import store, unoffered
+from burnish.platform.jobs.moving import free_queued, move_off
 from burnish.platform.jobs.nodes import settle_node
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.jobs.tables import HomeTable, JobTable, NodeTable
@@ -207,6 +208,71 @@ async def test_what_was_asked_of_a_job_holds_when_its_node_is_lost(bench: Bench)
     async with bench.database.read() as session:
         rows = await store.rows_of(session, ["job_paused", "job_shut"])
         assert {row.node for row in rows} == {None}
+
+
+async def test_what_waits_for_a_node_that_has_stopped_is_anybodys_and_what_runs_there_is_not(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Breaks with: a job in the queue that waits for its old node until that is lost; a running one that is doubled."""
+    await bench.runtime.start()
+    await bench.submit("job_runs", "count", {"to": 1000, "seconds": 0.05})
+    await bench.submit("job_waits", "count", {"to": 60, "seconds": 0.05, "checkpoint_every": 5})
+    await bench.until("job_waits", lambda one: one.progress is not None and one.progress.done >= 10)
+    await bench.pause("job_waits")
+    await bench.until("job_waits", lambda one: one.state == JobState.PAUSED)
+    await bench.counted("job_runs", 1)
+    await bench.runtime.stop()
+    await bench.resume("job_waits")  # it is queued, and its node's
+    for freed in (1, 0):
+        async with bench.database.write() as session:
+            assert await free_queued(session, "here", "evaluation", "tests") == 0, "another type's"
+            assert await free_queued(session, "here", COMPONENT, "tests") == freed
+    async with bench.database.read() as session:
+        nodes = {row.id: (row.node, row.state) for row in await store.rows_of(session, ["job_runs", "job_waits"])}
+    assert nodes == {"job_runs": ("here", "running"), "job_waits": (None, "queued")}
+    elsewhere = _elsewhere(bench, tmp_path / "there")
+    await elsewhere.start()
+    view = await bench.ended("job_waits")
+    assert view.result is not None
+    assert (view.state, int(str(view.result["resumed_from"])) >= 10) == (JobState.SUCCEEDED, True)
+    reasons = [str(e.data.get("reason")) for e in await bench.events("job_waits") if e.type == "state"]
+    assert any("its node here has stopped; it goes on elsewhere from its checkpoint" in one for one in reasons), reasons
+    await bench.runtime.start()
+    await bench.cancel("job_runs")
+    assert (await bench.ended("job_runs")).state == JobState.CANCELLED
+
+
+async def test_a_job_that_nobody_takes_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks with: a queue without a scheduler that says nothing, or what the last one said."""
+    monkeypatch.setattr(unoffered, "_MISSING_SECONDS", 0.0)
+    instances: dict[str, Instance] = {}
+    looking = unoffered.UnofferedJobs(bench.database, lambda: instances)
+    await bench.submit("job_1", "count", {"to": 1})
+
+    async def reason() -> str | None:
+        await looking.look()
+        return (await bench.view("job_1")).pending_reason
+
+    nobody = "waits: no healthy instance offers kind count; no fine_tuning is there; it starts as soon as one does"
+    assert await reason() == nobody
+    lost = Instance(
+        component_id="ft-1", component_type=COMPONENT, api_endpoint="", status=InstanceState.LOST, problem="it is silent"
+    )  # fmt: skip
+    instances["ft-1"] = lost
+    assert "; ft-1 is lost (it is silent); it starts" in str(await reason())
+    async with bench.database.write() as session:
+        node = NodeTable(name="here", cpus=1, memory_bytes=1, gpus=0, disk_bytes=0)
+        await store.put_node(session, node, [COMPONENT])
+        await store.set_pending_reasons(session, {"job_1": "waits for 1 cpu"})
+    instances["ft-1"] = lost.model_copy(update={"status": InstanceState.UNHEALTHY})
+    assert await reason() == "waits for 1 cpu", "its scheduler has spoken lately"
+    instances["ft-1"] = lost
+    assert "ft-1 is lost" in str(await reason())
+    instances["ft-1"] = lost.model_copy(update={"status": InstanceState.HEALTHY})
+    await bench.runtime.start()
+    ended = await bench.ended("job_1")
+    assert (ended.state, ended.pending_reason) == (JobState.SUCCEEDED, None)
+    await looking.look()
 
 
 async def test_two_homes_of_one_machine_are_two_nodes(database: Database, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from burnish.client.configuration import Configuration, Secrets
 from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff
 from burnish.client.identity import Identity
 from burnish.core.errors import BurnishError, DeadlineExceeded
-from burnish.core.pages import Page
+from burnish.core.pages import MAX_LIMIT, Page
 from burnish.core.protocol import Event, JobView
 from burnish.core.states import JOB, is_final
 
@@ -56,8 +56,14 @@ class Client:
         return self._address.url
 
     def components(self) -> tuple[views.ComponentView, ...]:
-        """Return the registered instances of components."""
-        return tuple(self.send(calls.listing("/platform/components", views.ComponentView, None, 500)).data)
+        """Return the registered instances of components, all of them."""
+        found: list[views.ComponentView] = []
+        after: str | None = None
+        while True:
+            page = self.send(calls.listing("/platform/components", views.ComponentView, after, MAX_LIMIT))
+            found += page.data
+            if (after := page.next) is None:
+                return tuple(found)
 
     def ready(self) -> dict[str, Any]:
         """Return what the server says about its readiness; raises ``Unavailable`` when it is not ready."""

@@ -1,12 +1,13 @@
 """Routes of instances: register, list, heartbeat, deregister."""
 
+import asyncio
 from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 
 from burnish.core.configuration import Current, defaults
-from burnish.core.errors import InvalidRequest, Unavailable
+from burnish.core.errors import Busy, InvalidRequest, Unavailable
 from burnish.core.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
 from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
@@ -24,6 +25,10 @@ Reader = Annotated[Principal, Depends(requires("component:read"))]
 Registrar = Annotated[Principal, Depends(requires("component:register"))]
 Beating = Annotated[Principal, Depends(requires_unlogged("component:register"))]
 GENERATION_HEADER = "Burnish-Generation"
+_REFUSED_SECONDS = 0.25
+"""Until one too many is refused: whoever sends as fast as it is answered leaves the process to others meanwhile."""
+_REGISTERED_AT_ONCE = 4
+"""A flood of registrations takes no more than so many of the process's connections to the database."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 ComponentId = Annotated[str, Path(min_length=1, max_length=255, pattern=_NAME, examples=["fine_tuning-gpu-1"])]
 _EXAMPLE = {
@@ -43,7 +48,7 @@ def router(database: Database, configuration: Current = defaults) -> APIRouter:
 
 
 def _registering(routes: APIRouter, database: Database, configuration: Current) -> None:
-    rate = RegistrationRate()
+    rate, turns = RegistrationRate(), asyncio.Semaphore(_REGISTERED_AT_ONCE)
 
     @routes.post(
         "/register",
@@ -59,9 +64,14 @@ def _registering(routes: APIRouter, database: Database, configuration: Current) 
         """
         check_credential(caller, registration.component_id, registration.component_type)
         settings = configuration().integrator
-        rate.take(caller, settings.registrations_per_minute)
+        try:
+            rate.take(caller, settings.registrations_per_minute)
+        except Busy:
+            await asyncio.sleep(_REFUSED_SECONDS)
+            raise
         await _check(registration, settings.allowed_networks)
-        generation = await service.registered(database, registration, settings.lease_seconds)
+        async with turns:
+            generation = await service.registered(database, registration, settings.lease_seconds)
         response.headers[GENERATION_HEADER] = str(generation)
         return Registered(component_id=registration.component_id)
 
@@ -99,7 +109,7 @@ def _listing(routes: APIRouter, database: Database) -> None:
             found = await service.page(
                 session, component_type=component_type, statuses=status or (), after=after, limit=limit
             )
-        return Response(found.model_dump_json(), media_type="application/json")  # a long list is not validated again
+        return Response(found, media_type="application/json")
 
     @routes.get(
         "/{component_id}", summary="An instance", operation_id="get_component",

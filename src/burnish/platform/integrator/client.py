@@ -23,7 +23,7 @@ from burnish.platform.integrator.calling import Calls
 from burnish.platform.integrator.discovery import Discovery, Resolver
 from burnish.platform.integrator.evidence import Evidence
 from burnish.platform.integrator.following import Following
-from burnish.platform.integrator.judging import Judge, OnLost
+from burnish.platform.integrator.judging import Judge, OnLost, OnStopped
 from burnish.platform.integrator.own import OwnInstances, Source
 from burnish.platform.integrator.probing import Prober, read_json
 from burnish.platform.integrator.repeating import Body
@@ -73,6 +73,11 @@ class Integrator:
     def on_lost(self) -> list[OnLost]:
         """What is told, in the transaction that notes it, that every process of a node has been lost for long."""
         return self._judge.on_lost
+
+    @property
+    def on_stopped(self) -> list[OnStopped]:
+        """What is told, in the transaction that notes it, that a node's processes offer a type no more."""
+        return self._judge.on_stopped
 
     @property
     def instances(self) -> Mapping[str, Instance]:

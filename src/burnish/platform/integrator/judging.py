@@ -11,22 +11,27 @@ from burnish.core.protocol import Description, Health
 from burnish.core.specs.base import digest_of
 from burnish.core.states import InstanceState
 from burnish.infra.database import notify, utcnow
-from burnish.platform.integrator import store
+from burnish.platform.integrator import service, store
 from burnish.platform.integrator.health import Alert, Facts, Rules, Sight, Verdict, judge
 from burnish.platform.integrator.recovery import Case, Step, decide, restarts_so_far
 from burnish.platform.integrator.tables import ComponentTable
 
 ALERT = "component_health_check_failed"
-SUPERVISOR = "supervisor"
-"""In a row's metadata: who starts its process again."""
 STOPPED = "stopped"
 """The problem of an instance that is lost because somebody ended it."""
 _LONGER = 1.4
-_AHEAD_SECONDS = 5.0
+AHEAD_SECONDS = 5.0
 """A time so much further ahead than anybody sets it was written before the database's clock was set back."""
 _LOAD_STEP = 0.1
 _EVIDENCE_SECONDS = 15.0
 _EVIDENCE_PROCESSES = 16
+
+STOPPED_UNTIL_MOVED_SECONDS = 10.0
+"""From signing off until what waits for a node is given to others: whoever is started again in place is back by then."""
+
+OnStopped = Callable[[AsyncSession, str, str, str], Awaitable[int]]
+"""Called in the unit of work that notes it, with the node, the component type that its processes have stopped to offer,
+and the reason; may be called again. Returns how many jobs were given to others."""
 
 OnLost = Callable[[AsyncSession, str, str], Awaitable[object]]
 """Called in the unit of work that notes it, with the node that is silent and the reason; may be called again.
@@ -61,6 +66,7 @@ class Judge:
 
     settings: Callable[[], IntegratorConfiguration]
     on_lost: list[OnLost] = field(default_factory=list)
+    on_stopped: list[OnStopped] = field(default_factory=list)
     settled: Callable[[], bool] = lambda: True
     """Whether this process has seen the database for a whole lease without a gap: else silence proves nothing, for
     nobody could write a heartbeat."""
@@ -144,10 +150,12 @@ class Judge:
             before=before, now=InstanceState(row.status or before),
             in_state_seconds=now - (row.state_since or now) if settled else 0.0,
             stopped=row.problem_kind == STOPPED,
-            supervised=bool((row.metadata_ or {}).get(SUPERVISOR)), restarts=row.restarts,
+            supervised=bool((row.metadata_ or {}).get(store.SUPERVISOR)), restarts=row.restarts,
             since_restart=None if row.restart_asked_at is None else now - row.restart_asked_at,
             node_silent=settled and row.status == InstanceState.LOST
             and await store.speaks_for_silent_node(session, row, settings.lost_until_moved_seconds),
+            type_stopped=settled and row.status in (InstanceState.DRAINING, InstanceState.LOST)
+            and await store.speaks_for_stopped_type(session, row, STOPPED_UNTIL_MOVED_SECONDS),
             moved=row.moved_at is not None, drained=row.drain_until is not None and row.drain_until <= now,
         )  # fmt: skip
         if case.now is not InstanceState.LOST:
@@ -158,6 +166,8 @@ class Judge:
     async def _take(self, session: AsyncSession, row: ComponentTable, step: Step, case: Case, now: float) -> None:
         cause = row.problem or "it answers again"
         if step in (Step.REMOVE, Step.FORGET):
+            if row.moved_at is None and await store.is_last_of_node(session, row):
+                return  # the one that spoke for the node has just been removed: this one does now
             await store.act(session, row, step, cause if step is Step.FORGET else "it was deregistered")
             await session.flush()
             await store.remove(session, row.component_id)
@@ -171,6 +181,11 @@ class Judge:
             if False in [await callback(session, str(row.node), cause) for callback in self.on_lost]:
                 return
             row.moved_at = now
+        if step is Step.MOVE_QUEUED:
+            node, component_type = str(row.node), row.component_type
+            cause = f"no process on {node} offers {component_type} any more"
+            if not sum([await callback(session, node, component_type, cause) for callback in self.on_stopped]):
+                return
         await store.act(session, row, step, cause, {"node": row.node} if row.node else None)
 
 
@@ -198,19 +213,21 @@ def _fresh(evidence: dict[str, Any] | None, now: float) -> Sequence[dict[str, An
 
 
 def _is_fresh(one: dict[str, Any], now: float) -> bool:
-    return -_AHEAD_SECONDS < now - float(one.get("at", 0)) < _EVIDENCE_SECONDS
+    return -AHEAD_SECONDS < now - float(one.get("at", 0)) < _EVIDENCE_SECONDS
 
 
 def _put_right(row: ComponentTable, now: float, lease: float) -> None:
     """Have what was written before the clock was set back count as written now: else it would hold for as long."""
-    if (row.expires_at or 0) > now + lease + _AHEAD_SECONDS:
+    if (row.expires_at or 0) > now + lease + AHEAD_SECONDS:
         row.expires_at = now + lease
-    if (row.beat_until or 0) > now + lease + _AHEAD_SECONDS:
+    if (row.beat_until or 0) > now + lease + AHEAD_SECONDS:
         row.beat_until = now + lease
-    if (row.state_since or 0) > now + _AHEAD_SECONDS:
+    if (row.state_since or 0) > now + AHEAD_SECONDS:
         row.state_since = now
-    if (row.restart_asked_at or 0) > now + _AHEAD_SECONDS:
+    if (row.restart_asked_at or 0) > now + AHEAD_SECONDS:
         row.restart_asked_at = now
+    if (row.drain_until or 0) > now + service.DRAIN_SECONDS + AHEAD_SECONDS:
+        row.drain_until = now + service.DRAIN_SECONDS
 
 
 def _reason(row: ComponentTable, look: Look, verdict: Verdict) -> str | None:

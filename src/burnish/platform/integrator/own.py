@@ -22,7 +22,7 @@ from burnish.platform.identity import CallerTokens
 from burnish.platform.integrator import service, store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.identity import InstanceNumber, embedded_id
-from burnish.platform.integrator.judging import SUPERVISOR, Judge, Look
+from burnish.platform.integrator.judging import Judge, Look
 from burnish.platform.integrator.probing import check_description, get_health
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class OwnInstances:
         found: dict[str, JsonValue] = dict(given()) if given is not None else {}
         found |= {"node": self.settings.node, "pid": os.getpid(), "started_at": psutil.Process().create_time()}
         if supervisor := os.environ.get(SUPERVISOR_VARIABLE):
-            found.setdefault(SUPERVISOR, supervisor)
+            found.setdefault(store.SUPERVISOR, supervisor)
         return found
 
     def _id_of(self, own: _Own) -> str:

@@ -25,7 +25,7 @@ from burnish.infra.reconcile import Turn
 from burnish.platform.identity import CallerTokens, Principal
 from burnish.platform.integrator import network, service, store
 from burnish.platform.integrator.health import Sight
-from burnish.platform.integrator.judging import Judge, Look
+from burnish.platform.integrator.judging import AHEAD_SECONDS, Judge, Look
 from burnish.platform.integrator.tables import ComponentTable
 
 log = logging.getLogger(__name__)
@@ -182,8 +182,9 @@ class Prober:
             now = await store.now(session)
         if row is None:
             return None
-        if row.drain_until is not None and row.drain_until > now:
-            return row.drain_until - now
+        left = 0.0 if row.drain_until is None else row.drain_until - now
+        if 0 < left <= service.DRAIN_SECONDS + AHEAD_SECONDS:  # more was written before the clock was set back
+            return left
         look = await self._look(row)
         if look.sight not in (Sight.OK, Sight.DEGRADED, Sight.NOT_LOOKED):
             signals.PROBES_FAILED.labels(row.component_type).inc()
@@ -194,7 +195,7 @@ class Prober:
             if fresh.drain_until is not None and look.sight is not Sight.NOT_LOOKED:
                 return 0.0  # deregistered meanwhile: what was seen matters no more
             await self._judge.apply(session, fresh, look)
-            return self._next(look, fresh.failures)
+            return service.DRAIN_SECONDS if fresh.drain_until is not None else self._next(look, fresh.failures)
 
     def _next(self, look: Look, failures: int) -> float:
         """Return when to look again: soon while it fails for the first times."""

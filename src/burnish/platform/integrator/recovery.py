@@ -1,7 +1,8 @@
 """The ladder of recovery: what is done about an instance that is not well. Pure: a case in, steps out.
 
-Route around it; have it started again, where something supervises its process; give its work to others, once its
-whole machine has been silent for long; forget it. Each step is taken once an episode, and says why.
+Route around it; have it started again, where something supervises its process; give what waits for its machine to
+others, once it has stopped and does not come back, and what runs there, too, once the whole machine has been silent for
+long; forget it. Each step is taken once an episode, and says why.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Step(StrEnum):
     TAKE_BACK = "take_back"
     RESTART_REQUESTED = "restart_requested"
     RESTARTS_EXHAUSTED = "restarts_exhausted"
+    MOVE_QUEUED = "move_queued"
+    """What waits for the node goes to others; what runs there goes on, to be found again."""
     MOVE_WORK = "move_work"
     REMOVE = "remove"
     FORGET = "forget"
@@ -47,6 +50,8 @@ class Case:
     """Seconds since the last restart was asked for."""
     node_silent: bool = False
     """Every instance of its machine is lost, for as long as it takes until work is moved."""
+    type_stopped: bool = False
+    """Every instance of its type on its machine has signed off or is lost, and nobody starts one again."""
     moved: bool = False
     drained: bool = False
     """It was deregistered, and the time for its last calls has passed."""
@@ -61,6 +66,8 @@ def decide(case: Case, forget_seconds: float) -> tuple[Step, ...]:
     steps = [_turned(case)]
     if case.now in _DEAD and case.supervised and not case.stopped:
         steps.append(_restart(case))
+    if case.type_stopped and not case.moved:
+        steps.append(Step.MOVE_QUEUED)
     if case.now is _S.LOST and case.node_silent and not case.moved:
         steps.append(Step.MOVE_WORK)
     return tuple(step for step in steps if step is not None)

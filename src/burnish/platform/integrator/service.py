@@ -1,10 +1,13 @@
 """Rules of instances: register, heartbeat, deregister, and how they are shown."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
+from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import Busy, Conflict, NotFound
@@ -259,10 +262,20 @@ async def get(session: AsyncSession, component_id: str, *, lock: bool = False) -
 
 async def page(
     session: AsyncSession, *, component_type: str | None, statuses: Sequence[str], after: str | None, limit: int
-) -> Page[ComponentView]:
-    """Return one page of instances, by id."""
+) -> str:
+    """Return one page of instances, by id, as the JSON of a ``Page[ComponentView]``."""
     rows = await store.page(session, component_type=component_type, statuses=statuses, after=after, limit=limit)
-    return Page[ComponentView].of([view_of(row) for row in rows], limit, lambda view: view.component_id)
+    dialect = session.get_bind().dialect
+    listed = Page[tuple[str, str]].of([_listed(dialect, tuple(row)) for row in rows], limit, lambda one: one[0])
+    more, following = json.dumps(listed.has_more), json.dumps(listed.next)
+    return f'{{"data":[{",".join(view for _, view in listed.data)}],"has_more":{more},"next":{following}}}'
+
+
+@lru_cache(maxsize=MOST_INSTANCES)
+def _listed(dialect: Dialect, row: tuple[Any, ...]) -> tuple[str, str]:
+    """Return an instance's id and the JSON of its view: most rows are as they were at the list before."""
+    view = view_of(store.shown(dialect, row))
+    return view.component_id, view.model_dump_json()
 
 
 def view_of(row: Any) -> ComponentView:

@@ -1,12 +1,17 @@
 """Queries of instances, and the one function through which an instance's state changes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, delete, func, select, update
+from sqlalchemy import JSON, ColumnElement, Float, Row, Select, Text, cast, delete, func, select, type_coerce, update
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import undefer
+from sqlalchemy.orm import InstrumentedAttribute, undefer
+from sqlalchemy.types import NullType, TypeEngine
 
 from burnish.core.states import INSTANCE, InstanceState, check
 from burnish.infra import event_log
@@ -17,6 +22,9 @@ from burnish.platform.integrator.tables import ComponentTable
 TOPIC = "components"
 PLATFORM_PROJECT = "default"
 KEPT_ACTIONS = 20
+SUPERVISOR = "supervisor"
+"""In a row's metadata: who starts its process again."""
+_GONE = frozenset({InstanceState.LOST, InstanceState.DRAINING})
 
 _C = ComponentTable
 _SHOWN = (
@@ -26,6 +34,16 @@ _SHOWN = (
 )  # fmt: skip
 _LISTED = tuple(getattr(_C, name) for name in _SHOWN)
 """What a list shows."""
+
+
+def _as_read(column: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
+    """Return a column as drivers give it: hashable, a document as its text."""
+    if isinstance(column.type, JSON):
+        return cast(column, Text)
+    return type_coerce(column, column.type if isinstance(column.type, Float) else NullType())
+
+
+_AS_READ = tuple(_as_read(column) for column in _LISTED)
 
 
 class Known(NamedTuple):
@@ -42,6 +60,7 @@ class Known(NamedTuple):
     failures: int
     problem: str | None
     generation: int
+    source: str
 
 
 async def find(session: AsyncSession, component_id: str, *, lock: bool = False) -> ComponentTable | None:
@@ -158,8 +177,11 @@ async def descriptions(session: AsyncSession, digests: Sequence[str]) -> dict[st
 async def page(
     session: AsyncSession, *, component_type: str | None, statuses: Sequence[str], after: str | None, limit: int
 ) -> list[Row[Any]]:
-    """Return up to ``limit + 1`` instances by id, behind the id ``after``, without what is large."""
-    statement = select(*_LISTED)
+    """Return up to ``limit + 1`` instances by id, behind the id ``after``, as the driver reads what a list shows.
+
+    Equal rows show the same; :func:`shown` makes one readable.
+    """
+    statement = select(*_AS_READ)
     if component_type is not None:
         statement = statement.where(_C.component_type == component_type)
     if statuses:
@@ -167,6 +189,24 @@ async def page(
     if after is not None:
         statement = statement.where(_C.component_id > after)
     return list((await session.execute(statement.order_by(_C.component_id).limit(limit + 1))).all())
+
+
+def shown(dialect: Dialect, row: Sequence[Any]) -> Any:
+    """Return a row of :func:`page` with its columns by name, as their types give them."""
+    made = (given if make is None else make(given) for make, given in zip(_makers(dialect), row, strict=True))
+    return SimpleNamespace(**dict(zip(_SHOWN, made, strict=True)))
+
+
+@lru_cache(maxsize=4)
+def _makers(dialect: Dialect) -> list[Callable[[Any], Any] | None]:
+    return [_maker(column.type, dialect) for column in _LISTED]
+
+
+def _maker(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """Return what makes a column's value of what was read; None: it is the value."""
+    if isinstance(kind, JSON):
+        return lambda text: None if text is None else json.loads(text)
+    return None if isinstance(kind, Float) else kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
 async def found_by(session: AsyncSession, sources: Iterable[str]) -> list[ComponentTable]:
@@ -210,11 +250,38 @@ async def speaks_for_silent_node(session: AsyncSession, row: ComponentTable, sec
 
 
 async def is_last_of_node(session: AsyncSession, row: ComponentTable) -> bool:
-    """Tell whether this row alone stands for its node: without it nobody would notice that the node is lost."""
+    """Tell whether this locked row alone stands for its node: without it nobody would notice that the node is lost.
+
+    The answer holds until the unit of work ends: whoever else asks it of the node waits, so that of two rows that are
+    removed at once one is the last.
+    """
     if row.node is None or not row.embedded:
         return False
+    if session.get_bind().dialect.name == "postgresql":  # on SQLite there is one writer
+        key = func.hashtextextended(f"{_C.__tablename__} {row.node}", 0)
+        await session.execute(select(func.pg_advisory_xact_lock(key)))
     others = select(_C.id).where(_C.node == row.node, _C.embedded.is_(True), _C.id != row.id)
     return (await session.execute(others.limit(1))).first() is None
+
+
+async def speaks_for_stopped_type(session: AsyncSession, row: ComponentTable, seconds: float) -> bool:
+    """Tell whether a node's processes have offered the row's type no more for so long, and this row is the first of them.
+
+    Those of a supervisor count as there until they are lost for long: it starts them again in place.
+    """
+    if row.node is None or not row.embedded:
+        return False
+    await session.flush()
+    columns = (_C.component_id, _C.status, _C.state_since, _C.metadata_)
+    of_node = (_C.node == row.node, _C.component_type == row.component_type, _C.embedded.is_(True))
+    found = (await session.execute(select(*columns).where(*of_node))).all()
+    since = await now(session) - seconds
+    if any(
+        one.status not in _GONE or (one.state_since or 0) > since or SUPERVISOR in (one.metadata_ or {})
+        for one in found
+    ):
+        return False
+    return row.component_id == min(str(one.component_id) for one in found)
 
 
 def looked_at(but: Sequence[str]) -> ColumnElement[bool]:

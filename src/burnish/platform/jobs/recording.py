@@ -142,10 +142,12 @@ async def lost(session: AsyncSession, job: JobTable, why: str, ran_seconds: floa
     await store.change_state(session, job, JobState.QUEUED, reason=f"its host was lost ({why}); again from {start}")
 
 
-async def moved(session: AsyncSession, job: JobTable, node: str, seen_at: float) -> None:
-    """The job's node is lost: any other may take it. No fault of the job's, so it does not count as one of its restarts.
+async def moved(
+    session: AsyncSession, job: JobTable, node: str, seen_at: float = 0.0, *, why: str = "is lost"
+) -> None:  # fmt: skip
+    """The job's node is away: any other may take it. No fault of the job's, so it does not count as one of its restarts.
 
-    ``seen_at``: when the node was last heard of; its host is charged for the time until then.
+    ``seen_at``: when the node was last heard of; its host is charged for the time until then. ``why``: it is away.
     """
     previous = JobState(job.state)
     began = job.host_started_at
@@ -154,9 +156,9 @@ async def moved(session: AsyncSession, job: JobTable, node: str, seen_at: float)
     job.events_offset = NEW_FOLDER
     job.lease_owner = job.lease_until = job.due_at = None  # a process of that node that lives on writes nothing more
     start = "the beginning" if job.checkpoint is None else f"its checkpoint at step {job.checkpoint_step}"
-    reason = f"its node {node} is lost; it goes on elsewhere from {start}"
+    reason = f"its node {node} {why}; it goes on elsewhere from {start}"
     if job.cancel_requested_at is not None:
-        await cancelled(session, job, f"its node {node} is lost")
+        await cancelled(session, job, f"its node {node} {why}")
     elif previous == JobState.PAUSED and job.paused_by_shutdown:
         await requeue_paused(session, job)
     elif previous in (JobState.STARTING, JobState.RUNNING):

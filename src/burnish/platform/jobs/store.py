@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, String, case, delete, func, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -376,6 +376,41 @@ async def set_pending_reasons(session: AsyncSession, reasons: Mapping[str, str])
         .where(JobTable.id.in_(list(reasons)), JobTable.state == JobState.QUEUED)
         .values(pending_reason=case(dict(reasons), value=JobTable.id))
     )
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+async def queued_types(session: AsyncSession) -> list[str]:
+    """Return the component types of which some job is queued."""
+    found = select(JobTable.component_type).where(JobTable.state == JobState.QUEUED).distinct()
+    return sorted(await session.scalars(found))
+
+
+async def offered_lately(session: AsyncSession, component_type: str, seconds: float) -> bool:
+    """Tell whether some process said within so many seconds that it takes jobs of a component type."""
+    since = await database_now(session) - seconds
+    said = ((node.offers or {}).get(component_type, {}) for node in await nodes(session))
+    return any(at > since for by_process in said for at in by_process.values())
+
+
+def _unexplained(component_type: str, reason: ColumnElement[str]) -> ColumnElement[bool]:
+    queued = (JobTable.state == JobState.QUEUED) & (JobTable.component_type == component_type)
+    return queued & JobTable.pending_reason.is_distinct_from(reason)
+
+
+def _reason_of_kind(before: str, after: str) -> ColumnElement[str]:
+    return literal(before, String) + JobTable.kind + literal(after, String)
+
+
+async def is_explained(session: AsyncSession, component_type: str, before: str, after: str) -> bool:
+    """Tell whether each queued job of a component type says ``before``, its kind and ``after`` as why it waits."""
+    unexplained = _unexplained(component_type, _reason_of_kind(before, after))
+    return (await session.execute(select(JobTable.id).where(unexplained).limit(1))).first() is None
+
+
+async def explain(session: AsyncSession, component_type: str, before: str, after: str) -> None:
+    """Have each queued job of a component type say ``before``, its kind and ``after`` as why it waits."""
+    reason = _reason_of_kind(before, after)
+    statement = update(JobTable).where(_unexplained(component_type, reason)).values(pending_reason=reason)
     await session.execute(statement.execution_options(synchronize_session=False))
 
 

@@ -63,3 +63,10 @@ def test_lost_for_long_is_forgotten_but_not_before_its_work_is_moved() -> None:
 def test_what_was_deregistered_is_removed() -> None:
     assert steps(Case(S.DRAINING, S.DRAINING, drained=True)) == (Step.REMOVE,)
     assert steps(Case(S.DRAINING, S.DRAINING)) == ()
+
+
+def test_what_waits_for_a_stopped_machine_goes_to_others_before_it_is_lost() -> None:
+    assert steps(Case(S.DRAINING, S.DRAINING, type_stopped=True)) == (Step.MOVE_QUEUED,)
+    assert steps(Case(S.DRAINING, S.DRAINING)) == ()
+    assert steps(Case(S.LOST, S.LOST, type_stopped=True, node_silent=True)) == (Step.MOVE_QUEUED, Step.MOVE_WORK)
+    assert steps(Case(S.LOST, S.LOST, type_stopped=True, moved=True)) == ()
