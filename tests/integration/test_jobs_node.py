@@ -9,7 +9,9 @@ import pytest
 from burnish.core.protocol import JobRequest
 from burnish.core.specs.base import Resources
 from burnish.core.states import JobState
+from burnish.infra.database import Database
 from burnish.platform.jobs import store
+from burnish.platform.jobs.tables import NodeTable
 from burnish.platform.jobs.validation import validate
 from tests.support.jobs_bench import ROOT, Bench
 from tests.support.jobs_kinds import KINDS
@@ -86,3 +88,18 @@ async def test_a_folder_into_which_a_job_comes_back_is_kept(bench: Bench, monkey
     assert len(removed) == 1
     assert [bench.folder(job_id).exists() for job_id in jobs if job_id not in swept] == [True]
     assert await bench.runtime.sweep() == []
+
+
+async def test_processes_of_a_node_that_start_at_the_same_moment_all_start(database: Database) -> None:
+    """Breaks with: each of them inserts the node that none of them found, and all but one fail to start."""
+
+    async def said(url: str) -> None:
+        node = NodeTable(name="new", cpus=2, memory_bytes=1 << 30, gpus=0, disk_bytes=1 << 30)
+        async with database.write() as session:
+            await store.put_node(session, node, ["fine_tuning"], url)
+
+    urls = {f"http://127.0.0.1:{number}" for number in range(4)}
+    await asyncio.gather(*map(said, urls))
+    async with database.read() as session:
+        (node,) = await store.nodes(session)
+    assert set((node.offers or {})["fine_tuning"]) == urls

@@ -199,6 +199,14 @@ async def put_node(session: AsyncSession, node: NodeTable, types: Iterable[str],
     """Insert or replace what is known of a node, by one of its processes, which offers these types under ``url``."""
     now = await database_now(session)
     known = await session.get(NodeTable, node.name, with_for_update=True, populate_existing=True)
+    if known is None:  # its processes may start at the same moment: one of them inserts, the others wait for its row
+        insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+        values = {
+            "name": node.name, "cpus": node.cpus, "memory_bytes": node.memory_bytes, "gpus": node.gpus,
+            "disk_bytes": node.disk_bytes, "seen_at": now, "offers": {},
+        }  # fmt: skip
+        await session.execute(insert(NodeTable.__table__).values(values).on_conflict_do_nothing())  # type: ignore[arg-type]
+        known = await session.get(NodeTable, node.name, with_for_update=True, populate_existing=True)
     offers = dict((known.offers if known is not None else None) or {})
     for component_type in types:
         lately = {one: at for one, at in offers.get(component_type, {}).items() if at > now - _OFFER_SECONDS}
