@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import lifecycle
 from tests.support.faults import Matrix
+from tests.support.harm import HEADER, TABLE
 from tests.support.places import SEED, Material, Place, Reference, undisturbed
 from tests.support.postgres import PostgresServer
 
@@ -21,7 +22,7 @@ _NOTES: list[str] = []
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section(f"chaos (BURNISH_TEST_SEED={SEED})")
-    for line in [*_MATRIX.table(), *_NOTES]:
+    for line in [*_MATRIX.table(), *([HEADER, *TABLE, ""] if TABLE else []), *_NOTES]:
         terminalreporter.write_line(line)
 
 

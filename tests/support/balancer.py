@@ -2,35 +2,25 @@
 
 Each new connection goes to the next backend that is up; one that refuses is passed over for the next. A backend is down
 when ``/platform/health`` was not answered twice within a second (a process that is frozen accepts connections all the
-same); its connections are then broken off. Every connection is written down: which client's port, which backend, when.
+same) nor any other byte came from it; its connections are then broken off. Every request is written down: its key, which backend, when.
 """
 
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.support.passed import PassedOn, passed
 
 _PROBE_SECONDS = 0.5
 _ANSWER_SECONDS = 1.0
 _FAILURES = 2
-
-
-@dataclass(frozen=True)
-class Passed:
-    """One connection that was passed on."""
-
-    port: int
-    """The client's."""
-    backend: int
-    began: float
-    ended: float
-    """``time.monotonic``, which all processes of a machine share; infinite while it lasts."""
 
 
 class Balancer:
@@ -46,14 +36,9 @@ class Balancer:
         self.port = int(self._process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def passed(self) -> list[Passed]:
-        """Return every connection so far."""
-        found: dict[int, Passed] = {}
-        for line in self._log.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # a line that is being written
-                one = Passed(*json.loads(line)[1:])
-                found[json.loads(line)[0]] = one
-        return list(found.values())
+    def passed(self, backend: int) -> dict[str, float]:
+        """Return the keys of the requests that were passed on to a backend, and when."""
+        return passed([self._log], lambda to: to == str(backend))
 
     def close(self) -> None:
         """End it."""
@@ -66,14 +51,19 @@ class _Backend:
     host: str
     port: int
     failures: int = 0
+    heard_at: float = 0.0
+    """When the last byte came from it, for a client."""
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    def hear(self) -> None:
+        """Something came from it: slow it may be, but not dead."""
+        self.heard_at = time.monotonic()
 
 
 class _Balancing:
     def __init__(self, backends: list[_Backend], log: Path) -> None:
         self.backends = backends
-        self.log = log.open("a", buffering=1)
-        self.numbers = itertools.count()
+        self.log = PassedOn(log)
         self.turn = itertools.count()
 
     async def serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
@@ -90,13 +80,13 @@ class _Balancing:
         self, backend: _Backend, reader: asyncio.StreamReader, client: asyncio.StreamWriter,
         upstream: asyncio.StreamReader, target: asyncio.StreamWriter,
     ) -> None:  # fmt: skip
-        number, port = next(self.numbers), client.get_extra_info("peername")[1]
-        index, began = self.backends.index(backend), time.monotonic()
-        self.log.write(json.dumps([number, port, index, began, float("inf")]) + "\n")
+        to = str(self.backends.index(backend))
         both = {client, target}
         backend.writers |= both
         try:
-            pumps = {asyncio.create_task(pump(reader, target)), asyncio.create_task(pump(upstream, client))}
+            requests = pump(reader, target, lambda data: self.log.note(data, to))
+            answers = pump(upstream, client, lambda _: backend.hear())
+            pumps = {asyncio.create_task(requests), asyncio.create_task(answers)}
             _, rest = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for task in rest:
                 task.cancel()
@@ -104,11 +94,11 @@ class _Balancing:
             backend.writers -= both
             for writer in both:
                 writer.close()
-            self.log.write(json.dumps([number, port, index, began, time.monotonic()]) + "\n")
 
     async def probe(self, backend: _Backend) -> None:
         while True:
-            if await healthy(backend):
+            began = time.monotonic()
+            if await healthy(backend) or backend.heard_at > began:
                 backend.failures = 0
             else:
                 backend.failures += 1
@@ -118,10 +108,13 @@ class _Balancing:
             await asyncio.sleep(_PROBE_SECONDS)
 
 
-async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def pump(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter, note: Callable[[bytes], object] = lambda _: None
+) -> None:
     """Pass on what comes, until one of the two ends has ended: HTTP needs no half of a connection."""
     with contextlib.suppress(OSError):
         while data := await source.read(1 << 16):
+            note(data)
             sink.write(data)
             await sink.drain()
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,9 @@ from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from tests.support.balancer import Balancer
+from tests.support.fake_serve import PASSED
+from tests.support.line import Line
+from tests.support.passed import passed
 from tests.support.postgres import PostgresServer, free_port
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
@@ -32,6 +35,8 @@ ROLES = {
 }  # fmt: skip
 """The processes of the split form by name."""
 GATEWAYS = ("gateway1", "gateway2")
+CUTTABLE = ("serving2", "tuning")
+_ROOT = Path(__file__).parents[2]
 _KEY = re.compile(r"bk_[A-Za-z0-9_.-]{20,}")
 
 
@@ -88,7 +93,8 @@ class Fleet:
         roles: Mapping[str, str] = ROLES, environment: Mapping[str, str] | None = None,
         cuttable: bool = False,
     ) -> None:  # fmt: skip
-        """``cuttable``: everybody reaches ``serving2``, and ``gateway2`` the database, by way of a proxy."""
+        """``cuttable``: everybody reaches those of :data:`CUTTABLE` by a line of their own, and ``gateway2`` the database
+        by way of a proxy."""
         self.home = folder / "home"
         self.roles = roles
         self.folder = folder
@@ -97,15 +103,16 @@ class Fleet:
         shared = {
             **ENVIRONMENT, "BURNISH_DATABASE_URL": self.database_url,
             **({"BURNISH_REDIS_URL": redis.url} if redis is not None else {}), **(environment or {}),
+            **({PASSED: str(folder), "PYTHONPATH": str(_ROOT)} if fake_engine else {}),
         }  # fmt: skip
-        self.to_serving: Proxy | None = None
+        self.lines: dict[str, Line] = {}
         self.to_database: Proxy | None = None
         self.members: dict[str, Member] = {}
         for (name, role), port in zip(roles.items(), free_ports(len(roles)), strict=True):
             own = {**shared, "BURNISH_COMPONENTS": role}
-            if cuttable and name == "serving2":
-                self.to_serving = Proxy(("127.0.0.1", port))
-                own["BURNISH_ADVERTISE_URL"] = f"http://127.0.0.1:{self.to_serving.port}"
+            if cuttable and name in CUTTABLE:
+                self.lines[name] = Line(port)
+                own["BURNISH_ADVERTISE_URL"] = self.lines[name].url
             if cuttable and name == "gateway2":
                 self.to_database = Proxy(("127.0.0.1", postgres.port))
                 own["BURNISH_DATABASE_URL"] = self._through(self.to_database)
@@ -163,6 +170,18 @@ class Fleet:
                 return False
         return True
 
+    def passed(self, name: str) -> dict[str, float]:
+        """Return the keys of the load's requests that were sent to a process, and when, as their senders say."""
+        if name in GATEWAYS:
+            assert self.balancer is not None
+            return self.balancer.passed(GATEWAYS.index(name))
+        url = self.lines[name].url if name in self.lines else self.members[name].url
+        return self.passed_to(lambda to: to.partition("/components")[0].rstrip("/") == url)
+
+    def passed_to(self, is_victim: Callable[[str], bool]) -> dict[str, float]:
+        """Return the same for whatever processes of Burnish send requests to."""
+        return passed(self.folder.glob("passed-*.jsonl"), is_victim)
+
     def restart(self, name: str) -> float:
         """Start a member that has ended; return the seconds until everything is healthy again."""
         began = time.monotonic()
@@ -170,12 +189,18 @@ class Fleet:
         wait_for(self.settled, 60, lambda: f"{name} is not healthy: {self.instances()}\n{self.members[name].tail()}")
         return time.monotonic() - began
 
-    def deploy_fake(self, name: str = "chat", **fake: Any) -> None:
+    def deploy_fake(self, name: str = "chat", *, replicas: int = 1, **fake: Any) -> None:
         """Deploy a fake model that says its name, and wait until it answers through every gateway."""
         store = FileArtifactStore(self.home / "artifacts")
         ref = fake_model(store, name, **fake)
         self._make_known(ref)
-        spec = {"deployment": name, "model": ref.model_dump(mode="json"), "parallel": 64, "queue": 1024}
+        spec = {
+            "deployment": name,
+            "model": ref.model_dump(mode="json"),
+            "parallel": 64,
+            "queue": 1024,
+            "replicas": replicas,
+        }
         self.gateways[0].request("POST", "/platform/deployments", spec)
         wait_for(
             lambda: all(answers(gateway, name) for gateway in self.gateways), 60,
@@ -206,9 +231,10 @@ class Fleet:
         """End every process of it, and what they started."""
         if self.balancer is not None:
             self.balancer.close()
-        for proxy in (self.to_serving, self.to_database):
-            if proxy is not None:
-                proxy.close()
+        for line in self.lines.values():
+            line.close()
+        if self.to_database is not None:
+            self.to_database.close()
         for member in self.members.values():
             with suppress(AssertionError, ProcessLookupError):
                 if member.running:

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,8 @@ MIX = {"chat": 380, "stream": 330, "list": 249, "submit": 40, "upload": 1}
 """Kinds of requests and their shares. An upload is a process of its own, which reads the file: few of those."""
 WORKFLOW = {"name": "load", "steps": {"first": {"kind": "noop", "with": {"value": 1}},
                                       "second": {"kind": "noop", "needs": ["first"], "with": {"value": 2}}}}  # fmt: skip
+_POOL = 4
+"""A client uses again what it used last: one of so many connections, so that those which hang are few."""
 _LISTS = (
     "/platform/deployments",
     "/platform/workflows?limit=5",
@@ -50,10 +51,8 @@ class Sent:
     """``time.monotonic``, which all processes of a machine share."""
     outcome: str
     status: int
-    port: int
-    """The client's port of the connection that it went over."""
     key: str
-    """Idempotency key of a workflow, name of a dataset."""
+    """Its ``X-Request-Id``; idempotency key of a workflow, name of a dataset."""
     id: str
     """What was accepted."""
     why: str
@@ -85,17 +84,18 @@ class Load:
             [sys.executable, "-m", "tests.support.load", str(self._file), json.dumps(given)], stdin=subprocess.PIPE, text=True
         )  # fmt: skip
         self._timeout = timeout
+        self._sent: list[Sent] = []
+        self._read = 0
 
     def sent(self) -> list[Sent]:
         """Return what has been answered so far."""
-        found = []
         if self._file.exists():
-            for line in self._file.read_text().splitlines():
-                try:
-                    found.append(Sent(**json.loads(line)))
-                except ValueError:
-                    continue  # being written
-        return found
+            with self._file.open("rb") as file:
+                file.seek(self._read)
+                whole = file.read().rpartition(b"\n")[0]  # the last line may be being written
+            self._read += len(whole) + 1 if whole else 0
+            self._sent += [Sent(**json.loads(line)) for line in whole.splitlines()]
+        return list(self._sent)
 
     def stop(self) -> list[Sent]:
         """Send no more, wait for the answers, return everything."""
@@ -128,29 +128,13 @@ class Wrong(Exception):
     """An answer that says it went well, and is not what was asked for."""
 
 
-class _Client:
-    """A client with one connection at a time."""
-
-    def __init__(self, headers: dict[str, str], timeout: float) -> None:
-        self.port = 0
-        connector = aiohttp.TCPConnector(limit=1, socket_factory=self._socket, keepalive_timeout=30)
-        limit = aiohttp.ClientTimeout(total=timeout)
-        self.session = aiohttp.ClientSession(connector=connector, timeout=limit, headers=headers)
-
-    def _socket(self, address: Any) -> socket.socket:
-        made = socket.socket(address[0], address[1], address[2])
-        made.bind(("127.0.0.1", 0))
-        self.port = made.getsockname()[1]
-        return made
-
-
 class _Sender:
     def __init__(self, file: Path, given: dict[str, Any]) -> None:
         self.given = given
         self.log = file.open("a", buffering=1)
         self.draw = random.Random(given["seed"])
-        self.idle: list[_Client] = []
-        self.clients: list[_Client] = []
+        self.idle: list[aiohttp.ClientSession] = []
+        self.clients: list[aiohttp.ClientSession] = []
         self.headers = {"Authorization": f"Bearer {given['key']}"} if given["key"] else {}
         self.running: set[asyncio.Task[None]] = set()
         self.count = 0
@@ -169,13 +153,13 @@ class _Sender:
         if self.running:
             await asyncio.wait(self.running)
         for client in self.clients:
-            await client.session.close()
+            await client.close()
 
     async def one(self, kind: str) -> None:
         self.count += 1
         key = f"load-{uuid.UUID(int=self.draw.getrandbits(128)).hex[:16]}"
         number = self.draw.randint(2, 9)
-        client = self.idle.pop() if self.idle else self.new_client()
+        client = self.idle.pop(-self.draw.randint(1, min(_POOL, len(self.idle)))) if self.idle else self.new_client()
         began = time.monotonic()
         status, outcome, made, why = 0, "failed", "", ""
         try:
@@ -194,29 +178,30 @@ class _Sender:
             why = f"no answer within {self.given['timeout']:.0f} s"
         except (aiohttp.ClientError, OSError) as error:
             why = f"{type(error).__name__}: {error}"
-        sent = Sent(kind, began, time.monotonic(), outcome, status, client.port, key, made, why)
+        sent = Sent(kind, began, time.monotonic(), outcome, status, key, made, why)
         self.log.write(json.dumps(vars(sent)) + "\n")
         self.idle.append(client)
 
-    def new_client(self) -> _Client:
-        client = _Client(self.headers, self.given["timeout"])
-        self.clients.append(client)
-        return client
+    def new_client(self) -> aiohttp.ClientSession:
+        """Make a client with one connection at a time."""
+        connector = aiohttp.TCPConnector(limit=1, keepalive_timeout=30)
+        limit = aiohttp.ClientTimeout(total=self.given["timeout"])
+        self.clients.append(aiohttp.ClientSession(connector=connector, timeout=limit, headers=self.headers))
+        return self.clients[-1]
 
-    def request(self, client: _Client, kind: str, key: str, number: int) -> Any:
-        post, url = client.session.post, self.given["url"]
+    def request(self, client: aiohttp.ClientSession, kind: str, key: str, number: int) -> Any:
+        url, told = self.given["url"], {"X-Request-Id": key}
         if kind in ("chat", "stream"):
             body = {"model": self.given["model"], "max_tokens": number, "stream": kind == "stream",
                     "messages": [{"role": "user", "content": key}]}  # fmt: skip
-            return post(f"{url}/v1/chat/completions", json=body)
+            return client.post(f"{url}/v1/chat/completions", json=body, headers=told)
         if kind == "submit":
-            return post(
-                f"{url}/platform/workflows/run", json={"definition": WORKFLOW}, headers={"Idempotency-Key": key}
-            )
+            headers = {"Idempotency-Key": key, **told}
+            return client.post(f"{url}/platform/workflows/run", json={"definition": WORKFLOW}, headers=headers)
         if kind == "upload":
-            headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": key}
-            return post(f"{url}/platform/datasets?name={key}&filename=rows.jsonl", data=_ROWS, headers=headers)
-        return client.session.get(url + _LISTS[number % len(_LISTS)])
+            headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": key, **told}
+            return client.post(f"{url}/platform/datasets?name={key}&filename=rows.jsonl", data=_ROWS, headers=headers)
+        return client.get(url + _LISTS[number % len(_LISTS)], headers=told)
 
     def check(self, kind: str, body: bytes, number: int, key: str) -> str:
         """Return the id of what was accepted.

@@ -15,6 +15,7 @@
 ``half-close`` the server's side of each connection is ended towards the client; what the client sends still passes
 ``garbage``    random bytes come instead of answers
 ``endless``    after each answer more comes, without end
+``unending``   in place of each answer comes the head of one, and a body in chunks that never ends
 =============  ===========================================================================================================
 """
 
@@ -29,6 +30,11 @@ from collections.abc import Sequence
 from types import TracebackType
 
 _PIECE = 1 << 16
+_OVER_SECONDS = 0.1
+"""An answer of which nothing more came for so long is over."""
+_MODES = ("stall", "delay", "trickle", "garbage", "endless", "unending")
+_ENDLESS = b"x" * 1000
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class Proxy:
@@ -78,7 +84,7 @@ class _Connection:
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.writers = [client]
-        self.swallowed = False
+        self.swallowed = self.answered = False
 
     def reset(self) -> None:
         for writer in self.writers:
@@ -123,7 +129,11 @@ class _Relay:
         self, connection: _Connection, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool = False
     ) -> None:  # fmt: skip
         while True:
-            data = await source.read(_PIECE)
+            reading = asyncio.ensure_future(source.read(_PIECE))
+            if answers and connection.answered:
+                await self.go_on(reading, sink)
+            data = await reading
+            connection.answered |= answers and bool(data)
             while self.mode == "stall" and not data and not connection.swallowed:
                 await asyncio.sleep(0.05)  # an end that nobody hears of until the network is whole again
             if connection.swallowed and not data:
@@ -148,10 +158,24 @@ class _Relay:
                 await sink.drain()
                 await asyncio.sleep(0.05)
             return
+        if answers and self.mode == "unending":
+            sink.write(_HEAD)
+            await self.write_on(sink, b"%x\r\n%b\r\n" % (len(_ENDLESS), _ENDLESS), "unending")
+            return
         sink.write(data)
         await sink.drain()
-        while answers and self.mode == "endless":
-            sink.write(b"x" * 1000)
+
+    async def go_on(self, reading: asyncio.Future[bytes], sink: asyncio.StreamWriter) -> None:
+        """Wait for more of an answer; write on where there is none, if that is the mode."""
+        while not reading.done():
+            await asyncio.wait({reading}, timeout=_OVER_SECONDS)
+            if not reading.done():
+                await self.write_on(sink, _ENDLESS, "endless")
+
+    async def write_on(self, sink: asyncio.StreamWriter, piece: bytes, mode: str) -> None:
+        """Write for as long as the mode lasts."""
+        while self.mode == mode:
+            sink.write(piece)
             await sink.drain()
             await asyncio.sleep(0.02)
 
@@ -171,9 +195,9 @@ class _Relay:
             for connection in self.connections:
                 with contextlib.suppress(OSError):
                     connection.writers[0].write_eof()
-        elif mode not in ("pass", "stall", "delay", "trickle", "garbage", "endless"):
+        elif mode not in ("pass", *_MODES):
             return f"there is no mode {mode}"
-        self.mode = mode if mode in ("stall", "delay", "trickle", "garbage", "endless") else "pass"
+        self.mode = mode if mode in _MODES else "pass"
         if self.server is None and mode != "refuse":
             await self.listen()
         return "ok"
