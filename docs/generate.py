@@ -169,7 +169,10 @@ def _protocol_rules() -> list[str]:
         f"| `{protocol.TRACE_HEADER}` | W3C trace context; an error carries its trace id as `trace_id` |",
         "| `last-event-id` | where a stream of events goes on |", "",
         ("**Caller tokens** are JWTs, signed with Ed25519 (`alg` EdDSA) by a key of `GET /platform/identity/jwks` (the header's "
-        "`kid` names it), valid for a minute. Check the signature, `exp` and `aud` (the component's type). Claims: `sub` who it is, "
+        "`kid` names it), valid for a minute. Check the signature, `exp`, `aud` (the component's type) and "
+        f"`{protocol.INSTANCE_CLAIM}`, where it is: the `component_id` of the one instance that it was sent to; with any other than "
+        "your own it was passed on by that one, and is a 401. (Older platforms leave it out, and for what was found by its address; "
+        "older components, which do not look, work on.) Claims besides: `sub` who it is, "
         "`prj` the project, `rol` the roles (`platform`: the engine itself, for whoever submitted the work), `scp` what the "
         "credential is limited to. A caller reaches its own project's jobs: another's is a 404, and a job for another is a 403. "
         "A key that is not known may be new: read the set again before refusing."), "",
@@ -177,7 +180,8 @@ def _protocol_rules() -> list[str]:
         "`problems` and `trace_id`. 429 and 503 carry `Retry-After`, and mean that the same request may succeed later."), "",
         ("**Idempotency.** The platform sends a submission again whenever it cannot know that it arrived, and forgets nothing that "
         "it was promised. So the id decides: same id and spec, same job."), "",
-        f"**Limits.** A body has at most {MAX_BODY_BYTES >> 20} MiB (413); data travels as artifacts.", "",
+        (f"**Limits.** A body has at most {MAX_BODY_BYTES >> 20} MiB (413); data travels as artifacts. A spec names only those of its "
+        "project; a result may name these and what the job has published into the platform's store: any other fails its step."), "",
         ("**Versions.** Unknown fields of a message are ignored, so that a version can grow. A component whose "
         "`protocol_version` is unknown is listed with the reason and gets no work."), "",
         (f"**What a description may say.** At most {offers.MAX_KINDS} kinds, with JSON Schemas of objects of at most "

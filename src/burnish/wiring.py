@@ -273,6 +273,7 @@ def build(installation: Installation) -> Process:
     integrator = Integrator(
         database, tokens, settings, configuration=live.current, probing=settings.with_platform
     )  # fmt: skip
+    runtime.instances = lambda: integrator.believed_ids
     integrator.on_lost.append(move_off)
     integrator.on_stopped.append(free_queued)
     for component in components:

@@ -20,7 +20,7 @@ from burnish.core.protocol import CALLER_HEADER
 from burnish.core.settings import Settings
 from burnish.infra.http import AsgiTransport
 from burnish.platform.identity import ANONYMOUS, LOCAL, CallerTokens
-from burnish.platform.integrator.probing import get_health
+from burnish.platform.integrator.probing import get_health, prober
 from burnish.wiring import build, open_installation, refuse_open_bind
 from tests.support.server import Server
 
@@ -88,10 +88,10 @@ async def test_the_platforms_probes_show_who_asks_and_may_do_nothing(tmp_path: P
             shown.append(dict(scope["headers"])[CALLER_HEADER.encode()].decode())
             await app(scope, receive, send)
 
-        await get_health(AsgiTransport(listening, name="evaluation"), tokens, "evaluation", 3)
-        prober = tokens.verify(shown[0], "evaluation")
-        assert (prober.subject, prober.permissions()) == ("platform", frozenset())
-        assert prober != ANONYMOUS
+        await get_health(AsgiTransport(listening, name="evaluation"), prober(tokens, "evaluation", None), 3)
+        caller = tokens.verify(shown[0], "evaluation")
+        assert (caller.subject, caller.permissions()) == ("platform", frozenset())
+        assert caller != ANONYMOUS
 
 
 async def test_no_websocket_gets_past_the_caller_check(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from burnish.core.protocol import CALLER_HEADER
+from burnish.platform.identity import LOCAL, CallerTokens
 from tests.support import lifecycle
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
@@ -45,8 +47,8 @@ def split(
         postgres_server.drop_database(name)
 
 
-def _ask(url: str, path: str) -> tuple[int, Any]:
-    request = urllib.request.Request(url + path)
+def _ask(url: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+    request = urllib.request.Request(url + path, headers=dict(headers or {}))
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.loads(answer.read() or b"null")
@@ -90,6 +92,20 @@ def test_every_instance_is_listed_by_either_platform(split: Split) -> None:
     assert types.count("model_serving") == 2
     nodes = {one["metadata"]["node"] for one in rows if one["component_type"] == "model_serving"}
     assert len(nodes) == 2, "two homes are two nodes"
+
+
+def test_what_another_instance_was_sent_opens_nothing_here(split: Split) -> None:
+    """Breaks with: a third party that registers as a server of models, and passes on what callers' tokens it is sent."""
+    tokens = CallerTokens((split["platform-1"].home / "secret.key").read_bytes())
+    serving = split["serving-1"].url
+
+    def answer(instance: str | None) -> int:
+        token = tokens.sign(LOCAL, "model_serving", instance=instance)
+        return _ask(serving, "/components/model_serving/v1/models", {CALLER_HEADER: token})[0]
+
+    ours = [one["component_id"] for one in _instances(split["platform-1"]) if one["component_type"] == "model_serving"]
+    assert [answer(one) for one in (*ours, None)] == [200, 200, 200]
+    assert answer("model_serving-evil") == 401
 
 
 def test_a_workflow_runs_from_end_to_end_and_its_model_answers_everywhere(split: Split, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class Job:
 class PlainComponent:
     """``fault`` names what it does wrong; empty: nothing."""
 
+    component_id = "plain-1"
     slow_seconds = 3.5
     step_seconds = 0.03
 
@@ -135,6 +136,8 @@ class PlainComponent:
             options: Any = {"verify_exp": not self.is_("expired token"), "verify_aud": not self.is_("other audience")}
             audience = "somebody_else" if self.is_("refuses all tokens") else "plain"
             claims = jwt.decode(token, self._keys[kid], algorithms=["EdDSA"], audience=audience, options=options)
+            if claims.get("ins", self.component_id) != self.component_id and not self.is_("other instance"):
+                raise Refusal(401, "unauthenticated", "it was sent to another instance")
         except (jwt.PyJWTError, KeyError) as error:
             raise Refusal(401, "unauthenticated", str(error)) from error
         if deadline is not None and float(deadline) < time.time() and not self.is_("deadline"):

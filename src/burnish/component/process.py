@@ -129,6 +129,8 @@ class ComponentProcess:
         owner = f"{settings.node}-{os.getpid()}-{secrets.token_hex(3)}"
         tokens = cast(CallerTokens, self._trust)  # it only verifies, which is all that a component asks of it
         runtime = self._runtime = JobRuntime(database, store, settings, tokens, owner=owner)
+        me = frozenset({self._options.component_id})
+        runtime.instances = lambda: me
         app = component_app(
             self._type,
             self.kinds,

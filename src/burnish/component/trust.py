@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ class Trust:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    def verify(self, token: str, audience: str) -> Principal:
-        """Return the principal of a token that was signed for ``audience``.
+    def verify(self, token: str, audience: str, instances: Collection[str] | None = None) -> Principal:
+        """Return the principal of a token that was signed for ``audience`` and, if it names an instance, for one of these.
 
         Raises:
-            Unauthenticated: it is not the platform's, has expired, or is meant for another audience.
+            Unauthenticated: it is not the platform's, has expired, or is meant for another audience or instance.
             Unavailable: the keys are not known yet, or are newer than those that are known; they are being asked for.
         """
         try:
@@ -68,7 +68,7 @@ class Trust:
                 "the platform's public keys are not known yet", retry_after=1,
                 hint="is the platform up? this component asks it for /platform/identity/jwks",
             )  # fmt: skip
-        return self._verifier.verify(token, audience)
+        return self._verifier.verify(token, audience, instances)
 
     async def _keep_fresh(self) -> None:
         told = ""

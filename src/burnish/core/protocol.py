@@ -25,6 +25,8 @@ COMPONENT_TYPES: tuple[ComponentType, ...] = (
 
 CALLER_HEADER = "burnish-caller"
 """Carries the caller as a short-lived signed token; never trusted from outside."""
+INSTANCE_CLAIM = "ins"
+"""In that token, besides its audience (the component type): the `component_id` of the one instance that it was sent to."""
 DEADLINE_HEADER = "burnish-deadline"
 """Unix time in seconds, with a fraction, after which nobody waits for the answer."""
 TRACE_HEADER = "traceparent"

@@ -163,6 +163,11 @@ async def token_audience(probe: Probe) -> None:
     await _refused(probe, probe.token(audience=f"not_{probe.component_type}"))
 
 
+async def token_instance(probe: Probe) -> None:
+    """A token that another instance of its type was sent, and passes on."""
+    await _refused(probe, probe.token(instance=f"another-{probe.new_id()}"))
+
+
 async def unknown_job(probe: Probe) -> None:
     """An id that no job has."""
     job_id = probe.new_id()
@@ -464,6 +469,7 @@ POINTS: tuple[Point, ...] = (
     Point("token-accepted", "A token of the platform is believed", token_accepted),
     Point("token-expired", "A token that has expired is refused: 401", token_expired),
     Point("token-audience", "A token that is meant for another component type is refused: 401", token_audience),
+    Point("token-instance", "A token that was sent to another instance of its type is refused: 401", token_instance),
     Point("unknown-job", "An id that is not known is a 404", unknown_job),
     Point("errors", "Errors are application/problem+json with a stable code", errors),
     Point("trace", "An error carries the trace id of the request's traceparent", trace),

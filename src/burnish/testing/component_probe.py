@@ -123,7 +123,10 @@ class Probe:
             raise NotApplicable("it does not describe itself")
         return self.description.component_type
 
-    def token(self, principal: Principal = CALLER, *, audience: str | None = None, ttl: float = 60) -> str:
+    def token(
+        self, principal: Principal = CALLER, *, audience: str | None = None, ttl: float = 60,
+        instance: str | None = None,
+    ) -> str:  # fmt: skip
         """Return a caller token that the component should believe.
 
         Raises:
@@ -133,7 +136,7 @@ class Probe:
             raise NotApplicable("it needs a token: give the key that the component was told to believe (--key-file)")
         if self.tokens_are_refused:
             raise NotApplicable("it needs a token, and the component does not believe the suite's")
-        return self.tokens.sign(principal, audience or self.component_type, ttl)
+        return self.tokens.sign(principal, audience or self.component_type, ttl, instance=instance)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -32,6 +32,7 @@ FAULTS = {
     "refuses all tokens": {"token-accepted"},
     "expired token": {"token-expired"},
     "other audience": {"token-audience"},
+    "other instance": {"token-instance"},
     "unknown is empty": {"unknown-job"},
     "errors": {"errors"},
     "trace": {"trace"},

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from burnish.core.errors import Unauthenticated
 from burnish.core.permissions import PLATFORM_WIDE, permissions_of
+from burnish.core.protocol import INSTANCE_CLAIM
 from burnish.platform.identity.keys import derived
 
 SCOPE_KEY = "burnish.principal"
@@ -22,6 +23,8 @@ _ALGORITHM = "EdDSA"
 _LEEWAY_SECONDS = 30
 """How far the clocks of two servers may be apart."""
 _REMEMBERED = 1000
+_SIGNED = 10_000
+"""Tokens that are kept to be sent again: one for each caller and instance."""
 
 
 @dataclass(frozen=True)
@@ -117,25 +120,38 @@ class CallerVerifier:
         self._keys = {str(key.key_id): key.key for key in found}
         if not self._keys:
             raise ValueError("there is no Ed25519 key in the key set")
-        self._verified: dict[tuple[str, str], tuple[Principal, float]] = {}
+        self._verified: dict[tuple[str, str], tuple[Principal, str | None, float]] = {}
 
-    def verify(self, token: str, audience: str) -> Principal:
+    def verify(self, token: str, audience: str, instances: Collection[str] | None = None) -> Principal:
         """Return the principal of a token.
 
+        Args:
+            token: as it was sent.
+            audience: the component type of whoever verifies it.
+            instances: the ids under which whoever verifies it is registered: a token that names another instance was
+                sent to that one, and is passed on here. None: not known.
+
         Raises:
-            Unauthenticated: it is not ours, has expired, or is meant for another audience.
+            Unauthenticated: it is not ours, has expired, or is meant for another audience or instance.
         """
         known = self._verified.get((token, audience))
-        if known is not None and time.time() < known[1]:
-            return known[0]
-        try:
-            claims = self._claims(token, audience)
-            principal = _principal_of(claims)
-        except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
-            raise Unauthenticated(f"the caller token is not valid: {error}", hint="call through the gateway") from error
-        if len(self._verified) >= _REMEMBERED:
-            self._verified.clear()
-        self._verified[(token, audience)] = (principal, float(claims["exp"]))
+        if known is None or time.time() >= known[2]:
+            try:
+                claims = self._claims(token, audience)
+                instance = claims.get(INSTANCE_CLAIM)
+                known = _principal_of(claims), None if instance is None else str(instance), float(claims["exp"])
+            except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
+                raise Unauthenticated(
+                    f"the caller token is not valid: {error}", hint="call through the gateway"
+                ) from error
+            if len(self._verified) >= _REMEMBERED:
+                self._verified.clear()
+            self._verified[(token, audience)] = known
+        principal, instance, _ = known
+        if instance is not None and instances is not None and instance not in instances:
+            raise Unauthenticated(
+                "the caller token is not valid: it was sent to another instance", hint="call through the gateway"
+            )
         return principal
 
     def _claims(self, token: str, audience: str) -> dict[str, Any]:
@@ -157,24 +173,29 @@ class CallerTokens(CallerVerifier):
             raise ValueError("the key of caller tokens needs at least 32 bytes")
         self._private = Ed25519PrivateKey.from_private_bytes(derived(key, b"burnish caller tokens"))
         self._jwk = _jwk_of(self._private.public_key())
-        self._cache: dict[tuple[Principal, str], _Signed] = {}
+        self._cache: dict[tuple[Principal, str, str | None], _Signed] = {}
         super().__init__(self.public_jwks())
 
     def public_jwks(self) -> dict[str, list[dict[str, str]]]:
         """Return the public key as a JSON Web Key Set (RFC 7517, RFC 8037)."""
         return {"keys": [dict(self._jwk)]}
 
-    def sign(self, principal: Principal, audience: str, ttl: float = 60) -> str:
-        """Return a token for ``audience`` (a component type), valid for ``ttl`` seconds; re-used for half of that."""
+    def sign(self, principal: Principal, audience: str, ttl: float = 60, *, instance: str | None = None) -> str:
+        """Return a token for ``audience`` (a component type), valid for ``ttl`` seconds; re-used for half of that.
+
+        With the id of an ``instance`` no other one believes it.
+        """
         now, age = time.time(), time.monotonic()
-        found = self._cache.get((principal, audience))
+        found = self._cache.get((principal, audience, instance))
         if found is not None and age < found.until and abs(now - age - found.offset) < _LEEWAY_SECONDS / 2:
             return found.token
         claims = {**_claims_of(principal), "aud": audience, "iat": int(now), "exp": int(now + ttl)}
+        if instance is not None:
+            claims[INSTANCE_CLAIM] = instance
         token = jwt.encode(claims, self._private, algorithm=_ALGORITHM, headers={"kid": self._jwk["kid"]})
-        if len(self._cache) >= _REMEMBERED:
+        if len(self._cache) >= _SIGNED:
             self._cache.clear()
-        self._cache[(principal, audience)] = _Signed(token, age + ttl / 2, now - age)
+        self._cache[(principal, audience, instance)] = _Signed(token, age + ttl / 2, now - age)
         return token
 
 

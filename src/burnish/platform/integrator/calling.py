@@ -11,9 +11,11 @@ from prometheus_client import Counter, Histogram
 
 from burnish.core.configuration import IntegratorConfiguration
 from burnish.core.errors import BurnishError, DeadlineExceeded, Unavailable
+from burnish.core.protocol import CALLER_HEADER
 from burnish.core.states import InstanceState
 from burnish.infra import signals
 from burnish.infra.http import Request, Response, Transport, Unreachable
+from burnish.platform.identity import CallerTokens, Principal
 from burnish.platform.integrator.balancing import OfType
 from burnish.platform.integrator.directory import Directory
 from burnish.platform.integrator.repeating import Body, class_of, is_repeatable
@@ -42,13 +44,14 @@ class Calls:
     """The instances inside this process."""
     routing: Routing
     ways: Ways
+    tokens: CallerTokens
     settings: Callable[[], IntegratorConfiguration]
 
     @asynccontextmanager
     async def send(
-        self, component_type: str, request: Request, body: Body, prefer: str | None
+        self, component_type: str, request: Request, principal: Principal, body: Body, prefer: str | None
     ) -> AsyncIterator[Response]:
-        """Send a request whose content is ``body`` and give the answer as it comes.
+        """Send a request whose content is ``body``, signed for whom it goes to, and give the answer as it comes.
 
         Raises:
             Unavailable: no instance of the type can take it now.
@@ -65,7 +68,7 @@ class Calls:
                 try:
                     transport, way = self._way(made.instance)
                     patience = self._patience(made, tried, request, body) if repeatable else None
-                    sending = transport.send(request)
+                    sending = transport.send(self._signed(request, principal, made.instance))
                     is_worth_it = partial(self._is_worth_it, made, tried)
                     response = await _answer(sending, patience, is_worth_it, made.instance)
                 except (Unreachable, GivenUp, DeadlineExceeded) as error:
@@ -124,6 +127,12 @@ class Calls:
             f"no instance of {component_type} can be called: {said or 'none is registered'}", where=component_type,
             hint="start a server with this component, or look at GET /platform/components", retry_after=2,
         )  # fmt: skip
+
+    def _signed(self, request: Request, principal: Principal, instance: Instance) -> Request:
+        """Return the request with its caller, as this instance and no other believes it."""
+        token = self.tokens.sign(principal, instance.component_type, instance=instance.signed_for)
+        headers = {**request.headers, CALLER_HEADER: token}
+        return Request(request.method, request.path, headers, request.body, request.deadline)
 
     def _way(self, instance: Instance) -> tuple[Transport, Way | None]:
         if (own := self.own().get(instance.component_id)) is not None:

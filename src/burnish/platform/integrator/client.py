@@ -48,7 +48,6 @@ class Integrator:
         probing: bool = True, resolver: Resolver | None = None,
     ) -> None:  # fmt: skip
         self._database = database
-        self._tokens = tokens
         self._settings = settings
         self._configuration = configuration
         self._probing = probing
@@ -61,7 +60,7 @@ class Integrator:
         self._following = Following(database, rules, self._routing, self._ways, lambda: self._own.ids)
         self._judge.settled = self._following.settled
         self._calls = Calls(
-            lambda: self._following.directory, lambda: self._own.transports, self._routing, self._ways, rules
+            lambda: self._following.directory, lambda: self._own.transports, self._routing, self._ways, tokens, rules
         )
         self._prober = Prober(database, self._ways.to, rules, self._judge, tokens, self._following.taken)
         self._following.on_read.append(self._prober.keep_only)
@@ -78,6 +77,14 @@ class Integrator:
     def on_stopped(self) -> list[OnStopped]:
         """What is told, in the transaction that notes it, that a node's processes offer a type no more."""
         return self._judge.on_stopped
+
+    @property
+    def believed_ids(self) -> frozenset[str]:
+        """The ids of instances whose callers' tokens are believed here: of all of Burnish's own processes.
+
+        They pass none on; and where one has been started again, what is sent to the process before it may come here.
+        """
+        return self._own.every_id | self._following.directory.ours
 
     @property
     def instances(self) -> Mapping[str, Instance]:
@@ -150,7 +157,7 @@ class Integrator:
             DeadlineExceeded: the request's deadline passed.
         """
         body = Body.of(request)
-        return self._calls.send(component_type, self._addressed(component_type, request, principal, body), body, prefer)
+        return self._calls.send(component_type, self._addressed(request, body), principal, body, prefer)
 
     async def call(
         self, component_type: str, method: str, path: str, json: Any = None, *,
@@ -196,10 +203,9 @@ class Integrator:
     def _rules(self) -> IntegratorConfiguration:
         return self._configuration().integrator
 
-    def _addressed(self, component_type: str, request: Request, principal: Principal, body: Body) -> Request:
-        """Return the request with our caller, trace and deadline; what came from outside under those names goes."""
+    def _addressed(self, request: Request, body: Body) -> Request:
+        """Return the request with our trace and deadline; what came from outside under these names or the caller's goes."""
         ours = {CALLER_HEADER, DEADLINE_HEADER}
         headers = {name.lower(): value for name, value in request.headers.items() if name.lower() not in ours}
-        headers[CALLER_HEADER] = self._tokens.sign(principal, component_type)
         headers.setdefault(TRACE_HEADER, traceparent_of(trace_id() or new_trace_id()))
         return Request(request.method, request.path, headers, body.content, request.deadline)

@@ -22,6 +22,8 @@ class Directory:
     """The type that serves the paths below a prefix."""
     kinds: Mapping[tuple[str, str], KindOffer] = field(default_factory=dict)
     types: frozenset[str] = frozenset()
+    ours: frozenset[str] = frozenset()
+    """The ids of those inside processes of Burnish's own."""
 
     @classmethod
     def of(cls, instances: Iterable[Instance]) -> "Directory":
@@ -40,6 +42,7 @@ class Directory:
         return cls(
             instances=every, by_type={name: _of_type(found) for name, found in grouped.items()}, prefixes=prefixes,
             kinds=kinds, types=frozenset(one.component_type for one in every.values() if one.status not in _GONE),
+            ours=frozenset(one.component_id for one in every.values() if one.ours),
         )  # fmt: skip
 
     def route_of(self, path: str) -> str | None:

@@ -125,6 +125,7 @@ class Following:
             status=_S(row.status or _S.STARTING), description=self._descriptions.get(row.description_digest or ""),
             load=0.0 if health is None else health.load, warm=frozenset(() if health is None else health.warm),
             weight=weight, failures=row.failures, problem=row.problem, generation=row.generation,
+            source=row.source,
         )  # fmt: skip
         return row, weight, instance
 

@@ -23,7 +23,7 @@ from burnish.platform.integrator import service, store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.identity import InstanceNumber, embedded_id
 from burnish.platform.integrator.judging import Judge, Look
-from burnish.platform.integrator.probing import check_description, get_health
+from burnish.platform.integrator.probing import check_description, get_health, prober
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,11 @@ class OwnInstances:
     def ids(self) -> frozenset[str]:
         """The ids of what this process registered and still is."""
         return frozenset(one.component_id for one in self._own if one.component_id and not one.taken)
+
+    @property
+    def every_id(self) -> frozenset[str]:
+        """The ids under which this process has registered, those that another has taken since, too."""
+        return frozenset(one.component_id for one in self._own if one.component_id)
 
     @property
     def process(self) -> str:
@@ -139,9 +144,8 @@ class OwnInstances:
 
     async def _look(self, own: _Own) -> Look:
         try:
-            health = await get_health(
-                self.transports[own.component_id], self.tokens, own.component_type, _ANSWER_SECONDS
-            )
+            caller = prober(self.tokens, own.component_type, own.component_id)
+            health = await get_health(self.transports[own.component_id], caller, _ANSWER_SECONDS)
         except BurnishError as error:
             return Look(Sight.BROKEN, error.message)
         return Look(Sight.OK if health.status == "ok" else Sight.DEGRADED, None, own.description, health)

@@ -104,15 +104,18 @@ def unfit(
     return None
 
 
-async def get_health(
-    transport: Transport, tokens: CallerTokens, component_type: str, timeout: float, path: str = "/health"
-) -> Health:  # fmt: skip
-    """Return an instance's health as the platform is told it, which it shows that it is.
+def prober(tokens: CallerTokens, component_type: str, component_id: str | None) -> str:
+    """Return the token by which the platform shows an instance who asks how it is; None: it does not know its id."""
+    return tokens.sign(_PROBER, component_type, instance=component_id)
+
+
+async def get_health(transport: Transport, caller: str, timeout: float, path: str = "/health") -> Health:
+    """Return an instance's health as whoever shows this caller's token is told it.
 
     Raises:
         BurnishError: it does not answer, or not that.
     """
-    return await get(transport, path, Health, timeout, {CALLER_HEADER: tokens.sign(_PROBER, component_type)})
+    return await get(transport, path, Health, timeout, {CALLER_HEADER: caller})
 
 
 async def get(
@@ -264,7 +267,9 @@ class Prober:
                     return Look(Sight.UNFIT, problem, description)
                 self._described[row.component_id] = (row.generation, time.monotonic())
             health_transport, path = self._health(row, endpoint, transport)
-            health = await get_health(health_transport, self._tokens, row.component_type, seconds, path)
+            found_by_address = row.source in ("static", "dns")
+            caller = prober(self._tokens, row.component_type, None if found_by_address else row.component_id)
+            health = await get_health(health_transport, caller, seconds, path)
         except BurnishError as error:
             return Look(_sight_of(error), error.message)
         return Look(Sight.OK if health.status == "ok" else Sight.DEGRADED, None, description, health)

@@ -123,3 +123,18 @@ class Instance(BaseModel):
     failures: int = 0
     problem: str | None = None
     generation: int = 0
+    source: str = "registered"
+    """How it was found."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is inside a process of Burnish's own."""
+        return self.source in ("embedded", "entry_point")
+
+    @property
+    def signed_for(self) -> str | None:
+        """The id that callers' tokens to it name, so that no other instance believes them; None: it does not know its id.
+
+        One that was found by its address was given an id that it never hears of.
+        """
+        return None if self.source in ("static", "dns") else self.component_id

@@ -133,7 +133,7 @@ class _CallerCheck:
     def __init__(self, app: ASGIApp, component_type: str, runtime: JobRuntime) -> None:
         self._app = app
         self._component_type = component_type
-        self._tokens = runtime.tokens
+        self._runtime = runtime
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -165,18 +165,22 @@ class _CallerCheck:
     def _caller_if_known(self, token: str) -> Principal:
         """Return who asks an open route: somebody whose token is not believed is nobody, and answered all the same."""
         try:
-            return self._tokens.verify(token, self._component_type) if token else ANONYMOUS
+            return self._verify(token) if token else ANONYMOUS
         except BurnishError:
             return ANONYMOUS
 
     def _verified(self, token: str) -> Principal:
         try:
-            return self._tokens.verify(token, self._component_type)
+            return self._verify(token)
         except Unauthenticated as error:
             audit.failed_login(
                 "a caller token", {"component_type": self._component_type, "reason": error.message[:200]}
             )
             raise
+
+    def _verify(self, token: str) -> Principal:
+        instances = self._runtime.instances
+        return self._runtime.tokens.verify(token, self._component_type, None if instances is None else instances())
 
 
 def _protocol(description: Description, kinds: Mapping[str, Kind], runtime: JobRuntime, warm: Warm | None) -> APIRouter:

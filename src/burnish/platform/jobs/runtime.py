@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from burnish.core.configuration import Current, of_settings
@@ -48,6 +48,8 @@ class JobRuntime:
         self.owner = owner or f"{settings.node}.{secrets.token_hex(3)}"
         self.backend = backend or LocalBackend(settings.jobs_dir, hub_offline=settings.hub_offline)
         self.event_log = event_log or EventLog(database)
+        self.instances: Callable[[], Collection[str]] | None = None
+        """Returns the ids under which what is offered here is registered; None: not registered, so that nothing is known."""
         self._kinds: dict[str, Mapping[str, Kind]] = {}
         self._scheduler = Scheduler(
             database, settings, self.backend, self._kinds, self.configuration, came_back=self._sweep_now

@@ -48,6 +48,33 @@ def test_a_token_carries_its_principal_to_its_audience_only(tokens: CallerTokens
             other.verify(token, audience)
 
 
+def test_a_token_that_was_sent_to_an_instance_is_believed_by_no_other(tokens: CallerTokens) -> None:
+    """Breaks with: an instance that passes on, to another of its type, what it was sent."""
+    token = tokens.sign(SOMEONE, "evaluation", instance="one")
+    verifier = CallerVerifier(tokens.public_jwks())
+    assert verifier.verify(token, "evaluation", {"one", "more"}) == SOMEONE
+    for others in ({"two"}, set[str]()):  # now it is in memory, too
+        with pytest.raises(Unauthenticated, match="another instance"):
+            verifier.verify(token, "evaluation", others)
+    assert verifier.verify(token, "evaluation", {"one"}) == SOMEONE
+    with pytest.raises(Unauthenticated):
+        verifier.verify(token, "compression", {"one"})
+
+
+def test_one_of_an_older_platform_and_one_for_an_older_component_go_on(tokens: CallerTokens) -> None:
+    plain, bound = tokens.sign(SOMEONE, "evaluation"), tokens.sign(SOMEONE, "evaluation", instance="one")
+    assert plain != bound
+    assert tokens.verify(plain, "evaluation", {"one"}) == SOMEONE
+    assert tokens.verify(bound, "evaluation") == SOMEONE, "who does not know its id looks at the type alone"
+    assert jwt.decode(bound, options={"verify_signature": False})["aud"] == "evaluation"
+
+
+def test_tokens_are_signed_once_for_each_caller_and_instance(tokens: CallerTokens) -> None:
+    first = {name: tokens.sign(SOMEONE, "evaluation", instance=name) for name in ("one", "two")}
+    assert len(set(first.values())) == 2
+    assert {name: tokens.sign(SOMEONE, "evaluation", instance=name) for name in first} == first
+
+
 @pytest.mark.parametrize(("ahead", "holds"), [(3_600, True), (2, True), (-50, True), (-80, True), (-100, False)])
 def test_clocks_may_differ_a_little_and_be_set_back_by_any_time(
     tokens: CallerTokens, clock: Clock, ahead: float, holds: bool
