@@ -1,6 +1,7 @@
 """The split form: several ``burnish serve`` on one PostgreSQL and one Redis, behind a plain TCP balancer."""
 
 import asyncio
+import os
 import re
 import signal
 import time
@@ -36,7 +37,8 @@ ROLES = {
 """The processes of the split form by name."""
 GATEWAYS = ("gateway1", "gateway2")
 CUTTABLE = ("serving2", "tuning")
-_ROOT = Path(__file__).parents[2]
+_PATH = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+"""Where hosts find the kinds of tests."""
 _KEY = re.compile(r"bk_[A-Za-z0-9_.-]{20,}")
 
 
@@ -103,7 +105,7 @@ class Fleet:
         shared = {
             **ENVIRONMENT, "BURNISH_DATABASE_URL": self.database_url,
             **({"BURNISH_REDIS_URL": redis.url} if redis is not None else {}), **(environment or {}),
-            **({PASSED: str(folder), "PYTHONPATH": str(_ROOT)} if fake_engine else {}),
+            **({PASSED: str(folder), "PYTHONPATH": _PATH} if fake_engine else {}),
         }  # fmt: skip
         self.lines: dict[str, Line] = {}
         self.to_database: Proxy | None = None
