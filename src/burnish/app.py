@@ -1,7 +1,8 @@
 """The HTTP edge: ``create_app`` puts the gateway before the platform's routes and the components."""
 
+import asyncio
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Coroutine, MutableMapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,9 +71,8 @@ class Application:
     async def finish(self) -> None:
         """Take no new request from now on, and wait until those in flight are answered (SIGTERM); bounded."""
         process = self.state.process
-        if self._edge is not None and self._edge.gateway is not None and process is not None:
-            self._edge.gateway.drain()
-            await self._edge.gateway.drained(process.configuration().gateway.drain_seconds)
+        if self._edge is not None and process is not None:
+            await self._edge.finish(process.configuration().gateway.drain_seconds)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -112,16 +112,38 @@ class Edge:
         self._about = Guard(about_app(process), process.authenticator, LOCAL if local else ANONYMOUS)
         self.gateway = None if process.platform is None else gateway(process, process.platform)
         self._rest: ASGIApp = self._about if self.gateway is None else self.gateway
+        self._asked = 0
+        self._answered = asyncio.Event()
+        self._answered.set()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = scope.get("path", "")
         if scope["type"] == "http" and path.startswith(COMPONENTS):
-            await self._components(scope, receive, send)
+            await self._counted(scope, receive, send)
         elif scope["type"] == "http" and path == "/health":
             await self._about(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
+
+    async def finish(self, seconds: float) -> None:
+        """Take no new request from outside, and wait until those in flight, other processes' too, are answered; bounded."""
+        waits: list[Coroutine[Any, Any, bool]] = [asyncio.wait_for(self._answered.wait(), seconds)]
+        if self.gateway is not None:
+            self.gateway.drain()
+            waits.append(self.gateway.drained(seconds))
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _counted(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer another process's request to a component."""
+        self._asked += 1
+        self._answered.clear()
+        try:
+            await self._components(scope, receive, send)
+        finally:
+            self._asked -= 1
+            if self._asked == 0:
+                self._answered.set()
 
 
 def create_app(settings: Settings | None = None, components: set[str] | None = None) -> Application:

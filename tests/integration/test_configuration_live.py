@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, answers
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer, running_redis
 from tests.support.server import Answered, Server, wait_for
@@ -272,8 +272,9 @@ def answered(server: Server, request: str, *, hang_up: bool = False) -> str:
 def test_a_gateway_that_is_told_to_end_lets_streams_end_and_its_next_life_knows_the_days_quotas(
     installation: Installation,
 ) -> None:
-    """Breaks with: a stream that is cut, a listener that stays open, a quota in one process's memory, a deaf second TERM."""
+    """The serving process is told, too. Breaks with: a stream that is cut, a listener that stays open, a deaf second TERM."""
     first, second = installation.gateways
+    ending = (second, installation.component)
     installation.deploy_fake("steady", token_seconds=0.05)
     quota = {"requests_per_second": 0, "requests_per_day": 5}
     done = installation.change(set={"gateway.per_route": {ROUTE: quota}})
@@ -281,20 +282,27 @@ def test_a_gateway_that_is_told_to_end_lets_streams_end_and_its_next_life_knows_
     alone = counted_alone(first, second)
     assert 5 <= passes(first, second) <= 5 + counted_alone(first, second) - alone
 
-    with streaming(second, tokens=40) as stream:
+    with streaming(second, tokens=80) as stream:
         assert b"steady" in stream.readline()
         told = time.monotonic()
-        second.signal(signal.SIGTERM)
-        wait_for(lambda: is_closed(second), 1, "nobody new gets in")
-        assert second.running
+        for one in ending:
+            one.signal(signal.SIGTERM)
+        for one in ending:
+            wait_for(lambda one=one: is_closed(one), 1, "nobody new gets in")  # type: ignore[misc]
+            assert one.running
         rest = stream.read().decode()
         assert rest.rstrip().endswith("data: [DONE]"), rest[-300:]
-        assert rest.count(" w") == 39
-        assert second.exit_code(5) == 0
+        assert rest.count(" w") == 79
+        assert time.monotonic() - told > 4, "longer than connections get that nobody counts"
+        assert [one.exit_code(5) for one in ending] == [0, 0]
         assert time.monotonic() - told < 10, "gateway.drain_seconds"
 
-    second.start()
+    for one in ending:
+        one.start(ready=False)
+    for one in ending:
+        one.wait_ready()
     assert passes(second) <= counted_alone(second), "the day's quota is used up, whoever was away meanwhile"
+    wait_for(lambda: answers(second, "steady"), 30, installation.tails)
     with streaming(second, tokens=4000) as stream:
         assert b"steady" in stream.readline()
         second.signal(signal.SIGTERM)
