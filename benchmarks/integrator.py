@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/integrator.py [--instances 1000] [--rounds 200] [--databases sqlite postgresql] [--json out.json]
 
 *list*: `GET /platform/components` through the platform's routes (no socket): a page of 50, and a page of 500; beside it
-*all*, every page of 50 until the end. *route*: choosing the instance for one call out of all of them, alone and with a
+*all*, every page of 500 until the end, and *changed*, a page on which every instance changed since the last list. *route*: choosing the instance for one call out of all of them, alone and with a
 preferred model; beside it `path`, which component a path belongs to. *reread*: a process reads all instances anew (it
 does so when some change, at most 20 times a second, and every 2 s). *cpu* is the processor time of this process for one:
 what is left when other processes are busy, too. What is wanted is that list and route stay under 10 ms.
@@ -106,6 +106,10 @@ async def _measure(url: str, home: Path, instances: int, rounds: int) -> dict[st
             answer = await client.get("/platform/components", params={"limit": limit})
             assert len(answer.json()["data"]) == min(limit, instances)
 
+        async def changed_page(limit: int) -> None:
+            service._listed.cache_clear()
+            await page(limit)
+
         async def every_page() -> None:
             after: str | None = None
             while True:
@@ -127,6 +131,8 @@ async def _measure(url: str, home: Path, instances: int, rounds: int) -> dict[st
             return {
                 "list 50": await _time(lambda: page(50), rounds),
                 "list 500": await _time(lambda: page(500), rounds),
+                "list 50, changed": await _time(lambda: changed_page(50), rounds),
+                "list 500, changed": await _time(lambda: changed_page(500), max(10, rounds // 10)),
                 "list all": await _time(every_page, max(10, rounds // 10)),
                 "route": await _time(lambda: choose(None), rounds * 10),
                 "route, warm model": await _time(lambda: choose("model-7"), rounds * 10),

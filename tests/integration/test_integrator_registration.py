@@ -11,11 +11,13 @@ from fastapi import FastAPI
 from sqlalchemy import event
 
 from burnish.core.configuration import Configuration, IntegratorConfiguration
+from burnish.core.pages import Page
 from burnish.infra import event_log
 from burnish.infra.database import Database
 from burnish.platform.identity import LOCAL, Principal
 from burnish.platform.identity.principal import SCOPE_KEY
-from burnish.platform.integrator import api, service
+from burnish.platform.integrator import api, service, store
+from burnish.platform.integrator.schemas import ComponentView
 from burnish.platform.jobs.component_app import install_problems
 from tests.support.integrating import wait_for, world
 from tests.support.tiny_component import component_processes
@@ -91,6 +93,64 @@ async def test_registering_the_same_again_writes_nothing(routes: Api, database: 
     assert (await routes.get()).json()["status"] == "starting"
 
 
+async def test_a_list_is_written_anew_only_where_something_changed(
+    routes: Api, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a row that is made and written for each list; one that is shown as it was; a list of its own format."""
+    for n in range(7):
+        await routes.register(component_id=f"gpu-{n}", metadata={"odd": ["\u2028", 1.5, None, {"x": n}]})
+    async with database.write() as session:
+        for component_id, more in (
+            ("gpu-2", {"weight": 0.25, "kinds": ["a", "b"]}),
+            ("gpu-3", {"problem": 'it said "no"'}),
+        ):
+            row = await store.find(session, component_id)
+            assert row is not None
+            for name, value in more.items():
+                setattr(row, name, value)
+    written, statements = list[str](), list[str]()
+    view_of = service.view_of
+
+    def counted(row: Any) -> ComponentView:
+        written.append(row.component_id)
+        return view_of(row)
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "platform_components" in statement:
+            statements.append(statement)
+
+    monkeypatch.setattr(service, "view_of", counted)
+    async with database.read() as session:
+        engine = session.get_bind()
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        first = await routes.client.get(ALL, params={"limit": 5})
+        assert (await routes.client.get(ALL, params={"limit": 5})).content == first.content
+        assert sorted(written) == [f"gpu-{n}" for n in range(6)], "one row too many tells that more follow"
+        assert len(statements) == 2
+        assert "description," not in statements[0].replace("\n", " ")
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    page = Page[ComponentView].model_validate_json(first.content)
+    assert page.model_dump_json().encode() == first.content, "as its model writes it"
+    assert (page.has_more, page.next) == (True, "gpu-4")
+    for n in (2, 3):
+        alone = ComponentView.model_validate((await routes.get(f"gpu-{n}")).json())
+        assert page.data[n] == alone.model_copy(update={"actions": None})
+    written.clear()
+    assert (await routes.client.post("/gpu-1/heartbeat", json={"health": {"load": 0.75}})).status_code == 200
+    written.clear()
+    again = (await routes.client.get(ALL, params={"limit": 5})).json()["data"]
+    assert written == ["gpu-1"]
+    assert again[1]["health"]["load"] == 0.75
+    last = (await routes.client.get(ALL, params={"limit": 5, "after": "gpu-4"})).json()
+    assert ([one["component_id"] for one in last["data"]], last["has_more"], last["next"]) == (
+        ["gpu-5", "gpu-6"],
+        False,
+        None,
+    )
+
+
 async def test_the_first_registrations_at_once_are_one(routes: Api) -> None:
     answers = await asyncio.gather(*(routes.register() for _ in range(20)))
     assert {answer.status_code for answer in answers} == {200}
@@ -100,7 +160,7 @@ async def test_the_first_registrations_at_once_are_one(routes: Api) -> None:
 
 async def test_a_flood_is_refused_by_credential(database: Database) -> None:
     routes = Api(database, registrations_per_minute=50)
-    answers = [await routes.register() for _ in range(60)]
+    answers = await asyncio.gather(*(routes.register() for _ in range(60)))
     refused = [answer for answer in answers if answer.status_code == 429]
     assert len(refused) >= 9
     assert int(refused[0].headers["retry-after"]) >= 1
