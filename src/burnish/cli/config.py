@@ -148,7 +148,9 @@ def versions(
          ", ".join(value.key for value in one.overrides if value.since == one.number))
         for one in page.data
     ]  # fmt: skip
-    return print_table(("version", "action", "made", "author", "reason", "new values"), rows, empty="nothing was set yet")
+    return print_table(
+        ("version", "action", "made", "author", "reason", "new values"), rows, empty="nothing was set yet"
+    )
 
 
 @app.command()
