@@ -18,15 +18,26 @@ from burnish.platform.integrator.tables import ComponentTable
 from burnish.platform.monitoring import examination, store
 from burnish.platform.monitoring.examination import Finding, examine
 from burnish.wiring import open_installation
+from tests.support.command_line import burnish
 from tests.support.postgres import free_port
+
+
+async def _started_once(home: Path, database_url: str) -> Settings:
+    made = Settings(home=home, database_url=SecretStr(database_url), port=free_port(), disk_reserve_bytes=0)
+    await (await open_installation(made)).close()
+    return made
 
 
 @pytest.fixture
 async def settings(database_url: str, home: Path) -> Settings:
-    """A home that has been started once."""
-    made = Settings(home=home, database_url=SecretStr(database_url), port=free_port(), disk_reserve_bytes=0)
-    await (await open_installation(made)).close()
-    return made
+    """A home that has been started once, on SQLite and then on PostgreSQL."""
+    return await _started_once(home, database_url)
+
+
+@pytest.fixture
+async def on_sqlite(sqlite_url: str, home: Path) -> Settings:
+    """A home that has been started once, for what is not looked for in the database."""
+    return await _started_once(home, sqlite_url)
 
 
 async def _problems(settings: Settings, **variables: str) -> dict[str, Finding]:
@@ -49,8 +60,8 @@ async def test_a_new_home_is_in_order_and_stays_new(home: Path) -> None:
     assert not home.exists()
 
 
-async def test_a_misspelt_variable_is_named_with_its_neighbour(settings: Settings) -> None:
-    found = await _problems(settings, BURNISH_DATABSE_URL="x", BURNISH_CONFIGURATION__gateway__max_in_flight="5")
+async def test_a_misspelt_variable_is_named_with_its_neighbour(on_sqlite: Settings) -> None:
+    found = await _problems(on_sqlite, BURNISH_DATABSE_URL="x", BURNISH_CONFIGURATION__gateway__max_in_flight="5")
     assert "BURNISH_DATABSE_URL" in found["settings"].message
     assert "BURNISH_DATABASE_URL" in str(found["settings"].hint)
     assert len(found) == 1
@@ -68,12 +79,12 @@ async def test_another_installations_key_is_found(settings: Settings) -> None:
     assert "32 bytes" in (await _problems(settings))["secret key"].message
 
 
-async def test_open_files_are_found(settings: Settings) -> None:
-    (settings.home / "secret.key").chmod(0o644)
-    settings.home.chmod(0o777)
-    found = await _problems(settings)
-    assert found["secret key"].hint == f"chmod 600 {settings.home / 'secret.key'}"
-    assert found["home"].hint == f"chmod go-w {settings.home}"
+async def test_open_files_are_found(on_sqlite: Settings) -> None:
+    (on_sqlite.home / "secret.key").chmod(0o644)
+    on_sqlite.home.chmod(0o777)
+    found = await _problems(on_sqlite)
+    assert found["secret key"].hint == f"chmod 600 {on_sqlite.home / 'secret.key'}"
+    assert found["home"].hint == f"chmod go-w {on_sqlite.home}"
 
 
 async def test_a_store_that_is_not_the_databases_is_found(settings: Settings, tmp_path: Path) -> None:
@@ -90,8 +101,8 @@ async def test_a_store_that_is_not_the_databases_is_found(settings: Settings, tm
     assert "BURNISH_ARTIFACT_URL" in str(found["artifact store"].hint)
 
 
-async def test_a_full_disk_is_found(settings: Settings) -> None:
-    found = await _problems(settings.model_copy(update={"disk_reserve_bytes": 1 << 60}))
+async def test_a_full_disk_is_found(on_sqlite: Settings) -> None:
+    found = await _problems(on_sqlite.model_copy(update={"disk_reserve_bytes": 1 << 60}))
     assert {found["home disk"].status, found["artifact disk"].status} == {"problem"}
 
 
@@ -124,8 +135,8 @@ async def test_a_damaged_sqlite_file_is_found(sqlite_url: str, home: Path) -> No
     assert (await _problems(made))["database"].status == "problem"
 
 
-async def test_a_redis_that_does_not_answer_is_found(settings: Settings) -> None:
-    gone = settings.model_copy(update={"redis_url": SecretStr(f"redis://:secret@127.0.0.1:{free_port()}/0")})
+async def test_a_redis_that_does_not_answer_is_found(on_sqlite: Settings) -> None:
+    gone = on_sqlite.model_copy(update={"redis_url": SecretStr(f"redis://:secret@127.0.0.1:{free_port()}/0")})
     found = await _problems(gone)
     assert found["redis"].status == "problem"
     assert "secret" not in found["redis"].message
@@ -138,9 +149,9 @@ async def test_clocks_that_differ_are_found(settings: Settings, monkeypatch: pyt
         assert (await _problems(settings))["clock"].status == status
 
 
-async def test_missing_packages_are_named_by_role(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_packages_are_named_by_role(on_sqlite: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "_PACKAGES", {"fine_tuning": ("no_such_package",), "evaluation": ("json",)})
-    found = await _problems(settings)
+    found = await _problems(on_sqlite)
     assert "fine_tuning" in found["packages"].message
     assert "no_such_package" in found["packages"].message
 
@@ -182,23 +193,23 @@ def test_no_process_is_no_list_of_missing_components() -> None:
     assert len(examination.instance_findings([row], served=True)) == len(COMPONENT_TYPES)
 
 
-def _doctor(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("BURNISH_")} | variables
-    command = [sys.executable, "-m", "burnish.cli", "doctor", "--home", str(home), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+def _environment(**variables: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("BURNISH_")} | variables
 
 
 def test_the_command_ends_with_1_if_something_must_be_mended(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = _doctor(home, "--json", BURNISH_PORT=port)
+        command = [sys.executable, "-m", "burnish.cli", "doctor", "--home", str(home), "--json"]
+        environment = _environment(BURNISH_PORT=port)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 1, done.stderr
         answer = json.loads(done.stdout)
         assert answer["status"] == "problem"
         assert [one["check"] for one in answer["findings"] if one["status"] == "problem"] == ["port"]
-    done = _doctor(home, BURNISH_PORT=port)
+    done = burnish("doctor", "--home", str(home), environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 to mend" in done.stdout
-    done = _doctor(home, BURNISH_COMPONENTS="nonsense")
+    done = burnish("doctor", "--home", str(home), environment=_environment(BURNISH_COMPONENTS="nonsense"))
     assert done.returncode == 1
     assert "unknown component 'nonsense'" in done.stdout

@@ -1,6 +1,5 @@
 """``burnish login`` and what follows it, as real processes: a server, a provider, a scripted browser, the command line."""
 
-import io
 import json
 import os
 import re
@@ -8,15 +7,13 @@ import shlex
 import stat
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import httpx
 import pytest
 
-from burnish.cli.main import main
+from tests.support.command_line import burnish
 from tests.support.oidc import Browser, Provider
 from tests.support.server import Server, wait_for
 from tests.support.site import Site
@@ -52,19 +49,10 @@ class Shell:
 
 
 class Here(Shell):
-    """The same in this process: one of its own costs a second for each command, and is tried where it matters."""
+    """The same in this process, where it does not matter that it is one of its own."""
 
     def run(self, *arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            mock.patch.dict(os.environ, {**self.environment, **environment}, clear=True),
-            mock.patch("sys.stdin", io.StringIO(stdin)), redirect_stdout(out), redirect_stderr(err),
-            pytest.raises(SystemExit) as ended,
-        ):  # fmt: skip
-            main(arguments)
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+        return burnish(*arguments, environment={**self.environment, **environment}, stdin=stdin)
 
 
 @pytest.fixture
