@@ -21,6 +21,7 @@ Part = tuple[str, tuple[str, ...], Mapping[str, Any]]
 
 _ASK_SECONDS = 3.0
 _SCHEMAS = "#/components/schemas/"
+_NO_NUL = r"^[^\x00]*$"
 _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
 _ANY = (400, 401, 403, 421, 500)
 """What the gateway may answer to any request."""
@@ -139,7 +140,8 @@ def completed(document: Mapping[str, Any], relayed: Iterable[str] = ()) -> dict[
     """Return the document with what no route says by itself.
 
     Each operation outside ``/v1`` names every error that it may answer with, all of one form (a reference to
-    ``components/responses``); each page of a list has an example, made of the example of its items.
+    ``components/responses``); each page of a list has an example, made of the example of its items; text in a URL has no
+    NUL, which the gateway refuses.
 
     Args:
         document: the merged document.
@@ -149,9 +151,10 @@ def completed(document: Mapping[str, Any], relayed: Iterable[str] = ()) -> dict[
     prefixes = tuple(relayed)
     shared: dict[str, Any] = {}
     for path, item in made["paths"].items():
-        if path.startswith("/v1/"):
-            continue
         for method in _METHODS & item.keys():
+            _bar_nul(item[method].get("parameters", ()))
+            if path.startswith("/v1/"):
+                continue
             _name_errors(item[method], shared, _RELAYED if path.startswith(prefixes) else ())
     parts = made.setdefault("components", {})
     schemas = parts.setdefault("schemas", {})
@@ -162,6 +165,16 @@ def completed(document: Mapping[str, Any], relayed: Iterable[str] = ()) -> dict[
     for schema in schemas.values():
         _exemplify(schema, schemas)
     return made
+
+
+def _bar_nul(parameters: Iterable[dict[str, Any]]) -> None:
+    """Say of each text that stands in the URL, and whose form nothing else tells, that no NUL is in it."""
+    for parameter in parameters:
+        schema = parameter.get("schema", {})
+        if parameter.get("in") in {"path", "query"}:
+            for one in (schema, schema.get("items", {}), *schema.get("anyOf", ())):
+                if one.get("type") == "string" and not one.keys() & {"pattern", "enum", "const", "format"}:
+                    one["pattern"] = _NO_NUL
 
 
 def _name_errors(operation: dict[str, Any], shared: dict[str, Any], more: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 
 from burnish.platform.documentation import api
-from burnish.platform.documentation.openapi import merge
+from burnish.platform.documentation.openapi import completed, merge
 
 
 @pytest.fixture
@@ -80,3 +80,23 @@ def test_merge_takes_a_components_routes_and_renames_schemas_that_differ() -> No
     assert set(merged["components"]["schemas"]) == {"Page", "Row", "data_Page"}
     assert merged["paths"]["/platform/datasets"] == operation("#/components/schemas/data_Page")
     assert merged["paths"]["/platform/jobs"] == operation(page)
+
+
+def test_text_in_a_url_is_said_to_hold_no_nul() -> None:
+    """Breaks with: a request that its schema allows, and that the gateway refuses for its %00."""
+    text, chosen = {"type": "string"}, {"type": "string", "enum": ["a"]}
+    schemas = {
+        "name": text, "after": {"anyOf": [text, {"type": "null"}]}, "state": {"type": "array", "items": text},
+        "chosen": chosen, "limit": {"type": "integer"},
+    }  # fmt: skip
+    parameters = [{"in": "query", "name": name, "schema": schema} for name, schema in schemas.items()]
+    parameters.append({"in": "header", "name": "key", "schema": text})
+    for path in ("/platform/jobs", "/v1/models"):
+        made = completed({"paths": {path: {"get": {"parameters": parameters, "responses": {}}}}})
+        found = {one["name"]: one["schema"] for one in made["paths"][path]["get"]["parameters"]}
+        bound = {**text, "pattern": r"^[^\x00]*$"}
+        assert found == {
+            "name": bound, "after": {"anyOf": [bound, {"type": "null"}]}, "state": {"type": "array", "items": bound},
+            "chosen": chosen, "limit": {"type": "integer"}, "key": text,
+        }  # fmt: skip
+    assert parameters[0]["schema"] == {"type": "string"}, "what it was given stays as it was"
