@@ -237,8 +237,8 @@ async def test_a_thousand_hang_ups_leak_nothing(stand: Stand) -> None:
     await until(lambda: stand.component.running == 0 and stand.gateway._admission.in_flight == 0, 15)
     assert stand.component.begun >= 500
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "relay-watch"]
-    session = stand.way.transport._session
-    await until(lambda: not session.connector._acquired)
+    transport = stand.way.transport
+    await until(lambda: transport.in_use == 0)
     assert (await stand.client.get("/platform/health")).status_code == 200
 
 

@@ -211,6 +211,68 @@ async def test_while_the_database_is_away_keys_seen_lately_work_and_others_are_t
     await authenticator.stop()
 
 
+async def test_a_known_key_is_looked_up_again_while_requests_go_on_with_it(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it, one look-up runs at a time, and what it finds counts at once."""
+    key = await people.key(await people.user("ada", "engineer", "ml"))
+    authenticator = people.authenticator()
+    first = await authenticator.authenticate(bearer(key.key), method="GET")
+    monkeypatch.setattr(authentication, "_AHEAD_SECONDS", 60.0)
+    plain, begun, go_on = people.database.read, asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def waits() -> AsyncIterator[AsyncSession]:
+        begun.set()
+        await go_on.wait()
+        async with plain() as session:
+            yield session
+
+    people.database.read = waits  # type: ignore[method-assign]
+    for _ in range(5):
+        async with asyncio.timeout(0.5):
+            assert await authenticator.authenticate(bearer(key.key), method="GET") == first
+    await asyncio.wait_for(begun.wait(), 5)
+    assert len(authenticator._running) == 1
+    async with people.database.write() as session:  # and tells nobody
+        row = await store.key(session, key.id)
+        assert row is not None
+        row.revoked_at = utcnow()
+    go_on.set()
+    assert await within(2, lambda: authenticator.authenticate(bearer(key.key), method="GET"), Unauthenticated) < 2
+
+
+async def test_a_look_up_from_before_a_change_is_not_believed_after_it(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await people.key(await people.user("ada", "engineer", "ml"))
+    authenticator = people.authenticator()
+    await authenticator.authenticate(bearer(key.key), method="GET")
+    monkeypatch.setattr(authentication, "_AHEAD_SECONDS", 60.0)
+    look_up, found, go_on = authenticator._look_up, asyncio.Event(), asyncio.Event()
+
+    async def late(digest: str, project: str | None, token: str) -> authentication._Answer:
+        answer = await look_up(digest, project, token)
+        found.set()
+        await go_on.wait()
+        return answer
+
+    monkeypatch.setattr(authenticator, "_look_up", late)
+    await authenticator.authenticate(bearer(key.key), method="GET")
+    await asyncio.wait_for(found.wait(), 5)
+    before = authenticator._topic.version
+    async with people.database.write() as session:
+        await people.credentials.revoke(session, ROOT, key.id)
+    async with asyncio.timeout(5):
+        while authenticator._topic.version == before:
+            await asyncio.sleep(0.01)
+    asking = asyncio.create_task(authenticator.authenticate(bearer(key.key), method="GET"))
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(Unauthenticated):
+        await asking
+
+
 async def test_an_expiring_key_ends_on_time_without_asking(people: People) -> None:
     ada = await people.user("ada", "engineer", "ml")
     key = await people.key(ada, NewKeyRequest(days=2 / 86_400))
@@ -300,6 +362,6 @@ async def test_what_was_read_before_a_change_is_not_kept_after_it(people: People
     async with people.database.write() as session:
         await people.credentials.revoke(session, ROOT, key.id)
     go.set()
-    await slow
-    with pytest.raises(Unauthenticated):
-        await authenticator.authenticate(bearer(key.key), method="GET")
+    for asking in (slow, authenticator.authenticate(bearer(key.key), method="GET")):
+        with pytest.raises(Unauthenticated):
+            await asking

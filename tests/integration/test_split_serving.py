@@ -19,7 +19,8 @@ from burnish.core.specs.serving import DeploySpec
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
-from burnish.infra.http import AiohttpTransport, Request
+from burnish.infra.http import Request
+from burnish.infra.http_client import HttpTransport
 from burnish.infra.processes import identify
 from burnish.platform.identity import LOCAL, CallerTokens
 from burnish.platform.jobs import store as nodes
@@ -70,7 +71,7 @@ class Instance:
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         headers = {CALLER_HEADER: TOKENS.sign(LOCAL, "model_serving"), "content-type": "application/json"}
-        transport = AiohttpTransport(self.url)
+        transport = HttpTransport(self.url)
         try:
             content = b"" if body is None else orjson.dumps(body)
             async with transport.send(
@@ -183,7 +184,7 @@ async def test_a_stream_is_passed_on_as_it_comes(world: World) -> None:
     await first.ready()
     headers = {CALLER_HEADER: TOKENS.sign(LOCAL, "model_serving"), "content-type": "application/json"}
     body = {"model": "dep", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True}
-    transport = AiohttpTransport(second.url)
+    transport = HttpTransport(second.url)
     try:
         request = Request("POST", "/components/model_serving/v1/chat/completions", headers, orjson.dumps(body))
         async with transport.send(request) as response:

@@ -14,7 +14,8 @@ from typing import cast
 
 from burnish.components.fine_tuning import kinds
 from burnish.components.model_serving.engines import ENGINES, Engine
-from burnish.infra.http import AiohttpTransport, Request, Response
+from burnish.infra.http import Request, Response
+from burnish.infra.http_client import HttpTransport
 from tests.support.jobs_kinds import KINDS
 from tests.support.passed import PassedOn
 from tests.support.serving import FAKE
@@ -36,15 +37,15 @@ def main() -> None:
 
 def _write_down(log: PassedOn) -> None:
     """Have each request written down as it is sent."""
-    send = AiohttpTransport.send
+    send = HttpTransport.send
 
-    def noted(self: AiohttpTransport, request: Request) -> AbstractAsyncContextManager[Response]:
+    def noted(self: HttpTransport, request: Request) -> AbstractAsyncContextManager[Response]:
         body = request.body if isinstance(request.body, bytes) else b""
         head = " ".join((request.path, *request.headers.values())).encode()
-        log.note(head + body, self._where)
+        log.note(head + body, self.where)
         return send(self, request)
 
-    setattr(AiohttpTransport, "send", noted)  # noqa: B010 - the method is replaced on purpose
+    setattr(HttpTransport, "send", noted)  # noqa: B010 - the method is replaced on purpose
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from burnish.core.configuration import Configuration, GatewayConfiguration
 from burnish.core.errors import Unauthenticated
 from burnish.core.settings import Settings
 from burnish.infra.asgi import Message, Receive, Send
-from burnish.infra.http import AiohttpTransport, Response
 from burnish.infra.http import Request as OutgoingRequest
+from burnish.infra.http import Response
+from burnish.infra.http_client import HttpTransport
 from burnish.platform.gateway import Gateway, HttpProtocol
 from burnish.platform.gateway.app import NotesRelayed
 from burnish.platform.gateway.checks import Pace
@@ -129,7 +130,7 @@ class _Way:
     """Stands for the integrator: one instance, over the network."""
 
     def __init__(self, url: str) -> None:
-        self.transport = AiohttpTransport(url)
+        self.transport = HttpTransport(url)
         self.preferred: list[str | None] = []
 
     def route_of(self, path: str) -> str | None:

@@ -19,7 +19,8 @@ from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.asgi import Receive, Send
 from burnish.infra.database import Database
-from burnish.infra.http import AiohttpTransport, AsgiTransport, Request, Response
+from burnish.infra.http import AsgiTransport, Request, Response
+from burnish.infra.http_client import HttpTransport
 from burnish.platform.identity import LOCAL
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.model_registry import service as model_registry
@@ -98,7 +99,7 @@ class Server:
         """Ask the one ready replica of `dep` what it did."""
         async with self.database.read() as session:
             rows = [row for row in await store_module.live_replicas(session) if row.state == "ready"]
-        transport = AiohttpTransport(unix_socket=Path(rows[0].socket))
+        transport = HttpTransport(unix_socket=Path(rows[0].socket))
         try:
             async with transport.send(Request("GET", "/stats")) as response:
                 answer: dict[str, Any] = orjson.loads(await response.read())

@@ -12,7 +12,8 @@ from pydantic import SecretStr
 
 from burnish.core.errors import BurnishError, Conflict, NotFound, UpstreamFailed
 from burnish.core.protocol import Registration
-from burnish.infra.http import AiohttpTransport, Request
+from burnish.infra.http import Request
+from burnish.infra.http_client import HttpTransport
 from burnish.infra.problems import error_from_problem
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class PlatformClient:
         self.url = url.rstrip("/")
         self.generation: int | None = None
         """The number that the platform gave the latest registration, if it numbers them."""
-        self._transport = AiohttpTransport(self.url)
+        self._transport = HttpTransport(self.url)
         self._headers = {"accept": "application/json"}
         if api_key is not None:
             self._headers["authorization"] = f"Bearer {api_key.get_secret_value()}"

@@ -5,6 +5,7 @@ A permission is ``object:verb``. A role is a set of them; a binding gives a subj
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 PERMISSIONS: Mapping[str, str] = MappingProxyType(
@@ -70,4 +71,9 @@ EVERY_PROJECT = "*"
 
 def permissions_of(roles: Iterable[str]) -> frozenset[str]:
     """Return what the roles allow together; an unknown role allows nothing."""
+    return _together(frozenset(roles))
+
+
+@lru_cache(1024)
+def _together(roles: frozenset[str]) -> frozenset[str]:
     return frozenset().union(*(ROLES.get(role, frozenset()) for role in roles))

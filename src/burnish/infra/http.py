@@ -1,4 +1,4 @@
-"""Calling an HTTP service over two transports that behave alike: aiohttp (remote) and ASGI in this process (embedded).
+"""Calling an HTTP service over two transports that behave alike: the network (http_client) and ASGI in this process (embedded).
 
 What both promise (``burnish.testing.transport_contract``): bodies are streamed both ways and never collected; the
 first bytes of an answer arrive before the answer ends; leaving the context, or cancelling the task in it, cancels the
@@ -6,19 +6,13 @@ upstream; a deadline is honoured while waiting for headers and for each chunk; r
 """
 
 import asyncio
-import io
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
-
-import aiohttp
-from aiohttp.abc import AbstractResolver
-from yarl import URL
 
 from burnish.core.errors import DeadlineExceeded, Unavailable, UpstreamFailed
 from burnish.core.protocol import DEADLINE_HEADER
@@ -26,12 +20,13 @@ from burnish.infra.asgi import ASGIApp, AsgiCall, AsgiFailed
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 5.0
 READ_LIMIT = 64 << 20
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
 )  # fmt: skip
+_NEVER = HOP_BY_HOP | {"host"}
+_NEVER_OF_BYTES = _NEVER | {"content-length"}
 
 
 class Unreachable(Unavailable):
@@ -64,11 +59,8 @@ class Request:
 
     def sent_headers(self) -> dict[str, str]:
         """Return the headers to send: lower-case, without those of one connection, with the deadline."""
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        for name in _HOP_BY_HOP | {"host"}:
-            headers.pop(name, None)
-        if not isinstance(self.body, AsyncIterator):
-            headers.pop("content-length", None)
+        never = _NEVER_OF_BYTES if isinstance(self.body, bytes) else _NEVER
+        headers = {name: value for given, value in self.headers.items() if (name := given.lower()) not in never}
         if self.deadline is not None:
             headers[DEADLINE_HEADER] = f"{self.deadline:.3f}"
         return headers
@@ -96,8 +88,11 @@ class Response:
             Unreachable: the connection broke before the end.
         """
         while not self._closed:
-            async with _until(self._deadline, self._where):
+            if self._deadline is None:
                 chunk = await anext(self._body, None)
+            else:
+                async with until(self._deadline, self._where):
+                    chunk = await anext(self._body, None)
             if chunk is None:
                 return
             if chunk:
@@ -137,82 +132,6 @@ class Transport(Protocol):
         """Close idle connections; the transport is not used afterwards."""
 
 
-class AiohttpTransport:
-    """To a service at a URL or on a unix socket."""
-
-    def __init__(
-        self, base_url: str = "http://localhost", *, unix_socket: Path | None = None,
-        resolver: AbstractResolver | None = None,
-    ) -> None:  # fmt: skip
-        """Connect to addresses that ``resolver`` gives, where there is one: it may refuse some."""
-        self._resolver = resolver
-        self._base = URL(base_url.rstrip("/"))
-        self._socket = unix_socket
-        self._where = str(unix_socket or self._base.with_user(None).with_password(None))
-        self._session: aiohttp.ClientSession | None = None
-
-    @asynccontextmanager
-    async def send(self, request: Request) -> AsyncIterator[Response]:
-        """Send a request over the network."""
-        url = URL(str(self._base) + request.path, encoded=True)
-        response: aiohttp.ClientResponse | None = None
-        try:
-            async with _until(request.deadline, self._where):
-                try:
-                    response = await self._open_session().request(
-                        request.method, url, data=_payload(request.body), headers=request.sent_headers(),
-                        allow_redirects=False,
-                    )  # fmt: skip
-                except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                    raise Unreachable(
-                        f"{self._where} cannot be reached: {error}", sent=False, where=self._where,
-                        hint="check that it runs and listens there",
-                    ) from error  # fmt: skip
-                except (aiohttp.ClientError, OSError) as error:
-                    raise self._broken(error) from error
-            headers = _joined((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers)
-            yield Response(response.status, headers, self._body(response), request.deadline, self._where)
-        finally:
-            if response is not None:
-                # At the end of the body the connection is kept; before it, closing is what the upstream notices.
-                response.close() if not response.content.is_eof() else response.release()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-    async def _body(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in response.content.iter_any():
-                yield chunk
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> Unreachable:
-        reason = str(error) or type(error).__name__
-        return Unreachable(f"the connection to {self._where} broke: {reason}", sent=True, where=self._where)
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            connector: aiohttp.BaseConnector
-            if self._socket is not None:
-                # llama.cpp's server closes connections that idle for 5 s: give them up before it does.
-                connector = aiohttp.UnixConnector(path=str(self._socket), limit=0, keepalive_timeout=3.0)
-            else:
-                connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, resolver=self._resolver)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, connect=CONNECT_SECONDS),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                trust_env=False,
-            )
-        return self._session
-
-
 class AsgiTransport:
     """To an ASGI app in this process."""
 
@@ -231,7 +150,7 @@ class AsgiTransport:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         try:
-            async with _until(request.deadline, self._name):
+            async with until(request.deadline, self._name):
                 status, raw = await call.started()
             headers = _joined((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
             yield Response(status, headers, self._body(call), request.deadline, self._name)
@@ -272,12 +191,6 @@ class AsgiTransport:
         }  # fmt: skip
 
 
-def _payload(body: bytes | AsyncIterator[bytes]) -> io.BytesIO | bytes | AsyncIterator[bytes] | None:
-    if isinstance(body, bytes) and len(body) > 1 << 16:
-        return io.BytesIO(body)  # written in pieces; aiohttp warns of large bytes
-    return body or None
-
-
 async def _body_of(request: Request) -> AsyncIterator[bytes]:
     if isinstance(request.body, bytes):
         yield request.body
@@ -287,7 +200,7 @@ async def _body_of(request: Request) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def _until(deadline: float | None, where: str) -> AsyncIterator[None]:
+async def until(deadline: float | None, where: str) -> AsyncIterator[None]:
     """Raise DeadlineExceeded at ``deadline`` (unix time)."""
     if deadline is None:
         yield
@@ -303,6 +216,6 @@ def _joined(pairs: Any) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in pairs:
         name = name.lower()
-        if name not in _HOP_BY_HOP:
+        if name not in HOP_BY_HOP:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers

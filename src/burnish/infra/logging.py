@@ -199,6 +199,8 @@ def configure(level: Level = "info", format: Literal["json", "text"] = "json", s
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    # No format shows them, and finding them out costs every record system calls.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     set_level(level)
 
 

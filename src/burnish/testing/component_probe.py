@@ -22,7 +22,8 @@ from burnish.core.protocol import (
     KindOffer,
     Validation,
 )
-from burnish.infra.http import AiohttpTransport, Request, Response
+from burnish.infra.http import Request, Response
+from burnish.infra.http_client import HttpTransport
 from burnish.platform.identity import CallerTokens, Principal
 
 ANSWER_LIMIT = 32 << 20
@@ -112,7 +113,7 @@ class Probe:
     description: Description | None = None
     tokens_are_refused: bool = False
     """Whether it does not believe a good token: then nothing that needs one can be looked at."""
-    _transport: AiohttpTransport | None = None
+    _transport: HttpTransport | None = None
     _ran: Ran | None = None
     _example: Example | None = None
 
@@ -154,7 +155,7 @@ class Probe:
             Fault: there is no answer in time.
         """
         if self._transport is None:
-            self._transport = AiohttpTransport(self.url)
+            self._transport = HttpTransport(self.url)
         sent = {
             "accept": "application/json",
             **({"content-type": "application/json"} if body else {}),

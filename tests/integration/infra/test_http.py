@@ -8,7 +8,8 @@ import pytest
 import uvicorn
 
 from burnish.core.errors import Unavailable
-from burnish.infra.http import AiohttpTransport, AsgiTransport, Request, Transport, Unreachable
+from burnish.infra.http import AsgiTransport, Request, Transport, Unreachable
+from burnish.infra.http_client import HttpTransport
 from burnish.testing.transport_contract import CONTRACT, ContractApp
 
 Opened = tuple[Transport, ContractApp]
@@ -41,7 +42,7 @@ async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         return
     unix_socket = tmp_path / "s" if request.param == "unix" else None
     async with served(app, unix_socket) as url:
-        remote = AiohttpTransport(url, unix_socket=unix_socket)
+        remote = HttpTransport(url, unix_socket=unix_socket)
         yield remote, app
         await remote.close()
 
@@ -56,7 +57,7 @@ async def test_nobody_there_means_nothing_was_sent(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    nobody = AiohttpTransport(f"http://user:secret@127.0.0.1:{port}"), AiohttpTransport(unix_socket=tmp_path / "none")
+    nobody = HttpTransport(f"http://user:secret@127.0.0.1:{port}"), HttpTransport(unix_socket=tmp_path / "none")
     for transport in nobody:
         with pytest.raises(Unreachable) as caught:
             async with transport.send(Request("GET", "/")):

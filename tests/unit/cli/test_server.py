@@ -1,6 +1,7 @@
 """`burnish serve` and `burnish stop` as processes, over a small app in the place of the real one."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -11,11 +12,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
-from burnish.cli import demonstration
+from burnish.cli import demonstration, server
 from burnish.cli.processes import running_server
+from burnish.core.settings import Settings
 
 PROGRAM = """
 import sys, types
@@ -105,6 +109,34 @@ def test_it_says_where_it_is_and_is_found_by_its_home(home: Path) -> None:
         found = running_server(home)
         assert found is not None
         assert (found.pid, found.url) == (process.pid, url)
+
+
+async def test_what_a_start_leaves_for_good_is_not_collected_again_and_again(home: Path) -> None:
+    """A full collection of it stops every answer for a third of a second."""
+    thresholds = gc.get_threshold()
+    listener = server.bind("127.0.0.1", 0)
+    config = uvicorn.Config(_nothing, lifespan="off", log_config=None)
+    config.load()
+    starting = server._Server(
+        config, Settings(home=home), listener, drain=lambda: None, end_streams=lambda: None, first_key=lambda: None,
+        finish=lambda: None,
+    )  # fmt: skip
+    starting.lifespan = config.lifespan_class(config)
+    gc.unfreeze()
+    try:
+        await starting.startup(sockets=[listener])
+        assert gc.get_freeze_count() > len(gc.get_objects())
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+        starting.remove_run_files()
+        for one in starting.servers:
+            one.close()
+        listener.close()
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+    """An app that answers nothing."""
 
 
 def test_a_second_server_on_the_home_is_refused_and_told_where_the_first_is(home: Path) -> None:

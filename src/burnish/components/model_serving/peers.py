@@ -14,7 +14,8 @@ from typing import Any
 from burnish.components.model_serving.naming import Route
 from burnish.core.errors import BurnishError, Unavailable
 from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER, TRACE_HEADER
-from burnish.infra.http import AiohttpTransport, Request, Unreachable
+from burnish.infra.http import Request, Unreachable
+from burnish.infra.http_client import HttpTransport
 from burnish.infra.logging import new_trace_id, trace_id, traceparent_of
 from burnish.platform.identity import CallerTokens, Principal
 
@@ -46,7 +47,7 @@ class Peers:
         """Without ``tokens`` nothing can be passed on."""
         self._tokens = tokens
         self._component_type = component_type
-        self._transports: dict[str, AiohttpTransport] = {}
+        self._transports: dict[str, HttpTransport] = {}
         self._calls: Counter[str] = Counter()
         """Requests that are on their way, by URL."""
 
@@ -99,8 +100,8 @@ class Peers:
         }
 
     @asynccontextmanager
-    async def _to(self, url: str) -> AsyncIterator[AiohttpTransport]:
-        transport = self._transports.setdefault(url, AiohttpTransport(url))
+    async def _to(self, url: str) -> AsyncIterator[HttpTransport]:
+        transport = self._transports.setdefault(url, HttpTransport(url))
         self._calls[url] += 1
         try:
             yield transport

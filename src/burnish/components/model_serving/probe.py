@@ -8,7 +8,8 @@ from pathlib import Path
 import orjson
 
 from burnish.core.errors import BadModel, BurnishError, ErrorBody, Unavailable
-from burnish.infra.http import AiohttpTransport, Request, Response
+from burnish.infra.http import Request, Response
+from burnish.infra.http_client import HttpTransport
 
 _GENERATION_SECONDS = 120.0
 _PROBE = {"prompt": "Hello, my name is", "max_tokens": 4, "temperature": 0, "seed": 1, "stream": False}
@@ -81,7 +82,7 @@ async def busy(socket: Path) -> bool:
 
 @asynccontextmanager
 async def _asked(socket: Path, request: Request) -> AsyncIterator[Response]:
-    transport = AiohttpTransport(unix_socket=socket)
+    transport = HttpTransport(unix_socket=socket)
     try:
         async with transport.send(request) as response:
             yield response

@@ -29,7 +29,8 @@ from burnish.components.model_serving.tables import Deployment, Replica, Revisio
 from burnish.core.errors import Busy, Unavailable
 from burnish.core.specs.serving import DeploySpec
 from burnish.infra.database import Database
-from burnish.infra.http import AiohttpTransport, Transport
+from burnish.infra.http import Transport
+from burnish.infra.http_client import HttpTransport
 from burnish.platform.jobs import service as jobs
 
 _REFRESH_SECONDS = 2.0
@@ -252,7 +253,7 @@ class Traffic:
     def _lane(self, target: Target) -> _Lane:
         lane = self._lanes.get(target.replica_id)
         if lane is None:
-            lane = self._lanes[target.replica_id] = _Lane(AiohttpTransport(unix_socket=target.socket))
+            lane = self._lanes[target.replica_id] = _Lane(HttpTransport(unix_socket=target.socket))
         return lane
 
     async def idle(self, replica_id: str, timeout: float) -> bool:

@@ -9,6 +9,7 @@ something unfit came is closed: what follows on it cannot be trusted.
 import asyncio
 import contextlib
 import logging
+from typing import cast
 
 import httptools
 import orjson
@@ -29,6 +30,43 @@ LINGER_SECONDS = 5.0
 
 class _Refused(Exception):
     """Raised out of the parser's callbacks."""
+
+
+class _HeadAndBody:
+    """Where one answer is written: its head goes with the first of its body if that follows at once, else before it.
+
+    A write is a system call of its own, and with what it wakes up one of the dearest parts of a short answer.
+    """
+
+    __slots__ = ("_began", "_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._began = False
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if not self._began:
+            self._began, self._head = True, data
+            self._loop.call_soon(self.flush)
+        elif self._head is None:
+            self._transport.write(data)
+        else:
+            head, self._head = self._head, None
+            self._transport.writelines((head, data))
+
+    def flush(self) -> None:
+        head, self._head = self._head, None
+        if head is not None and not self._transport.is_closing():
+            self._transport.write(head)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -108,6 +146,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refusal = (400, "malformed_request", problem)
             raise _Refused
         super().on_headers_complete()
+        self.cycle.transport = cast(asyncio.Transport, _HeadAndBody(self.transport, self.loop))
 
     def on_message_complete(self) -> None:
         """End a request; the next may follow."""

@@ -29,6 +29,8 @@ from burnish.platform.identity.tables import ApiKeyRow, SubjectRow
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 3.0
+_AHEAD_SECONDS = 1.0
+"""So long before an answer is no longer fresh it is asked for again, while requests still go on with what is known."""
 _LOOKUP_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 """After a look-up that failed nobody waits for another one for this long."""
@@ -71,6 +73,8 @@ class _Known:
     """Of the topic when it was looked up."""
     at: float
     """When it was looked up, on the monotonic clock."""
+    renewing: bool = False
+    """It has been asked for again ahead of time."""
 
 
 class Authenticator:
@@ -156,6 +160,9 @@ class Authenticator:
         known = self._known.get((digest, project)) or self._refused.get((digest, project))
         if known is None or not self._fresh(known):
             known = await self._renewed(digest, project, token, known)
+        elif self._is_due(known):
+            known.renewing = True
+            self._look_up_soon((digest, project), token)
         answer = known.answer
         if isinstance(answer.found, BurnishError):
             if isinstance(answer.found, Unauthenticated):
@@ -170,18 +177,23 @@ class Authenticator:
     def _fresh(self, known: _Known) -> bool:
         return known.version == self._topic.version and time.monotonic() - known.at < FRESH_SECONDS
 
+    def _is_due(self, known: _Known) -> bool:
+        """Tell whether a good answer is old enough to be asked for again while requests go on with it: nobody waits."""
+        if known.renewing or not isinstance(known.answer.found, Principal):
+            return False
+        return time.monotonic() - known.at > FRESH_SECONDS - _AHEAD_SECONDS
+
     async def _renewed(self, digest: str, project: str | None, token: str, known: _Known | None) -> _Known:
         """Ask the database; while it is away, honour what it said not long ago."""
         key = (digest, project)
         now = time.monotonic()
         if now >= self._away_until:
-            task = self._running.get(key)
-            if task is None:
-                stranger = key not in self._known
-                task = self._running[key] = asyncio.create_task(self._asked(key, token, stranger), name="look-up")
-                task.add_done_callback(lambda done: self._ended(key, done))
+            task = self._look_up_soon(key, token)
             await asyncio.wait({task}, timeout=_LOOKUP_SECONDS)
-            if task.done() and not task.cancelled() and task.exception() is None:
+            if _succeeded(task) and task.result().version != self._topic.version:  # begun before the last change
+                task = self._look_up_soon(key, token)
+                await asyncio.wait({task}, timeout=_LOOKUP_SECONDS)
+            if _succeeded(task):
                 return self._remember(key, task.result())
             if task.done() or key in self._known:  # a stranger may only have waited for other strangers
                 self._away_until = time.monotonic() + _AWAY_SECONDS
@@ -193,9 +205,22 @@ class Authenticator:
             hint="send the request again in a moment; keys that were used lately go on working meanwhile",
         )  # fmt: skip
 
+    def _look_up_soon(self, key: tuple[str, str | None], token: str) -> "asyncio.Task[_Known]":
+        """Return the task that asks the database for a credential: one at a time for each."""
+        task = self._running.get(key)
+        if task is None:
+            stranger = key not in self._known
+            task = self._running[key] = asyncio.create_task(self._asked(key, token, stranger), name="look-up")
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return task
+
     def _ended(self, key: tuple[str, str | None], task: "asyncio.Task[_Known]") -> None:
         self._running.pop(key, None)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Unavailable):
+        if task.cancelled():
+            return
+        if (error := task.exception()) is None:
+            self._remember(key, task.result())
+        elif not isinstance(error, Unavailable):
             log.error("a credential could not be looked up", exc_info=error)
 
     def _remember(self, key: tuple[str, str | None], known: _Known) -> _Known:
@@ -294,6 +319,10 @@ class Authenticator:
                 await self.write_uses()
             except Exception:
                 log.exception("when keys were used could not be written down")
+
+
+def _succeeded(task: "asyncio.Task[_Known]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 async def _default_project(session: AsyncSession, held: Principal) -> str:

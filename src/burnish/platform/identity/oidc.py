@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from burnish.core.configuration import Current, OidcConfiguration, defaults
 from burnish.core.errors import BurnishError, DeadlineExceeded, NotFound, Unauthenticated, Unavailable
-from burnish.infra.http import AiohttpTransport, Request, Transport, Unreachable
+from burnish.infra.http import Request, Transport, Unreachable
+from burnish.infra.http_client import HttpTransport
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +289,7 @@ class Provider:
         """Send one request to the provider; an answer that is no JSON object is empty."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
-        transport = self._transports.setdefault(origin, AiohttpTransport(origin))
+        transport = self._transports.setdefault(origin, HttpTransport(origin))
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         request = Request(
             method, path, {"accept": "application/json", **(headers or {})}, body, deadline=time.time() + ANSWER_SECONDS

@@ -34,6 +34,7 @@ from burnish.platform.integrator.ways import Ways
 
 _ANSWER_LIMIT = 16 << 20
 _LOOKS_AT_ONCE = 32
+_OURS = frozenset({CALLER_HEADER, DEADLINE_HEADER})
 
 
 class Integrator:
@@ -205,7 +206,7 @@ class Integrator:
 
     def _addressed(self, request: Request, body: Body) -> Request:
         """Return the request with our trace and deadline; what came from outside under these names or the caller's goes."""
-        ours = {CALLER_HEADER, DEADLINE_HEADER}
-        headers = {name.lower(): value for name, value in request.headers.items() if name.lower() not in ours}
-        headers.setdefault(TRACE_HEADER, traceparent_of(trace_id() or new_trace_id()))
+        headers = {name: value for given, value in request.headers.items() if (name := given.lower()) not in _OURS}
+        if TRACE_HEADER not in headers:
+            headers[TRACE_HEADER] = traceparent_of(trace_id() or new_trace_id())
         return Request(request.method, request.path, headers, body.content, request.deadline)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from aiohttp import ClientConnectorError
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from burnish.core.errors import Forbidden, InvalidRequest, Unavailable
@@ -122,14 +121,12 @@ def allowed(addresses: Sequence[Address], networks: Sequence[str], where: str) -
 
 def is_refusal(error: BaseException) -> bool:
     """Tell whether an error means that nothing listens there."""
-    cause = error.__cause__
-    return isinstance(cause, ClientConnectorError) and isinstance(cause.os_error, ConnectionRefusedError)
+    return isinstance(error.__cause__, ConnectionRefusedError)
 
 
 def is_forbidden(error: BaseException) -> bool:
     """Tell whether an error means that the address may not be called."""
-    cause = error.__cause__
-    return isinstance(cause, ClientConnectorError) and isinstance(cause.os_error, AddressForbidden)
+    return isinstance(error.__cause__, AddressForbidden)
 
 
 async def listens(addresses: Sequence[Address], port: int, seconds: float) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from burnish.core.errors import BurnishError
-from burnish.infra.http import AiohttpTransport, Transport, Unreachable
+from burnish.infra.http import Transport, Unreachable
+from burnish.infra.http_client import HttpTransport
 from burnish.platform.integrator.network import CheckedResolver, Networks, check_literal
 
 
@@ -55,7 +56,7 @@ class Ways:
             raise Unreachable(error.message, sent=False, where=endpoint, hint=error.hint) from error
         if found is not None:
             self._retire(key)
-        made = self._ways[key] = Way(endpoint, AiohttpTransport(endpoint, resolver=CheckedResolver(self.networks)))
+        made = self._ways[key] = Way(endpoint, HttpTransport(endpoint, resolver=CheckedResolver(self.networks)))
         return made
 
     def keep_only(self, keys: Iterable[str]) -> None:

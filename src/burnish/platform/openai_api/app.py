@@ -16,12 +16,8 @@ from burnish.platform.integrator import Integrator
 from burnish.platform.integrator.relay import relay
 
 _SERVING = "model_serving"
-_ROUTES = (
-    (re.compile(r"/v1/chat/completions"), "/v1/chat/completions"),
-    (re.compile(r"/v1/completions"), "/v1/completions"),
-    (re.compile(r"/v1/models/?"), "/v1/models"),
-    (re.compile(r"/v1/models/.+"), "/v1/models/{model}"),
-)
+_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models"})
+_ONE_MODEL = "/v1/models/"
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,300})"')
 _PEEKED_BYTES = 1 << 20
 
@@ -66,7 +62,9 @@ def permission_of(caller: Principal, template: str) -> str:
 
 def route_of(path: str) -> str | None:
     """Return the template of a path under ``/v1``, None if nothing is there."""
-    return next((template for pattern, template in _ROUTES if pattern.fullmatch(path)), None)
+    if path.startswith(_ONE_MODEL):
+        return f"{_ONE_MODEL}{{model}}" if path != _ONE_MODEL else "/v1/models"
+    return path if path in _ROUTES else None
 
 
 def model_in(body: object) -> str | None:

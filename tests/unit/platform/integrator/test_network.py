@@ -8,7 +8,8 @@ import pytest
 
 from burnish.core.configuration import IntegratorConfiguration
 from burnish.core.errors import Forbidden, InvalidRequest, Unavailable
-from burnish.infra.http import AiohttpTransport, Request, Unreachable
+from burnish.infra.http import Request, Unreachable
+from burnish.infra.http_client import HttpTransport
 from burnish.platform.integrator.network import CheckedResolver, check_endpoint, is_forbidden
 from burnish.platform.integrator.ways import Ways
 from tests.support.scripted_server import Answer, serving
@@ -98,7 +99,7 @@ async def test_a_name_that_leads_elsewhere_a_moment_later_gains_nothing(monkeypa
         port = int(server.url.rpartition(":")[2])
         names = Names(monkeypatch, [["10.1.2.3"], ["127.0.0.1"], ["169.254.169.254"]])
         await check_endpoint(f"http://rebind.test:{port}", "api_endpoint", ("10.0.0.0/8",))
-        transport = AiohttpTransport(f"http://rebind.test:{port}", resolver=CheckedResolver(lambda: ("10.0.0.0/8",)))
+        transport = HttpTransport(f"http://rebind.test:{port}", resolver=CheckedResolver(lambda: ("10.0.0.0/8",)))
         with pytest.raises(Unreachable) as refused:  # the second answer is not what was checked first
             async with transport.send(Request("GET", "/")):
                 pass
@@ -116,7 +117,7 @@ async def test_what_was_checked_is_what_is_connected_to(monkeypatch: pytest.Monk
     with serving(lambda asked: Answer(body={"ours": True})) as server:
         port = int(server.url.rpartition(":")[2])
         names = Names(monkeypatch, [["127.0.0.1", "8.8.8.8"], ["169.254.169.254"]])
-        transport = AiohttpTransport(f"http://mixed.test:{port}", resolver=CheckedResolver(lambda: ALLOWED))
+        transport = HttpTransport(f"http://mixed.test:{port}", resolver=CheckedResolver(lambda: ALLOWED))
         async with transport.send(Request("GET", "/x")) as response:
             assert response.status == 200
         assert (server.paths(), names.asked) == (["GET /x"], 1)
@@ -126,7 +127,7 @@ async def test_what_was_checked_is_what_is_connected_to(monkeypatch: pytest.Monk
 
 async def test_redirects_are_not_followed() -> None:
     with serving(lambda asked: Answer(302, {}, {"location": "http://169.254.169.254/"})) as server:
-        transport = AiohttpTransport(server.url, resolver=CheckedResolver(lambda: ALLOWED))
+        transport = HttpTransport(server.url, resolver=CheckedResolver(lambda: ALLOWED))
         async with transport.send(Request("GET", "/x")) as response:
             assert response.status == 302
         await transport.close()
