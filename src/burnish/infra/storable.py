@@ -6,6 +6,9 @@ from typing import Any
 
 from burnish.core.errors import FieldProblem
 
+NO_NUL = r"^[^\x00]*$"
+"""The pattern by which a schema says so of a text that is refused here, in words; half a surrogate is no text to begin with."""
+
 
 def storable(text: str) -> bool:
     """Tell whether a database can keep the text."""

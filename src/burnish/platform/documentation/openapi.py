@@ -10,6 +10,7 @@ from typing import Any
 from burnish.core.errors import BurnishError
 from burnish.core.protocol import COMPONENT_TYPES, KindOffer
 from burnish.infra.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problems
+from burnish.infra.storable import NO_NUL
 from burnish.platform.documentation.offered import kind_schemas, third_party
 from burnish.platform.identity.principal import LOCAL
 from burnish.platform.integrator import Integrator
@@ -21,7 +22,6 @@ Part = tuple[str, tuple[str, ...], Mapping[str, Any]]
 
 _ASK_SECONDS = 3.0
 _SCHEMAS = "#/components/schemas/"
-_NO_NUL = r"^[^\x00]*$"
 _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
 _ANY = (400, 401, 403, 421, 500)
 """What the gateway may answer to any request."""
@@ -174,7 +174,7 @@ def _bar_nul(parameters: Iterable[dict[str, Any]]) -> None:
         if parameter.get("in") in {"path", "query"}:
             for one in (schema, schema.get("items", {}), *schema.get("anyOf", ())):
                 if one.get("type") == "string" and not one.keys() & {"pattern", "enum", "const", "format"}:
-                    one["pattern"] = _NO_NUL
+                    one["pattern"] = NO_NUL
 
 
 def _name_errors(operation: dict[str, Any], shared: dict[str, Any], more: tuple[int, ...]) -> None:

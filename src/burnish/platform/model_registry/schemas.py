@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from burnish.core.specs.base import ArtifactRef, Digest
 from burnish.core.specs.model import ModelCard
+from burnish.infra.storable import NO_NUL
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 ModelName = Annotated[str, Field(pattern=NAME_PATTERN, description="Lower-case letters, digits, `.`, `_` and `-`")]
@@ -138,7 +139,7 @@ class MoveAlias(_Body):
     """Where an alias is to point."""
 
     version: int = Field(ge=1, le=2_000_000_000)
-    reason: str = Field(default="", max_length=2_000)
+    reason: str = Field(default="", max_length=2_000, json_schema_extra={"pattern": NO_NUL})
 
 
 class VersionView(_View):

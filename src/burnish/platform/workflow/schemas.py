@@ -9,6 +9,7 @@ from burnish.core.errors import ErrorBody, FieldProblem
 from burnish.core.protocol import Progress
 from burnish.core.specs.base import ArtifactRef, Resources
 from burnish.core.states import ExecutionState, JobState, StepState
+from burnish.infra.storable import NO_NUL
 
 
 class _Body(BaseModel):
@@ -119,7 +120,7 @@ class ApproveRequest(_Body):
     """A person's answer to a step of kind `approve`."""
 
     approved: bool
-    comment: str = Field(default="", max_length=2_000)
+    comment: str = Field(default="", max_length=2_000, json_schema_extra={"pattern": NO_NUL})
 
 
 class AttemptView(_View):
