@@ -12,6 +12,7 @@ from burnish.core.permissions import PLATFORM_WIDE, ROLES
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import Principal, service, store
 from burnish.platform.identity.credentials import bootstrap, keys
+from burnish.platform.identity.permission import authorize
 from burnish.platform.identity.schemas import (
     InstanceOf,
     NewBinding,
@@ -91,6 +92,80 @@ async def test_a_key_minted_for_somebody_else_does_not_grow_with_their_roles(peo
     assert found.permissions() == ROLES["viewer"]
     with pytest.raises(NotFound):
         await people.come_in(minted.key, "other")
+
+
+async def test_a_refusal_says_when_it_is_the_key_that_lacks_what_its_owner_has(people: People) -> None:
+    """Breaks with: `ada lacks workflow:run`, while she has it and her old key does not."""
+    boss, asked = await people.user("boss", "administrator", "ml"), NewKeyRequest(subject="ada")
+    await people.user("ada", "viewer", "ml")
+    old = await people.key(boss, asked)
+    await people.user("ada", "engineer", "ml")
+    with pytest.raises(Forbidden) as caught:
+        authorize(await people.come_in(old.key), "workflow:run")
+    assert caught.value.message == (
+        f"the credential {old.id} lacks the permission workflow:run in project ml (ada has it)"
+    )
+    assert "make another" in str(caught.value.hint)
+    authorize(await people.come_in((await people.key(boss, asked)).key), "workflow:run")
+    with pytest.raises(Forbidden, match="ada lacks the permission identity:write in project ml"):
+        authorize(await people.come_in(old.key), "identity:write")
+    instance = InstanceOf(component_id="echo-1", component_type="echo")
+    scoped = replace(ROOT, scopes=frozenset({"component:register", "key:write", "model:read"}))
+    own = await people.key(scoped, NewKeyRequest(component=instance))
+    assert own.scopes is None, "it can register its instance, whoever made it"
+    with pytest.raises(Forbidden, match="is that of the instance echo-1"):
+        authorize(await people.come_in(own.key), "model:read")
+
+
+async def test_no_key_is_made_that_opens_nothing(people: People) -> None:
+    await people.user("ada", "viewer", "ml")
+    for project in ("other", "*"):
+        name = "ada" if project == "other" else "nobody"
+        if name == "nobody":
+            async with people.database.write() as session:
+                await service.add_user(session, ROOT, NewSubject(id=name))
+        with pytest.raises(Conflict, match="has no role in") as caught:
+            await people.key(ROOT, NewKeyRequest(subject=name, project=project))
+        assert f"burnish role grant {name}" in str(caught.value.hint)
+
+
+async def test_a_key_whose_owner_lost_their_role_says_so(people: People) -> None:
+    """Breaks with: a 404 of the very route at which its hint says to look."""
+    ada = await people.user("ada", "viewer", "ml")
+    key = await people.key(ada)
+    async with people.database.write() as session:
+        row = await store.binding_of(session, "ada", "ml", "viewer")
+        assert row is not None
+        await service.take(session, ROOT, row.id)
+    with pytest.raises(NotFound, match="its owner has no role in it") as caught:
+        await people.come_in(key.key)
+    assert "burnish role grant ada" in str(caught.value.hint)
+
+
+async def test_the_last_administrator_who_can_come_in_stays(people: People) -> None:
+    """Breaks with: counting roles. One whose keys are revoked administers nothing."""
+    second = await people.user("second", "administrator", "*")
+    everywhere = NewKeyRequest(project="*")
+    key = await people.key(replace(second, everywhere=second.roles), everywhere)
+    roots = await people.key(ROOT, NewKeyRequest(project="*", scopes=("identity:read",)))
+
+    async def take() -> None:
+        async with people.database.write() as session:
+            row = await store.binding_of(session, "second", "*", "administrator")
+            assert row is not None
+            await service.take(session, ROOT, row.id)
+
+    with pytest.raises(Conflict, match="last administrator of the platform who can come in") as caught:
+        await take()
+    assert "burnish key create --for root" in str(caught.value.hint)
+    assert (await people.come_in(roots.key)).subject == "root", "which administers nothing"
+    with pytest.raises(Conflict, match="last administrator"):
+        async with people.database.write() as session:
+            await service.disable(session, ROOT, "second", "user")
+    await people.key(ROOT, everywhere)
+    await take()
+    with pytest.raises(NotFound):
+        await people.come_in(key.key)
 
 
 async def test_a_key_of_one_project_holds_there_only(people: People) -> None:

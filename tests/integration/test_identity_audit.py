@@ -61,6 +61,22 @@ async def test_entries_of_many_writers_are_one_chain(database: Database) -> None
     assert len(found.head) == 64
 
 
+async def test_a_refused_permission_is_named_whole_and_a_change_stands_in_its_project(database: Database) -> None:
+    """Breaks with: `secret:***`, where the permission's own name is taken for a secret with its value."""
+    caller = Principal("ada", "default")
+    audit.refused(caller, "secret:read")
+    audit.refused(caller, "secret:hunter2-is-one")
+    writer = audit.RefusalWriter(database)
+    await writer.write()
+    async with database.write() as session:
+        await audit.note(session, caller, "role:give", "bnd_1", {"role": "viewer"}, project_id="ml")
+    async with database.read() as session:
+        rows = (await session.execute(select(AuditRow).order_by(AuditRow.number))).scalars().all()
+    assert [(row.object_id, row.project_id) for row in rows] == [
+        ("secret:read", "default"), ("secret:***", "default"), ("bnd_1", "ml")
+    ]  # fmt: skip
+
+
 async def test_an_entry_is_as_durable_as_its_change(database: Database) -> None:
     class Broken(Exception):
         pass

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
 from burnish.core.errors import BurnishError
+from burnish.core.permissions import PERMISSIONS
 from burnish.infra import logging as own_logging
 from burnish.infra.database import Database, after_commit, before_commit, before_every_commit, utcnow
 from burnish.infra.storable import cleaned_text
@@ -92,6 +93,8 @@ async def note(
     action: str,
     object_id: str,
     details: Mapping[str, JsonValue] | None = None,
+    *,
+    project_id: str | None = None,
 ) -> None:
     """Leave an entry in this unit of work, instead of the one that the request would leave by itself.
 
@@ -101,10 +104,11 @@ async def note(
         action: ``object:verb``.
         object_id: to what.
         details: JSON that says more; what looks like a secret is taken out.
+        project_id: whose project it changed; that of the request by default.
     """
     request = _request.get()
     entry = Entry(
-        caller.subject, action, caller.project_id, object_id[:_LONGEST], request.route if request else "",
+        caller.subject, action, project_id or caller.project_id, object_id[:_LONGEST], request.route if request else "",
         caller.credential, request.request_id if request else own_logging.context().get("request_id"), dict(details or {}),
     )  # fmt: skip
     session.info.setdefault(_QUEUE, []).append(entry)
@@ -157,7 +161,7 @@ async def append(session: AsyncSession, entries: Sequence[Entry]) -> None:
 def _row_of(entry: Entry, number: int, previous: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "number": number, "at": entry.at or utcnow(), "actor": _text(entry.actor), "credential": entry.credential,
-        "project_id": entry.project_id, "action": _text(entry.action)[:100], "object_id": _text(entry.object_id),
+        "project_id": entry.project_id, "action": _name(entry.action)[:100], "object_id": _name(entry.object_id),
         "route": _text(entry.route), "request_id": None if entry.request_id is None else _text(entry.request_id)[:100],
         "details": _plain(own_logging.redact_fields(entry.details)), "previous": previous,
     }  # fmt: skip
@@ -176,6 +180,11 @@ def digest(row: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _name(value: str) -> str:
+    """Return a permission as it is, which may look like a secret with its value (``secret:read``); else as :func:`_text`."""
+    return value if value in PERMISSIONS else _text(value)
 
 
 def _text(value: str) -> str:

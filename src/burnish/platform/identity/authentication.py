@@ -295,7 +295,7 @@ class Authenticator:
                 raise no_project(project)
             grant = await store.grant(session, held.subject, project)
         if not grant.project_exists or not (grant.roles | grant.everywhere):
-            raise no_project(project)
+            raise no_project(project) if anywhere else _no_role(held)
         everywhere = grant.everywhere if anywhere else frozenset()
         return Principal(
             held.subject, project, grant.roles | grant.everywhere, held.scopes, everywhere, held.credential
@@ -331,6 +331,14 @@ async def _default_project(session: AsyncSession, held: Principal) -> str:
     if EVERY_PROJECT in bound or store.DEFAULT_PROJECT in bound or not bound:
         return store.DEFAULT_PROJECT
     return bound[0]
+
+
+def _no_role(held: Principal) -> NotFound:
+    """Return the error of a credential that holds in one project alone, in which its owner has no role."""
+    return NotFound(
+        f"there is no project {held.project_id} for {held.subject}: the credential holds there only, and its owner has no role in it",
+        where="project", hint=f"an administrator gives one: burnish role grant {held.subject} viewer --project {held.project_id}",
+    )  # fmt: skip
 
 
 def _not_good() -> Unauthenticated:

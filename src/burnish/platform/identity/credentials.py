@@ -44,7 +44,7 @@ class Credentials:
             InvalidRequest: a scope is no permission.
             NotFound: there is no such subject or project for the caller.
             Forbidden: the key could do what the caller may not.
-            Conflict: the owner is disabled, or may not register the instance.
+            Conflict: the owner is disabled, has no role there, or may not register the instance.
             Unauthenticated: the credential that was shown is gone.
         """
         _check_scopes(asked.scopes)
@@ -53,7 +53,7 @@ class Credentials:
         row = ApiKeyRow(
             id=new_id("key"), name=asked.name, subject=owner.id, project_id=project_id, created_at=utcnow(),
             created_by=caller.subject, expires_at=self._end(asked.days),
-            scopes=_own_scopes(caller, owner.id) if asked.scopes is None else sorted(set(asked.scopes)),
+            scopes=None if asked.scopes is None else sorted(set(asked.scopes)),
         )  # fmt: skip
         if asked.component is not None:
             authorize_everywhere(caller, "component:register")
@@ -64,6 +64,8 @@ class Credentials:
                 )  # fmt: skip
             row.component_id, row.component_type = asked.component.component_id, asked.component.component_type
         else:
+            if asked.scopes is None:
+                row.scopes = _own_scopes(caller, owner.id)
             await self._limit(session, caller, row)
             await self._bound(session, caller, row)
         return await self._insert(session, caller, row, "key:mint")
@@ -91,7 +93,10 @@ class Credentials:
         return await service.administered(session, caller, project_id)
 
     async def _limit(self, session: AsyncSession, caller: Principal, row: ApiKeyRow) -> None:
-        """Refuse what the caller has not; a key for somebody else can do what its owner may now, never more later."""
+        """Refuse what the caller has not; a key for somebody else can do what its owner may now, never more later.
+
+        Whoever minted it has seen its secret, and may be nobody's administrator by the time its owner is given more.
+        """
         own = row.subject == caller.subject
         if own and row.project_id == EVERY_PROJECT:
             await self._refuse_bound(session, caller)
@@ -102,6 +107,12 @@ class Credentials:
         else:
             grant = await store.grant(session, row.subject, row.project_id)
             can = permissions_of(grant.roles | grant.everywhere) - PLATFORM_WIDE
+        if not can:
+            place = "any project" if row.project_id == EVERY_PROJECT else f"project {row.project_id}"
+            raise Conflict(
+                f"{row.subject} has no role in {place}, so the key would open nothing", where="subject",
+                hint=f"give a role first: burnish role grant {row.subject} viewer --project PROJECT",
+            )  # fmt: skip
         can = can if row.scopes is None else can & set(row.scopes)
         service.refuse_more(caller, can, row.project_id, f"a key of {row.subject}")
         if row.scopes is None and not own:

@@ -1,6 +1,7 @@
 """Routes declare their permission: a dependency that checks it, and that OpenAPI and the tests can read."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -73,11 +74,24 @@ def authorize_everywhere(caller: Principal, permission: str) -> None:
 def refusal(caller: Principal, permission: str, where: str | None = None) -> Forbidden:
     """Return the error that names a missing permission, and note it for the audit log."""
     audit.refused(caller, permission)
+    place = where or f"in project {caller.project_id}"
+    allows = f"it allows: {PERMISSIONS[permission]}"
+    if caller.component is not None:
+        return Forbidden(
+            f"the key {caller.credential} is that of the instance {caller.component[0]}: it lacks the permission {permission}",
+            where=permission, hint=f"{allows}; use a key of your own, the instance's can only register it",
+        )  # fmt: skip
+    whole = replace(caller, scopes=None)
+    has = whole.may_everywhere(permission) if where else whole.may(permission)
+    if has and caller.scopes is not None and permission not in caller.scopes:
+        return Forbidden(
+            f"the credential {caller.credential} lacks the permission {permission} {place} ({caller.subject} has it)",
+            where=permission, hint=f"{allows}; a key keeps what it was made with: make another (`burnish key create`)",
+        )  # fmt: skip
     return Forbidden(
-        f"{caller.subject} lacks the permission {permission} {where or 'in project ' + caller.project_id}",
-        where=permission,
-        hint=f"it allows: {PERMISSIONS[permission]}; ask an administrator for a role or a key that has it",
-    )
+        f"{caller.subject} lacks the permission {permission} {place}", where=permission,
+        hint=f"{allows}; ask an administrator for a role or a key that has it",
+    )  # fmt: skip
 
 
 def requires(permission: str) -> Dependency:

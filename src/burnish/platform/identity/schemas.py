@@ -137,7 +137,11 @@ class NewKeyRequest(_Asked):
         "the caller's present one by default",
     )  # fmt: skip
     scopes: tuple[str, ...] | None = Field(
-        default=None, max_length=100, description="The permissions that it is limited to; all of its owner's by default"
+        default=None,
+        max_length=100,
+        description="The permissions that it is limited to. By default a key of one's own has those of the credential that "
+        "was shown (without a limit: whatever its owner's roles allow, later ones too); one for somebody else those that "
+        "its owner has there now",
     )
     days: float | None = Field(default=None, gt=0, le=36_500, description="How long it lives; see `identity.key_days`")
     component: InstanceOf | None = Field(default=None, description="Makes it the credential of this one instance")

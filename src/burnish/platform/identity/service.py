@@ -72,9 +72,7 @@ async def project(session: AsyncSession, caller: Principal, project_id: str) -> 
 
 def no_project(project_id: str) -> NotFound:
     """Return the error for a project that does not exist, or that the caller has no part in: it is the same."""
-    return NotFound(
-        f"there is no project {project_id}", where="project", hint="`GET /platform/identity/me` shows your projects"
-    )
+    return NotFound(f"there is no project {project_id}", where="project", hint="`burnish whoami` shows your projects")
 
 
 async def add_user(session: AsyncSession, caller: Principal, asked: NewSubject) -> SubjectView:
@@ -210,9 +208,8 @@ async def give(session: AsyncSession, caller: Principal, asked: NewBinding) -> B
     )  # fmt: skip
     await store.insert_row(session, found)
     await store.changed(session)
-    await audit.note(
-        session, caller, "role:give", found.id, {"subject": asked.subject, "project": project_id, "role": asked.role}
-    )
+    told = {"subject": asked.subject, "project": project_id, "role": asked.role}
+    await audit.note(session, caller, "role:give", found.id, told, project_id=project_id)
     return binding_view(found)
 
 
@@ -234,15 +231,26 @@ async def take(session: AsyncSession, caller: Principal, binding_id: str) -> Non
     await store.delete_row(session, row)
     await store.changed(session)
     told = {"subject": row.subject, "project": row.project_id, "role": row.role}
-    await audit.note(session, caller, "role:take", binding_id, told)
+    await audit.note(session, caller, "role:take", binding_id, told, project_id=row.project_id)
 
 
 async def _keep_an_administrator(session: AsyncSession, without: str) -> None:
     administrators = await store.lock_administrators(session)
-    if administrators == [without]:
+    others = [one for one in administrators if one != without]
+    if without in administrators and not others:
         raise Conflict(
             f"{without} is the last administrator of the platform", where="subject",
             hint="make somebody else administrator of `*` first",
+        )  # fmt: skip
+    if (
+        without in administrators
+        and await store.come_in(session, [without])
+        and not await store.come_in(session, others)
+    ):
+        raise Conflict(
+            f"{without} is the last administrator of the platform who can come in: {', '.join(sorted(others)[:5])} "
+            "administer it too, but have no key for every project that works, and no login", where="subject",
+            hint=f"give one of them a key first: burnish key create --for {min(others)} --project '*'",
         )  # fmt: skip
 
 

@@ -247,12 +247,21 @@ async def used(session: AsyncSession, last: Mapping[str, datetime]) -> None:
 
 
 async def usable_keys(session: AsyncSession, subjects_: Collection[str]) -> int:
-    """Count the keys for every project with which one of the subjects can come in now."""
-    statement = select(func.count()).where(
+    """Count the keys for every project with which one of the subjects can administer it now."""
+    statement = select(ApiKeyRow.scopes).where(
         ApiKeyRow.subject.in_(subjects_), ApiKeyRow.project_id == EVERY_PROJECT, ApiKeyRow.revoked_at.is_(None),
         ApiKeyRow.component_id.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > utcnow()),
     )  # fmt: skip
-    return int(await session.scalar(statement) or 0)
+    found = (await session.execute(statement)).scalars()
+    return sum(scopes is None or "identity:write" in scopes for scopes in found)
+
+
+async def come_in(session: AsyncSession, subjects_: Collection[str]) -> bool:
+    """Tell whether one of the subjects has a key with which to administer every project, or a login at a provider."""
+    if await usable_keys(session, subjects_):
+        return True
+    statement = select(func.count()).where(SubjectRow.id.in_(subjects_), SubjectRow.issuer.is_not(None))
+    return bool(await session.scalar(statement))
 
 
 async def with_login(session: AsyncSession, subjects_: Collection[str], issuer: str) -> int:
