@@ -48,6 +48,16 @@ def test_the_reference_has_every_error_route_and_command(built: Path) -> None:
     assert "train-optimize-deploy" in text_of(built / "reference" / "definitions" / "index.html")
 
 
+def test_what_a_page_includes_stands_in_it(built: Path) -> None:
+    """Breaks with: a marker in a block of Python that a formatter takes for Python (`--8 < --"..."`)."""
+    howto = text_of(built / "how-to" / "write-a-component" / "index.html")
+    assert "serve(" in re.sub(r"<[^>]+>", "", howto)
+    assert "steps:" in re.sub(r"<[^>]+>", "", howto)
+    for page in built.rglob("*.html"):
+        plain = re.sub(r"<[^>]+>", "", text_of(page))
+        assert not re.search(r"--8\s*&lt;", plain), page
+
+
 def test_no_page_loads_anything_from_elsewhere(built: Path) -> None:
     loading = re.compile(
         r'<(?:script|img|iframe|source)[^>]+src="(https?:)?//|<link[^>]+rel="(?:stylesheet|preload|icon)"[^>]+href="(https?:)?//'
