@@ -149,6 +149,12 @@ class Busy(BurnishError):
     retryable = True
 
 
+class RateLimited(Busy):
+    """A rate limit or quota is reached; the message says which, and where it is set."""
+
+    code = "rate_limited"
+
+
 class UpstreamFailed(BurnishError):
     """A component answered with something that is not an answer."""
 

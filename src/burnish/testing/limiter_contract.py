@@ -22,7 +22,8 @@ async def lets_a_burst_through_and_no_more(limiter: Limiter) -> None:
     verdicts = [await limiter.take([bucket]) for _ in range(7)]
     assert [one.allowed for one in verdicts] == [True] * 5 + [False] * 2
     assert [one.remaining for one in verdicts] == [4, 3, 2, 1, 0, 0, 0]
-    assert 900 < verdicts[-1].reset <= 1000, "until the next one"
+    assert 900 < verdicts[-1].wait <= 1000, "until the next one"
+    assert 4900 < verdicts[-1].reset <= 5000, "a refusal, too, says when it is full"
     assert 4900 < verdicts[4].reset <= 5000, "until it is full"
 
 
@@ -44,8 +45,8 @@ async def waits_for_as_long_as_it_says(limiter: Limiter) -> None:
     assert (await limiter.take([bucket])).allowed
     refused = await limiter.take([bucket])
     assert not refused.allowed
-    assert 0 < refused.reset <= 0.05
-    await asyncio.sleep(refused.reset + 0.005)
+    assert 0 < refused.wait <= 0.05
+    await asyncio.sleep(refused.wait + 0.005)
     assert (await limiter.take([bucket])).allowed
 
 
@@ -66,7 +67,7 @@ async def names_the_one_that_refuses_longest(limiter: Limiter) -> None:
     await limiter.take([soon, late])
     refused = await limiter.take([soon, late])
     assert refused.bucket.limit == "late"
-    assert 9 < refused.reset <= 10
+    assert 9 < refused.wait <= 10
 
 
 async def keys_do_not_know_each_other(limiter: Limiter) -> None:

@@ -6,6 +6,8 @@ they share (their project's). A changed limit holds for the next request: what a
 """
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +16,14 @@ from typing import Protocol
 from burnish.infra.redis import Redis, RedisGone, Script
 from burnish.infra.signals import LIMITS_LOCAL
 
+log = logging.getLogger(__name__)
+
 DAY_SECONDS = 86_400
-WAIT_SECONDS = 0.005
-"""How long a request waits for Redis; then it is counted by this process alone."""
+WAIT_SECONDS = 0.025
+"""How long a request waits for Redis; then it is counted by this process alone. A Redis that is well, on a machine that
+is not, may take some milliseconds; what is counted here although Redis counts it too is counted wrong."""
+_TELL_SECONDS = 60.0
+"""Between two words in the log on requests that were counted by this process alone."""
 _BATCH = 256
 _HELD = 100_000
 """Buckets kept before those that are full are forgotten."""
@@ -45,7 +52,9 @@ class Verdict:
     """The one that refuses, longest first; else the one with the least left."""
     remaining: int
     reset: float
-    """Seconds until that bucket is full; of a refusal, until it lets the next one through."""
+    """Seconds until that bucket is full."""
+    wait: float = 0.0
+    """Of a refusal: seconds until it lets the next one through."""
 
 
 class Limiter(Protocol):
@@ -74,15 +83,27 @@ class MemoryLimiter:
         levels = [self._level(bucket, now) for bucket in buckets]
         least = min(range(len(buckets)), key=levels.__getitem__)
         if levels[least] < 1:
-            waits = [(_wait(one, level, now), one) for one, level in zip(buckets, levels, strict=True) if level < 1]
-            wait, refusing = max(waits, key=lambda one: one[0])
-            return Verdict(False, refusing, 0, wait)
+            waits = [
+                (_wait(one, level, now), one, level) for one, level in zip(buckets, levels, strict=True) if level < 1
+            ]
+            wait, refusing, level = max(waits, key=lambda one: one[0])
+            return Verdict(False, refusing, 0, _full(refusing, level, now), wait)
         for bucket, level in zip(buckets, levels, strict=True):
             self._held[bucket.key] = (level - 1 if bucket.rate is not None else bucket.size - level + 1, now)
         if len(self._held) > self._tidy_at:
             self._tidy(now)
         left = levels[least] - 1
         return Verdict(True, buckets[least], int(left), _full(buckets[least], left, now))
+
+    def learn(self, verdict: Verdict) -> None:
+        """Take over what another limiter said of a bucket, to count on from there should that one go."""
+        bucket, now = verdict.bucket, self._clock()
+        if bucket.rate is None:
+            self._held[bucket.key] = (bucket.size - verdict.remaining, now)
+        else:
+            self._held[bucket.key] = (bucket.size - verdict.reset * bucket.rate, now)
+        if len(self._held) > self._tidy_at:
+            self._tidy(now)
 
     def _level(self, bucket: Bucket, now: float) -> float:
         held = self._held.get(bucket.key)
@@ -139,7 +160,10 @@ for request = 1, tonumber(ARGV[1]) do
     end
   end
   if refusing > 0 then
-    answers[request] = {0, refusing, 0, math.ceil(longest * 1000)}
+    local size, rate = tonumber(ARGV[argument + 2 * refusing - 1]), tonumber(ARGV[argument + 2 * refusing])
+    local full = midnight
+    if rate >= 0 then full = (size - levels[refusing]) / rate end
+    answers[request] = {0, refusing, 0, math.ceil(full * 1000), math.ceil(longest * 1000)}
   else
     for i = 1, count do
       local size, rate = tonumber(ARGV[argument + 2 * i - 1]), tonumber(ARGV[argument + 2 * i])
@@ -153,7 +177,7 @@ for request = 1, tonumber(ARGV[1]) do
     local size, rate = tonumber(ARGV[argument + 2 * least - 1]), tonumber(ARGV[argument + 2 * least])
     local left, reset = levels[least] - 1, midnight
     if rate >= 0 then reset = (size - left) / rate end
-    answers[request] = {1, least, math.floor(left), math.ceil(reset * 1000)}
+    answers[request] = {1, least, math.floor(left), math.ceil(reset * 1000), 0}
   end
   key, argument = key + count, argument + 2 * count
 end
@@ -233,8 +257,8 @@ class RedisLimiter:
                 arguments += (bucket.size, -1 if bucket.rate is None else bucket.rate)
         found: list[list[int]] = await self._redis.run(_TAKE, keys, arguments)
         return [
-            Verdict(bool(allowed), asked.buckets[index - 1], left, milliseconds / 1000)
-            for asked, (allowed, index, left, milliseconds) in zip(batch, found, strict=True)
+            Verdict(bool(allowed), asked.buckets[index - 1], left, full / 1000, wait / 1000)
+            for asked, (allowed, index, left, full, wait) in zip(batch, found, strict=True)
         ]
 
     def _expire(self, batch: list[_Asked], since: float) -> None:
@@ -255,16 +279,40 @@ class RedisLimiter:
 
 
 class SharedLimiter:
-    """Buckets in Redis while it answers, else in this process, at once."""
+    """Buckets in Redis while it answers, else in this process, at once, from what Redis said last.
 
-    def __init__(self, shared: Limiter, local: Limiter) -> None:
+    What is counted here alone is told in the log when it begins, and its number when Redis answers again; both at most
+    once a minute.
+    """
+
+    def __init__(self, shared: Limiter, local: MemoryLimiter) -> None:
         self._shared = shared
         self._local = local
+        self._alone = 0
+        """Requests that this process counted alone since it last said so."""
+        self._told_at = -math.inf
+        self._telling = False
 
     async def take(self, buckets: Sequence[Bucket]) -> Verdict:
         """Take one token of each, or none."""
         try:
-            return await self._shared.take(buckets)
-        except RedisGone:
+            verdict = await self._shared.take(buckets)
+        except RedisGone as gone:
             LIMITS_LOCAL.inc()
+            self._count(gone)
             return await self._local.take(buckets)
+        self._local.learn(verdict)
+        if self._alone:
+            self._again()
+        return verdict
+
+    def _count(self, gone: RedisGone) -> None:
+        self._alone += 1
+        if not self._telling and time.monotonic() - self._told_at >= _TELL_SECONDS:
+            self._telling, self._told_at = True, time.monotonic()
+            log.warning("requests are counted by this process alone: %s", gone.message)
+
+    def _again(self) -> None:
+        if self._telling:
+            log.warning("Redis answers again: %d requests were counted by this process alone", self._alone)
+            self._alone, self._telling = 0, False

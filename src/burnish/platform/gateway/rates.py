@@ -5,18 +5,15 @@ import re
 from collections.abc import Iterator
 
 from burnish.core.configuration import Configuration, Current, Rate
-from burnish.core.errors import Busy
+from burnish.core.errors import RateLimited
 from burnish.infra import signals
-from burnish.platform.gateway.limits import Bucket, Limiter, Verdict
+from burnish.platform.gateway.limits import Bucket, Limiter, MemoryLimiter, Verdict
 from burnish.platform.identity import Principal
 
 _KEPT = 10_000
-
-
-class RateLimited(Busy):
-    """A rate limit or quota is reached; the message says which, and where it is set."""
-
-    code = "rate_limited"
+_CONFIGURATION = "/platform/configuration"
+_RESERVED = "gateway.reserved"
+_RESERVED_BURST, _RESERVED_RATE = 10, 1.0
 
 
 class Rates:
@@ -31,9 +28,13 @@ class Rates:
         self._of: Configuration | None = None
         self._routes: tuple[tuple[str, re.Pattern[str], Rate], ...] = ()
         self._plans: dict[tuple[str | None, str, str | None], tuple[Bucket, ...]] = {}
+        self._reserved = MemoryLimiter()
 
     async def check(self, caller: Principal, path: str) -> Verdict | None:
-        """Count a request; None if nothing limits it. Whether it may pass is in the verdict: see :func:`refusal`."""
+        """Count a request; None if nothing limits it. Whether it may pass is in the verdict: see :func:`refusal`.
+
+        Whoever may change the configuration always has a few requests for it, so that no limit locks out who can lift it.
+        """
         configuration = self._configuration()
         if configuration is not self._of:
             self._follow(configuration)
@@ -41,7 +42,14 @@ class Rates:
         buckets = self._plans.get((caller.credential, caller.project_id, route))
         if buckets is None:
             buckets = self._plan(caller, route, configuration)
-        return await self._limiter.take(buckets) if buckets else None
+        if not buckets:
+            return None
+        verdict = await self._limiter.take(buckets)
+        if verdict.allowed or not _mends(caller, path):
+            return verdict
+        bucket = Bucket(_RESERVED, caller.credential or caller.project_id, _RESERVED_BURST, _RESERVED_RATE)
+        reserved = await self._reserved.take([bucket])
+        return reserved if reserved.allowed else verdict
 
     async def check_address(self, address: str) -> Verdict | None:
         """Count a request without a credential, by where it comes from."""
@@ -92,18 +100,23 @@ def refusal(verdict: Verdict) -> RateLimited:
     return RateLimited(
         f"the limit {bucket.limit} is reached: it allows {amount}",
         where=bucket.limit,
-        hint=f"wait for as long as Retry-After says; it is set by {bucket.limit} in the configuration",
-        retry_after=max(0.001, verdict.reset),
+        hint=f"it is set by {bucket.limit} in the configuration; who may change that can always do so",
+        retry_after=max(0.001, verdict.wait),
     )
 
 
 def headers_of(verdict: Verdict) -> list[tuple[bytes, bytes]]:
-    """Return the headers that tell a client where it stands: size of the tightest bucket, what is left, seconds until it is full."""
+    """Return where a client stands: size of the tightest bucket, what is left, seconds until it is full again."""
     return [
         (b"x-ratelimit-limit", b"%d" % verdict.bucket.size),
         (b"x-ratelimit-remaining", b"%d" % verdict.remaining),
         (b"x-ratelimit-reset", b"%d" % math.ceil(verdict.reset)),
     ]
+
+
+def _mends(caller: Principal, path: str) -> bool:
+    """Tell whether a request may be one that changes a limit."""
+    return path.startswith(_CONFIGURATION) and caller.may("configuration:write")
 
 
 def _buckets(limit: str, whose: str, rate: Rate) -> Iterator[Bucket]:

@@ -1,6 +1,6 @@
 """Token buckets: the contract in memory, and what holds for any sequence of requests."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.core.configuration import Configuration, GatewayConfiguration, Rate
-from burnish.platform.gateway.limits import DAY_SECONDS, Bucket, Limiter, MemoryLimiter
+from burnish.infra.redis import RedisGone
+from burnish.platform.gateway.limits import DAY_SECONDS, Bucket, Limiter, MemoryLimiter, SharedLimiter, Verdict
 from burnish.platform.gateway.rates import Rates, headers_of, refusal
 from burnish.platform.identity import LOCAL, Principal
 from burnish.testing.limiter_contract import CONTRACT
@@ -54,9 +55,9 @@ async def test_nobody_is_refused_who_keeps_to_the_rate(gaps: list[float], size: 
         clock.now += gap
         verdict = await limiter.take([bucket])
         if not verdict.allowed:
-            clock.now += verdict.reset * 0.9
+            clock.now += verdict.wait * 0.9
             assert not (await limiter.take([bucket])).allowed
-            clock.now += verdict.reset * 0.1 + 1e-5
+            clock.now += verdict.wait * 0.1 + 1e-5
             assert (await limiter.take([bucket])).allowed
 
 
@@ -93,7 +94,8 @@ async def test_a_clock_that_is_set_back_keeps_nobody_waiting_longer() -> None:
     clock.now -= 3600
     verdict = await limiter.take([bucket])
     assert not verdict.allowed
-    assert verdict.reset == pytest.approx(1)
+    assert verdict.wait == pytest.approx(1)
+    assert verdict.reset == pytest.approx(2), "until it is full"
     clock.now += 1.001
     assert (await limiter.take([bucket])).allowed
 
@@ -218,3 +220,64 @@ async def test_a_refusal_says_which_limit_and_where_it_is_set() -> None:
     assert dict(headers_of(verdict)) == {
         b"x-ratelimit-limit": b"1", b"x-ratelimit-remaining": b"0", b"x-ratelimit-reset": b"2"
     }  # fmt: skip
+
+
+ADMINISTRATOR = Principal(
+    "ada", "red", frozenset({"administrator"}), everywhere=frozenset({"administrator"}), credential="key_1"
+)
+
+
+async def test_no_limit_keeps_out_who_can_lift_it() -> None:
+    """Breaks with: a limit of one request a quarter of an hour, which then holds for its own rollback too."""
+    current = configured(per_key={"requests_per_second": 0.001, "burst": 1})
+    rates = Rates(MemoryLimiter(Clock()), lambda: current)
+
+    async def passes(caller: Principal, path: str) -> bool:
+        verdict = await rates.check(caller, path)
+        assert verdict is not None
+        return verdict.allowed
+
+    assert [await passes(ADMINISTRATOR, "/x") for _ in range(2)] == [True, False]
+    back = "/platform/configuration/rollback"
+    let_in = [await passes(ADMINISTRATOR, back) for _ in range(30)]
+    assert let_in[:10] == [True] * 10
+    assert not all(let_in), "a few, not any number"
+    assert [await passes(KEY, back) for _ in range(2)] == [False] * 2, "who may not change it has no such place"
+    assert not await passes(ADMINISTRATOR, "/x")
+
+
+class SometimesLate:
+    """Shared buckets that are late when they are told to be, and count all the same."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.limiter = MemoryLimiter(clock)
+        self.late = False
+
+    async def take(self, buckets: Sequence[Bucket]) -> Verdict:
+        verdict = await self.limiter.take(buckets)
+        if self.late:
+            raise RedisGone("Redis is late")
+        return verdict
+
+
+async def test_what_is_counted_here_alone_goes_on_from_what_redis_said_and_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Breaks with: a bucket that is full again each time that Redis is late."""
+    clock = Clock()
+    redis = SometimesLate(clock)
+    shared, bucket = SharedLimiter(redis, MemoryLimiter(clock)), Bucket("a", "k", 5, 0.01)
+    quota = Bucket("q", "p", 3, None)
+    left, of_the_day = [], []
+    for late in (False, True, False, True, True, False):
+        redis.late = late
+        verdict, day = await shared.take([bucket]), await shared.take([quota])
+        left.append(verdict.remaining if verdict.allowed else None)
+        of_the_day.append(day.remaining if day.allowed else None)
+    assert left == [4, 3, 2, 1, 0, None]
+    assert of_the_day == [2, 1, 0, None, None, None]
+    told = [record.message for record in caplog.records]
+    assert told == [
+        "requests are counted by this process alone: Redis is late",
+        "Redis answers again: 2 requests were counted by this process alone",
+    ], "the next word comes after a minute"
