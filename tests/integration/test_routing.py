@@ -114,11 +114,15 @@ async def test_a_frozen_one_is_routed_around_within_the_deadline_and_its_return_
     assert frozen.problem_kind == "silent"
 
 
-async def test_failing_answers_are_passed_on_and_their_instance_left_out(database_url: str, home: Path) -> None:
+@pytest.mark.parametrize("how", [{"status": 500}, {"torn": 1}, {"endless": 1}], ids=["status", "torn", "endless"])
+async def test_failing_answers_are_passed_on_and_their_instance_left_out(
+    database_url: str, home: Path, how: dict[str, int]
+) -> None:
+    """Breaks with: an answer that counts as good once its head is there."""
     with component_processes("a", "b") as (a, b):
         async with world(database_url, home) as found:
             await two(found, a, b)
-            b.control(status=500)
+            b.control(**how)
             async with load(found.call) as calls:
                 await wait_for(lambda: calls.calls > 300)
                 ill = await found.until("b", lambda one: one.status == "degraded")

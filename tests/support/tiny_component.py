@@ -1,7 +1,7 @@
 """A tiny component in a process of its own, to be slowed, frozen and killed.
 
 ``GET /work`` answers with the process's name after its delay; ``/control?delay=0.1&health_delay=0&status=200&...``
-changes how it behaves from then on.
+changes how it behaves from then on: ``torn``, its bodies break off; ``endless``, they have no end.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("component_type")
     parser.add_argument("port", type=int)
     options = parser.parse_args()
-    how = {"delay": 0.0, "health_delay": 0.0, "status": 200.0, "version": 1.0, "degraded": 0.0}
+    how = {"delay": 0.0, "health_delay": 0.0, "status": 200.0, "version": 1.0, "degraded": 0.0, "torn": 0.0, "endless": 0.0}
 
     async def control(request: web.Request) -> web.Response:
         how.update({name: float(value) for name, value in request.query.items()})
@@ -109,9 +109,18 @@ def main() -> None:
         said = {"component_type": options.component_type, "version": "1", "protocol_version": f"{how['version']:.0f}"}
         return web.json_response(said)
 
-    async def work(request: web.Request) -> web.Response:
+    async def work(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         await asyncio.sleep(how["delay"])
+        if how["torn"] or how["endless"]:
+            answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+            await answer.prepare(request)
+            await answer.write(b" ")
+            while how["endless"]:
+                await answer.write(b" " * 65536)
+            assert request.transport is not None
+            request.transport.abort()
+            return answer
         said = {"name": options.name, "pid": os.getpid(), "bytes": len(body), "at": time.time()}
         return web.json_response(said, status=int(how["status"]))
 

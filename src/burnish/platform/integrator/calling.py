@@ -10,7 +10,7 @@ from functools import partial
 from prometheus_client import Counter, Histogram
 
 from burnish.core.configuration import IntegratorConfiguration
-from burnish.core.errors import BurnishError, DeadlineExceeded, Unavailable
+from burnish.core.errors import BurnishError, DeadlineExceeded, Unavailable, UpstreamFailed
 from burnish.core.protocol import CALLER_HEADER
 from burnish.core.states import InstanceState
 from burnish.infra import signals
@@ -77,14 +77,18 @@ class Calls:
                         raise
                     failure = error
                     continue
-                self._note(made, response.status)
+                self._note_head(made, response.status)
+                went_well = response.status not in _FAILED
                 try:
                     yield response
                 except BaseException as error:
+                    went_well = went_well and not _is_its_fault(error, response)
                     if not await sending.__aexit__(type(error), error, error.__traceback__):
                         raise
                 else:
                     await sending.__aexit__(None, None, None)
+                finally:
+                    self._note_end(made, went_well=went_well)
                 return
             finally:
                 self.routing.end(made)
@@ -188,15 +192,18 @@ class Calls:
         signals.COMPONENT_RETRIES.labels(component_type, reason).inc()
         return True
 
-    def _note(self, made: Try, status: int) -> None:
+    def _note_head(self, made: Try, status: int) -> None:
         now, component_type = time.monotonic(), made.instance.component_type
         self.routing.answered(made, now)
-        if status in _FAILED:
-            self.routing.failed(made, now)
-        else:
-            self.routing.succeeded(made, now)
         _seconds(component_type).observe(now - made.began)
         _outcome(component_type, f"{status // 100}xx").inc()
+
+    def _note_end(self, made: Try, *, went_well: bool) -> None:
+        """Note how a call went once its body is over: one that breaks off or never ends is no success."""
+        if went_well:
+            self.routing.succeeded(made, time.monotonic())
+        else:
+            self.routing.failed(made, time.monotonic())
 
 
 async def _answer(
@@ -233,6 +240,16 @@ async def _answer(
             f"{instance.component_id} has not answered within {patience:.1f} s", where=instance.component_id,
             hint="send the request again", retry_after=1,
         ) from error  # fmt: skip
+
+
+def _is_its_fault(error: BaseException, response: Response) -> bool:
+    """Tell whether a body that was not read to its end was broken off, or went on beyond every limit unannounced.
+
+    Whoever asked may have hung up, and what is announced and too long is for whoever set the limit.
+    """
+    if isinstance(error, UpstreamFailed):
+        return "content-length" not in response.headers
+    return isinstance(error, Unreachable)
 
 
 def _why(instance: Instance) -> str:
