@@ -255,7 +255,7 @@ def _idle_in_transaction(postgres: PostgresServer, server: Server) -> str | None
     ports = _local_ports(server.pid)
     rows = postgres.execute(
         "SELECT client_port, regexp_replace(left(query, 60), '\\s+', ' ', 'g') FROM pg_stat_activity "
-        "WHERE state = 'idle in transaction' AND backend_xid IS NOT NULL AND application_name = 'burnish' "
+        "WHERE state = 'idle in transaction' AND backend_xid IS NOT NULL AND application_name LIKE 'burnish %' "
         "AND query ~ '(UPDATE workflow_executions|INSERT INTO step_attempts)'"
     )
     for row in rows.splitlines():

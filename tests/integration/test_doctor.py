@@ -213,3 +213,28 @@ def test_the_command_ends_with_1_if_something_must_be_mended(home: Path) -> None
     done = burnish("doctor", "--home", str(home), environment=_environment(BURNISH_COMPONENTS="nonsense"))
     assert done.returncode == 1
     assert "unknown component 'nonsense'" in done.stdout
+
+
+async def test_processes_without_a_component_are_counted(postgres_url: str, home: Path) -> None:
+    """Breaks with: a count of connections that leaves the platforms out."""
+    settings = await _started_once(home, postgres_url)
+    code = (
+        "import sys, asyncpg, asyncio; from burnish.infra.database import Database\n"
+        "async def main():\n"
+        "    database = Database(sys.argv[1])\n"
+        "    held = [await asyncpg.connect(database.dsn, server_settings=database.server_settings) for _ in range(2)]\n"
+        "    print(flush=True); sys.stdin.readline()\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", code, settings.resolved_database_url]
+    others = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for one in others:
+            assert one.stdout is not None
+            assert one.stdout.readline() == b"\n"
+        (found,) = [one for one in await examine(settings, {}) if one.check == "connections"]
+    finally:
+        for one in others:
+            one.kill()
+            one.communicate()
+    assert found.message.startswith(f"2 process(es) open up to {2 * examination.CONNECTIONS_A_PROCESS} connections")

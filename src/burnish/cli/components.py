@@ -58,11 +58,11 @@ def _print(found: "Sequence[ComponentView]", *, as_json: bool, clear: bool = Fal
     rows = [
         (
             one.component_id, one.component_type, state_text(one.status), one.version, _load(one),
-            (one.health or {}).get("waiting_for") or "", ago(one.last_heartbeat), _warm(one), _problem(one),
+            (one.health or {}).get("waiting_for") or "", ago(one.last_heartbeat), _warm(one), _place(one), _problem(one),
         )
         for one in sorted(found, key=lambda one: (one.component_type, one.component_id))
     ]  # fmt: skip
-    columns = ("component", "type", "state", "version", "load", "waits for", "heartbeat", "warm", "problem")
+    columns = ("component", "type", "state", "version", "load", "waits for", "heartbeat", "warm", "where", "problem")
     return print_table(columns, rows, empty="no components")
 
 
@@ -76,6 +76,14 @@ def _warm(one: "ComponentView") -> str:
     names = list((one.health or {}).get("warm", ()))
     more = f" +{len(names) - _SHOWN_WARM}" if len(names) > _SHOWN_WARM else ""
     return ", ".join(names[:_SHOWN_WARM]) + more
+
+
+def _place(one: "ComponentView") -> str:
+    """Return the node and pid of one of Burnish's own processes, the address of another's."""
+    pid = one.metadata.get("pid")
+    if one.node and isinstance(pid, int):
+        return f"{one.node} pid {pid}"
+    return one.node or one.api_endpoint or ""
 
 
 def _problem(one: "ComponentView") -> str:

@@ -107,8 +107,16 @@ def read(path: Path, outside: Mapping[str, str] = os.environ) -> tuple[Launch, .
         raise InvalidRequest(f"{path} is not YAML: {error}", where=str(path)) from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"{path} has no `processes`", where=str(path), hint="see examples/split/burnish.yaml")
+    unset: list[FieldProblem] = []
+    filled = _filled(document, outside, "", unset)
+    if unset:
+        names = ", ".join(sorted({one.message for one in unset}))
+        raise InvalidRequest(
+            f"variables that {path} needs are not set: {names}", where=str(path), hint="set them, or write ${NAME:-a default}",
+            problems=[FieldProblem(where=one.where, message=f"{one.message} is not set") for one in unset],
+        )  # fmt: skip
     try:
-        composition = Composition.model_validate(_filled(document, outside, str(path)))
+        composition = Composition.model_validate(filled)
     except ValidationError as error:
         problems = [
             FieldProblem(where=".".join(str(part) for part in one["loc"]), message=one["msg"]) for one in error.errors()
@@ -149,21 +157,22 @@ def _refuse_twice(launches: tuple[Launch, ...], path: Path) -> None:
             seen[value] = launch.key
 
 
-def _filled(value: Any, outside: Mapping[str, str], where: str) -> Any:
-    """Return the document with its variables filled in; secrets need not stand in the file."""
+def _filled(value: Any, outside: Mapping[str, str], where: str, unset: list[FieldProblem]) -> Any:
+    """Return the document with its variables filled in, and note those that are not set, by name.
+
+    Secrets need not stand in the file.
+    """
     if isinstance(value, dict):
-        return {key: _filled(inner, outside, f"{where}: {key}") for key, inner in value.items()}
+        return {key: _filled(inner, outside, f"{where}.{key}".lstrip("."), unset) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_filled(inner, outside, where) for inner in value]
+        return [_filled(inner, outside, where, unset) for inner in value]
     if not isinstance(value, str):
         return value
 
     def fill(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
         if name not in outside and default is None:
-            raise InvalidRequest(
-                f"the variable {name} is not set", where=where, hint=f"set {name}, or write ${{{name}:-a default}}"
-            )
+            unset.append(FieldProblem(where=where, message=name))
         return outside.get(name, default or "")
 
     return _VARIABLE.sub(fill, value)

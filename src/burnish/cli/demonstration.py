@@ -136,7 +136,7 @@ def _end(process: subprocess.Popen[Any], home: Path, *, again: str) -> None:
 
 def _start(home: Path, port: int | None) -> tuple[subprocess.Popen[bytes], RunningServer]:
     wanted = port if port is not None else int(os.environ.get("BURNISH_PORT") or 8000)
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = home / "server.log"
     for _ in range(3):  # a port that was free can be taken before the server has bound it
         chosen = _free_port(wanted)

@@ -52,13 +52,15 @@ def _examine(settings: "Settings", url: str | None) -> "list[Finding]":
 def _server(settings: "Settings", url: str | None) -> "list[Finding]":
     """Ask the server, if one is named or runs on this home; else there is nothing to say of it."""
     from burnish.app import Finding
-    from burnish.cli.processes import running_server, running_servers
+    from burnish.cli.processes import running_server
     from burnish.client import Client
+    from burnish.client.address import living_processes, platform_urls
+    from burnish.client.errors import NotReachable
     from burnish.core.errors import BurnishError
 
     running = running_server(settings.home)
-    where = url or (running.url if running else None)
-    others = [one for one in running_servers(settings.home) if one.url != where]
+    where = url or next(iter(platform_urls(settings.home)), running.url if running else None)
+    others = [one for one in living_processes(settings.home) if one.url != where]
     found = [
         Finding(check="processes", status="ok", message=f"{one.components} runs at {one.url} (pid {one.pid})") for one in others
     ]  # fmt: skip
@@ -69,7 +71,8 @@ def _server(settings: "Settings", url: str | None) -> "list[Finding]":
             ready = client.ready()
     except BurnishError as error:
         said = "; ".join(f"{one.where}: {one.message}" for one in error.problems) or error.message
-        hint = error.hint or "look at its log, and start it again"
+        gone = "look at its log, and start it again"
+        hint = error.hint or (gone if isinstance(error, NotReachable) else "mend that; it is then ready by itself")
         return [*found, Finding(check="server", status="problem", message=f"{where} is not ready: {said}", hint=hint)]
     message = f"{where} is {ready.get('status', 'there')}"
     return [*found, Finding(check="server", status="ok", message=message), *_permitted(where)]

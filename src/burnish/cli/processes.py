@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from burnish.client.address import RunFile, read_run_file
+from burnish.cli.supervised import StateFile, supervised_sets
+from burnish.client.address import RunFile, living_processes, read_run_file
 from burnish.core.errors import DeadlineExceeded
 
 END_GRACE = 15.0
@@ -27,6 +28,10 @@ class Stopped(BaseModel):
     home: Path
     server: int | None
     """The pid of the server that was ended; None when none ran."""
+    supervisors: tuple[int, ...] = ()
+    """Pids of `burnish up` on this home, which were ended first: they would have started again what ends."""
+    supervised: tuple[int, ...] = ()
+    """Pids of the processes that ended with them."""
     others: tuple[int, ...] = ()
     """Pids of this home's other processes that were ended."""
     left: tuple[int, ...] = ()
@@ -36,7 +41,12 @@ class Stopped(BaseModel):
 
     def lines(self) -> list[str]:
         """Return what a person is told."""
-        said = [f"stopped the server (pid {self.server})" if self.server else f"no server runs on {self.home}"]
+        said = []
+        if self.supervisors:
+            those = f" and its {len(self.supervised)} process(es): {_pids(self.supervised)}" if self.supervised else ""
+            said.append(f"stopped `burnish up` ({_pids(self.supervisors)}){those}")
+        if self.server or not self.supervisors:
+            said.append(f"stopped the server (pid {self.server})" if self.server else f"no server runs on {self.home}")
         if self.others:
             said.append(f"stopped {len(self.others)} more process(es) of this home: {_pids(self.others)}")
         if self.ended:
@@ -52,44 +62,6 @@ class RunningServer:
 
     pid: int
     url: str
-    components: str = "all"
-    """What it offers, as ``--components`` takes it."""
-
-
-class ProcessFile(BaseModel):
-    """``<home>/run/process-<pid>.json``: one of the processes that share a home, written once it is ready."""
-
-    model_config = ConfigDict(frozen=True)
-
-    pid: int
-    url: str
-    components: str
-    started_ticks: int
-
-
-def process_file(home: Path, pid: int) -> Path:
-    """Return where a process of a home says who it is."""
-    return home / "run" / f"process-{pid}.json"
-
-
-def running_servers(home: Path) -> list[RunningServer]:
-    """Return every process of ``home`` that serves and is alive, by pid."""
-    found = []
-    for path in (home / "run").glob("process-*.json"):
-        with contextlib.suppress(OSError, ValidationError):
-            one = ProcessFile.model_validate_json(path.read_text())
-            if started_ticks(one.pid) == one.started_ticks:
-                found.append(RunningServer(one.pid, one.url, one.components))
-    return sorted(found, key=lambda one: one.pid)
-
-
-def started_ticks(pid: int) -> int | None:
-    """Return when a process started, in ticks since the boot, which with its pid names it; None if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def boot_id() -> str:
@@ -136,29 +108,46 @@ def children_of_home(home: Path) -> list[psutil.Process]:
 
 
 def stop_server(home: Path, *, everything: bool, timeout: float) -> Stopped:
-    """End the server of ``home`` and wait until it has gone.
+    """End the server of ``home``, its supervisor first if it has one, and wait until it has gone.
 
     Raises:
-        DeadlineExceeded: it has not ended within ``timeout`` seconds.
+        DeadlineExceeded: a process has not ended within ``timeout`` seconds.
     """
-    server = running_server(home)
-    others = [one for one in running_servers(home) if server is None or one.pid != server.pid]
     # SIGINT is the server's "drain: checkpoint and pause the jobs, end the replicas"; SIGTERM leaves them.
     number = signal.SIGINT if everything else signal.SIGTERM
-    for one in ([server] if server else []) + others:  # one after the other: the last of a home drains what it has
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one.pid, number)
-        _wait_gone(one.pid, timeout)
+    sets = supervised_sets(home)
+    supervised = tuple(pid for one in sets for pid in one.living)
+    for found in sets:
+        _end_set(found, number, timeout)
+    server = running_server(home)
+    others = [one.pid for one in living_processes(home) if server is None or one.pid != server.pid]
+    for pid in ([server.pid] if server else []) + others:  # one after the other: the last of a home drains what it has
+        _tell(pid, number)
+        _wait_gone(pid, timeout)
     rest = children_of_home(home)
     ended = _end(rest) if everything else ()
     left = tuple(sorted(process.pid for process in rest)) if not everything else ()
     return Stopped(
         home=home,
         server=server.pid if server else None,
-        others=tuple(one.pid for one in others),
+        supervisors=tuple(one.supervisor for one in sets),
+        supervised=supervised,
+        others=tuple(others),
         left=left,
         ended=ended,
     )
+
+
+def _end_set(found: StateFile, number: int, timeout: float) -> None:
+    """End a supervisor, which ends its processes one after the other."""
+    living = len(found.living)
+    _tell(found.supervisor, number)
+    _wait_gone(found.supervisor, timeout * max(1, living))
+
+
+def _tell(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _wait_gone(pid: int, timeout: float) -> None:
@@ -166,7 +155,7 @@ def _wait_gone(pid: int, timeout: float) -> None:
     while _lives(pid):
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
-                f"the server (pid {pid}) has not ended within {timeout:g} s", where=f"pid {pid}",
+                f"pid {pid} has not ended within {timeout:g} s", where=f"pid {pid}",
                 hint="it may still be draining; wait with a longer --timeout, or end it with `kill -9` "
                 "(nothing accepted is lost)",
             )  # fmt: skip

@@ -61,7 +61,7 @@ def stop(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Stop the server of this home. Jobs and replicas go on without it unless --all."""
+    """Stop the server of this home, or `burnish up` with all its processes. Jobs and replicas go on without it unless --all."""
     from burnish.cli.output import console, print_json
     from burnish.cli.processes import stop_server
     from burnish.client import address

@@ -18,8 +18,9 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
-from burnish.cli.processes import ProcessFile, process_file, running_server, running_servers, started_ticks
-from burnish.client.address import RUN_FILE, RunFile
+from burnish.cli.first_key import FIRST_KEY, FIRST_KEY_FILE, write_key_file
+from burnish.cli.processes import running_server
+from burnish.client.address import RUN_FILE, ProcessFile, RunFile, living_processes, process_file, started_ticks
 from burnish.core.errors import BurnishError, FieldProblem, HomeLocked, InvalidRequest, Unavailable
 from burnish.core.settings import ALL_ROLES, Settings
 
@@ -28,11 +29,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
-FIRST_KEY = """Authentication is on and nobody could administer this platform yet. This key can, for 24 hours; it is shown once:
-
-    {key}
-
-Make users and keys of your own with it (BURNISH_API_KEY={key} burnish user --help)."""
 STREAMS_GRACE = 3
 """Seconds that open answers get to end after a request to stop; event streams never would."""
 _YOUNG = 5000
@@ -64,6 +60,7 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
                 where="--" + ".".join(str(part) for part in found["loc"]).replace("_", "-"), message=found["msg"]
             )
             for found in error.errors()
+            if found["type"] != "default_factory_not_called"  # a default that only follows from what is wrong
         ]
         raise InvalidRequest(
             "the settings cannot be used", problems=problems, hint="see `burnish serve --help`"
@@ -108,6 +105,8 @@ def run(settings: Settings) -> None:
         edge, loop="uvloop", http=HttpProtocol, lifespan="on", proxy_headers=False, log_config=None, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=STREAMS_GRACE, timeout_keep_alive=75, backlog=2048,
     )  # fmt: skip
+    # The error itself is printed at the end, and says more.
+    logging.getLogger("uvicorn.error").addFilter(lambda _: edge.failure is None)
     server = _Server(
         config,
         settings,
@@ -278,7 +277,18 @@ class _Server(uvicorn.Server):
             self._write_run_files()
             print(f"Burnish is ready at {self.url} (home {self._home}, pid {os.getpid()})", flush=True)
             if (key := self._first_key()) is not None:
-                print(FIRST_KEY.format(key=key), flush=True)
+                print(self._shown(key), flush=True)
+
+    def _shown(self, key: str) -> str:
+        """What is said of the first key: a supervisor keeps what is printed, so the key itself is not."""
+        if "BURNISH_SUPERVISED_BY" not in os.environ:
+            return FIRST_KEY.format(key=key)
+        try:
+            return FIRST_KEY_FILE.format(path=write_key_file(self._home, key))
+        except OSError as error:
+            return (
+                f"the administrator's first key could not be written into {self._home}, and ends in 24 hours: {error}"
+            )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGINT and not self._interrupted:
@@ -362,16 +372,11 @@ class _Server(uvicorn.Server):
         with contextlib.suppress(OSError, ValueError):
             if json.loads(path.read_text()).get("pid") != os.getpid():
                 return
-            heir = next((one for one in running_servers(self._home) if has_platform(one.components)), None)
+            heir = next((one for one in living_processes(self._home) if one.with_platform), None)
             if heir is None:
                 path.unlink()
             else:
                 _write_whole(path, RunFile(pid=heir.pid, url=heir.url).model_dump_json())
-
-
-def has_platform(components: str) -> bool:
-    """Tell whether a process with these components is one that clients ask."""
-    return components == "all" or "platform" in components.split(",")
 
 
 def _write_whole(path: Path, text: str) -> None:

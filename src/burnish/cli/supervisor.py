@@ -6,8 +6,6 @@ state file says which process is which, by pid and start time; the next supervis
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -17,16 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from burnish.cli import composition
 from burnish.cli.composition import Launch
-from burnish.cli.processes import ProcessFile, boot_id, process_file, started_ticks, this_place
+from burnish.cli.first_key import fresh_key_file
+from burnish.cli.processes import boot_id, this_place
+from burnish.cli.supervised import State, StateFile, UnitRecord, folder_of, last_lines, read_state, reason, short
+from burnish.client.address import ProcessFile, process_file, started_ticks
 from burnish.core.errors import Conflict, InvalidRequest
-
-State = Literal["starting", "ready", "stopping", "waiting", "given_up", "stopped"]
 
 TICK_SECONDS = 0.2
 LOOK_SECONDS = 2.0
@@ -40,45 +38,7 @@ STEADY_SECONDS = 30.0
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 MAX_FAILURES = 6
 """Ends in a row after which a process is given up, until the file changes or SIGHUP comes."""
-_LOG_LINES = 15
 SERVE = (sys.executable, "-m", "burnish.cli", "serve")
-
-
-class UnitRecord(BaseModel):
-    """What the state file says of one process."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: str
-    components: str
-    state: State
-    pid: int | None = None
-    started_ticks: int | None = None
-    boot_id: str = ""
-    digest: str = ""
-    home: str = ""
-    url: str | None = None
-    since: float = 0.0
-    failures: int = 0
-    restarts: int = 0
-    problem: str | None = None
-    log: str = ""
-
-
-class StateFile(BaseModel):
-    """The state file: the supervisor and its processes."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file: str
-    supervisor: int
-    supervisor_ticks: int
-    units: tuple[UnitRecord, ...] = ()
-
-    @property
-    def supervised(self) -> bool:
-        """Whether the supervisor that wrote it lives."""
-        return started_ticks(self.supervisor) == self.supervisor_ticks
 
 
 @dataclass
@@ -98,6 +58,11 @@ class Unit:
     """When the state began."""
     due: float = 0.0
     failures: int = 0
+    """Ends in a row."""
+    crashes: int = 0
+    """Those of them that came after it had been ready: the others are forgotten once it is."""
+    logged: int = 0
+    """Where in the log its process began to write."""
     restarts: int = 0
     url: str | None = None
     problem: str | None = None
@@ -109,6 +74,13 @@ class Unit:
         if self.child is not None:
             self.child.poll()
         return self.pid is not None and started_ticks(self.pid) == self.ticks
+
+    def retry(self) -> None:
+        """Let it be tried again at once, as if it had never failed."""
+        self.failures = self.crashes = 0
+        self.due = 0.0
+        if self.state == "given_up":
+            self.become("waiting")
 
     def become(self, state: State, problem: str | None = None) -> None:
         """Change the state."""
@@ -143,13 +115,14 @@ class Supervisor:
         self.file = file.resolve()
         self.home = home
         self.folder = folder_of(self.file, home)
-        self.id = f"up-{_short(f'{self.file} {home.resolve()} {this_place()}')}"
+        self.id = f"up-{short(f'{self.file} {home.resolve()} {this_place()}')}"
         self._say = say
         self._wanted_restarts = wanted_restarts
         self._command = tuple(command)
         self._units: dict[str, Unit] = {}
-        self._rolling: list[str] = []
-        """Keys to be started anew, one after the other."""
+        self._rolling: dict[str, int] = {}
+        """Which are to be started anew, one after the other, with the pid that is to go."""
+        self._shown_keys: set[tuple[Path, float]] = set()
         self._signals: list[int] = []
         self._changed_at = 0.0
         self._intents: set[int] = set()
@@ -187,7 +160,8 @@ class Supervisor:
                 os.close(self._lock)
 
     def _take(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self.home, self.folder.parent, self.folder):  # `parents` would make the home open to all
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,6 +184,8 @@ class Supervisor:
             launch = Launch(record.key, record.components, None, {})
             unit = Unit(launch, Path(record.home), Path(record.log), pid=record.pid, ticks=record.started_ticks)
             unit.digest, unit.restarts, unit.url = record.digest, record.restarts, record.url
+            with contextlib.suppress(OSError):
+                unit.logged = unit.log.stat().st_size
             unit.become("ready" if record.url else "starting")
             self._units[record.key] = unit
             self._say(f"{record.key}: adopted (pid {record.pid})")
@@ -228,11 +204,9 @@ class Supervisor:
                 self._units[key] = Unit(launch, self._home_of(launch), self.folder / f"{key}.log")
                 continue
             found.launch, found.home = launch, self._home_of(launch)
-            if found.state == "given_up":
-                found.failures = 0
-                found.become("waiting")
-            elif found.digest and found.digest != launch.digest and key not in self._rolling:
-                self._rolling.append(key)
+            found.retry()
+            if found.pid is not None and found.digest != launch.digest:
+                self._rolling[key] = found.pid
 
     def _home_of(self, launch: Launch) -> Path:
         given = launch.environment.get("BURNISH_HOME")
@@ -247,7 +221,9 @@ class Supervisor:
             self._signals = [one for one in self._signals if one != signal.SIGHUP]
             self._say("SIGHUP: starting every process anew, one after the other")
             self._reread()
-            self._rolling = [key for key, unit in self._units.items() if unit.state != "stopped"]
+            for unit in self._units.values():
+                unit.retry()
+            self._rolling = {key: unit.pid for key, unit in self._units.items() if unit.pid is not None}
         elif self._modified() != self._changed_at:
             self._say(f"{self.file.name} has changed")
             self._reread()
@@ -268,15 +244,13 @@ class Supervisor:
                 self._ended(unit)
             case "starting":
                 if (url := self._url_of(unit)) is not None:
-                    unit.url = url
-                    unit.become("ready")
-                    self._say(f"{unit.launch.key}: ready at {url} (pid {unit.pid})")
+                    self._is_ready(unit, url)
                 elif now - unit.at > READY_SECONDS:
                     self._kill(unit)
                     self._ended(unit, f"it was not ready within {READY_SECONDS:g} s")
             case "ready":
                 if unit.failures and now - unit.at > STEADY_SECONDS:
-                    unit.failures = 0
+                    unit.failures = unit.crashes = 0
                 if unit.pid in self._intents:
                     self._intents.discard(unit.pid or 0)
                     self._say(f"{unit.launch.key}: the platform asks for its restart")
@@ -285,6 +259,14 @@ class Supervisor:
                 self._stopping(unit, now)
             case _:
                 pass
+
+    def _is_ready(self, unit: Unit, url: str) -> None:
+        unit.url, unit.failures = url, unit.crashes
+        unit.become("ready")
+        self._say(f"{unit.launch.key}: ready at {url} (pid {unit.pid})")
+        if unit.launch.with_platform and (key := fresh_key_file(unit.home)) is not None and key not in self._shown_keys:
+            self._shown_keys.add(key)
+            self._say(f"{key[0]} has the administrator's first key: burnish login --key - < {key[0]} && rm {key[0]}")
 
     def _stopping(self, unit: Unit, now: float) -> None:
         if unit.alive and now - unit.at > STOP_SECONDS:
@@ -326,6 +308,7 @@ class Supervisor:
         environment["BURNISH_PORT"] = str(unit.launch.port or 0)
         unit.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with unit.log.open("ab") as output:
+            unit.logged = output.tell()
             return subprocess.Popen(
                 self._command,
                 env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
@@ -338,10 +321,13 @@ class Supervisor:
         if status is not None and status < 0:
             why = f"it was ended by signal {signal.Signals(-status).name}"
         unit.failures += 1
+        unit.crashes += unit.state == "ready"
         unit.restarts += 1
         unit.pid = unit.ticks = unit.url = unit.child = None
+        said = reason(unit.log, unit.logged, killed=status is not None and status < 0)
+        because = f": {said}" if said else ""
         if unit.failures >= MAX_FAILURES:
-            unit.become("given_up", f"{why}; {unit.failures} times in a row")
+            unit.become("given_up", f"{why}; {unit.failures} times in a row{because}")
             self._say(f"{unit.launch.key}: given up: {unit.problem}. The end of its log ({unit.log}):")
             for line in last_lines(unit.log):
                 self._say(f"    {line}")
@@ -349,9 +335,8 @@ class Supervisor:
             return
         pause = BACKOFF_SECONDS[min(unit.failures - 1, len(BACKOFF_SECONDS) - 1)]
         unit.due = time.monotonic() + pause
-        unit.become("waiting", why)
-        said = last_lines(unit.log, 1)
-        self._say(f"{unit.launch.key}: {why}{f' ({said[0][:300]})' if said else ''}; again in {pause:g} s")
+        unit.become("waiting", f"{why}{because}")
+        self._say(f"{unit.launch.key}: {unit.problem}; again in {pause:g} s")
 
     def _stop(self, unit: Unit, number: int) -> None:
         if unit.pid is not None and unit.alive:
@@ -379,14 +364,11 @@ class Supervisor:
         """Start the next process anew once all others are as they should be: one is away at a time."""
         if not self._rolling or any(unit.state in ("starting", "stopping", "waiting") for unit in self._units.values()):
             return
-        unit = self._units.get(self._rolling.pop(0))
-        if unit is None or unit.state == "stopped":
-            return
-        if unit.state == "given_up":
-            unit.failures = 0
-            unit.become("waiting")
-            return
-        self._say(f"{unit.launch.key}: starting it anew")
+        key = next(iter(self._rolling))
+        pid, unit = self._rolling.pop(key), self._units.get(key)
+        if unit is None or unit.pid != pid:
+            return  # it has ended by itself since, and was started anew with that
+        self._say(f"{key}: starting it anew")
         self._stop(unit, signal.SIGTERM)
 
     def _reread(self) -> None:
@@ -471,31 +453,3 @@ class Supervisor:
             self._unwritten = True
         else:
             self._unwritten = False
-
-
-def folder_of(file: Path, home: Path) -> Path:
-    """Return where a file's supervisor keeps its state and logs."""
-    return home / "run" / f"up-{_short(str(file.resolve()))}"
-
-
-def _short(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def read_state(file: Path, home: Path) -> StateFile | None:
-    """Return what the file's supervisor wrote last; None if there never was one."""
-    try:
-        return StateFile.model_validate(json.loads((folder_of(file, home) / "state.json").read_text()))
-    except (OSError, ValueError):
-        return None
-
-
-def last_lines(path: Path, count: int = _LOG_LINES) -> list[str]:
-    """Return the end of a log."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - 16_384))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    return [line for line in lines if line.strip()][-count:]

@@ -1,16 +1,21 @@
 """``burnish up``."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from burnish.cli.options import Exit, Home, Json
 
+if TYPE_CHECKING:
+    from burnish.cli.supervised import StateFile, UnitRecord
+
 _SAME_START_SECONDS = 60.0
 """A clock that is set in small steps moves a process's start as seen later."""
+_READY_SECONDS = 3.0
+"""For a process's word of how it is."""
 
 
 def register(app: typer.Typer) -> None:
@@ -46,26 +51,44 @@ def _supervise(file: Path, home: Path) -> None:
         with contextlib.suppress(OSError):  # where it prints to is full, or gone: that ends no process
             print(line, flush=True)
 
-    supervisor = Supervisor(file, home, say, wanted_restarts)
+    supervisor = Supervisor(file, home, say, RestartIntents(say))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _frame: supervisor.signal(got))
     supervisor.run()
 
 
-def wanted_restarts(supervisor: str, urls: Sequence[str]) -> set[int]:
-    """Return the pids of this supervisor's processes that the platform wants to be restarted."""
-    from burnish.client import Client
-    from burnish.core.errors import BurnishError
+class RestartIntents:
+    """Asks the platform which processes it wants to be restarted. With a key that was refused it asks no more."""
 
-    for url in urls:
-        try:
-            with Client(url) as client:
-                found = client.components()
-        except (BurnishError, OSError):
-            continue  # the next one, or the next time
-        mine = [one for one in found if one.restart_requested_at and one.metadata.get("supervisor") == supervisor]
-        return {pid for one in mine if (pid := _pid_of(one.metadata)) is not None}
-    return set()
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._refused: set[str | None] = set()
+
+    def __call__(self, supervisor: str, urls: Sequence[str]) -> set[int]:
+        """Return the pids of this supervisor's processes that are to be restarted."""
+        from burnish.client import Client
+        from burnish.client.wire import Address
+        from burnish.core.errors import BurnishError, Forbidden, Unauthenticated
+
+        for url in urls:
+            try:
+                key = Address(url, None, None).api_key
+                if key in self._refused:
+                    return set()
+                with Client(url, api_key=key) as client:
+                    found = client.components()
+            except (Unauthenticated, Forbidden) as error:
+                self._refused.add(key)
+                self._say(
+                    f"the platform does not say which processes it wants to be restarted ({error.message}); give "
+                    "`burnish up` a key that may read components: BURNISH_API_KEY, or burnish login"
+                )
+                return set()
+            except (BurnishError, OSError):
+                continue  # the next one, or the next time
+            mine = [one for one in found if one.restart_requested_at and one.metadata.get("supervisor") == supervisor]
+            return {pid for one in mine if (pid := _pid_of(one.metadata)) is not None}
+        return set()
 
 
 def _pid_of(metadata: Mapping[str, Any]) -> int | None:
@@ -82,9 +105,11 @@ def _pid_of(metadata: Mapping[str, Any]) -> int | None:
 
 def _status(file: Path, home: Path, *, as_json: bool) -> Exit:
     from burnish.cli.output import console, print_json, print_table, state_text
-    from burnish.cli.supervisor import read_state
+    from burnish.cli.supervised import read_state
 
     state = read_state(file, home)
+    if state is not None:
+        state = _asked(state)
     if as_json:
         print_json({"supervised": state is not None and state.supervised, "state": state})
         return Exit.DONE if state is not None and state.supervised else Exit.FAILED
@@ -102,3 +127,28 @@ def _status(file: Path, home: Path, *, as_json: bool) -> Exit:
     print_table(("process", "components", "state", "pid", "url", "restarts", "problem"), rows, empty="no processes")
     well = state.supervised and all(one.state in ("ready", "stopped") for one in state.units)
     return Exit.DONE if well else Exit.FAILED
+
+
+def _asked(state: "StateFile") -> "StateFile":
+    """Return the state with what those that run say of themselves now: one can wait for its database."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max(1, len(state.units))) as pool:
+        return state.model_copy(update={"units": tuple(pool.map(_ask, state.units))})
+
+
+def _ask(unit: "UnitRecord") -> "UnitRecord":
+    from dataclasses import replace
+
+    from burnish.client import Client, calls
+    from burnish.core.errors import BurnishError
+
+    if unit.state != "ready" or unit.url is None:
+        return unit
+    try:
+        with Client(unit.url, api_key="") as client:
+            client.send(replace(calls.get("/platform/ready"), timeout=_READY_SECONDS))
+    except BurnishError as error:
+        said = "; ".join(f"{one.where}: {one.message}" for one in error.problems) or error.message
+        return unit.model_copy(update={"state": "unready", "problem": said})
+    return unit

@@ -1,5 +1,7 @@
 """The keys that ``burnish login`` keeps, one a server: ``$XDG_CONFIG_HOME/burnish/credentials.json``, mode 0600.
 
+The processes with ``platform`` that share a home on this machine are one server: the key for one is the key for all.
+
 The file is replaced whole and atomically. One that others can read is refused, not mended in silence: whoever could
 read it may have the keys already.
 """
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from burnish.client import address
 from burnish.core.errors import BurnishError
 
 
@@ -39,6 +42,8 @@ class Credential(BaseModel):
     expires_at: datetime | None = None
     by_browser: bool = False
     """Made for this program by a login, and so revoked by ``burnish logout``."""
+    home: Path | None = None
+    """Of the processes that it is for, if they run on this machine."""
 
 
 class _File(BaseModel):
@@ -53,34 +58,55 @@ def path() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "burnish" / "credentials.json"
 
 
-def find(url: str) -> Credential | None:
-    """Return the key for the server at ``url``.
+def find(url: str, folder: Path | None = None) -> Credential | None:
+    """Return the key for the server at ``url``; for a process of the home, the key for any of them will do.
 
     Raises:
         UnsafeCredentials: others can read the file, or it is not what this program writes.
     """
-    return _read(path()).servers.get(normalized(url))
+    servers = _read(path()).servers
+    if not servers:
+        return None
+    own, home = servers.get(normalized(url)), address.home(folder)
+    if own is None and _is_of(home, url):
+        return next((one for one in servers.values() if one.home == home), None)
+    return own
 
 
-def store(url: str, credential: Credential) -> None:
-    """Keep a key for the server at ``url``, in place of the one before.
+def store(url: str, credential: Credential, folder: Path | None = None) -> None:
+    """Keep a key for the server at ``url``, in place of the one before; for a process of the home, for all of them.
 
     Raises:
         UnsafeCredentials: the file cannot be trusted, read or written.
     """
-    _change(lambda servers: {**servers, normalized(url): credential})
+    home = address.home(folder)
+    kept = credential.model_copy(update={"home": home if _is_of(home, url) else None})
+    _change(lambda servers: {**_without(servers, url, kept.home), normalized(url): kept})
 
 
-def forget(url: str) -> Credential | None:
+def forget(url: str, folder: Path | None = None) -> Credential | None:
     """Take out the key for the server at ``url`` and return it.
 
     Raises:
         UnsafeCredentials: the file cannot be trusted, read or written.
     """
-    found = find(url)
+    found = find(url, folder)
     if found is not None:
-        _change(lambda servers: {server: one for server, one in servers.items() if server != normalized(url)})
+        _change(lambda servers: _without(servers, url, found.home))
     return found
+
+
+def _is_of(home: Path, url: str) -> bool:
+    """Whether a process of this home answers there. The home's owner alone writes that: a server cannot claim it."""
+    return normalized(url) in {normalized(one) for one in address.platform_urls(home)}
+
+
+def _without(servers: dict[str, Credential], url: str, home: Path | None) -> dict[str, Credential]:
+    return {
+        server: one
+        for server, one in servers.items()
+        if server != normalized(url) and (home is None or one.home != home)
+    }
 
 
 def normalized(url: str) -> str:

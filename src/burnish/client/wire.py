@@ -1,7 +1,7 @@
 """What both clients share about HTTP: headers, which requests may be repeated, and how an answer is read.
 
 The key is the argument's, else that of ``BURNISH_API_KEY``, else the one that ``burnish login`` keeps for this very
-server; it is sent nowhere else.
+server, or for another process of the same home; it is sent nowhere else.
 """
 
 import os
@@ -40,14 +40,14 @@ class Address:
         self._stored = self._find()
 
     def refresh(self) -> str:
-        """Look again where the server is: one that was restarted may have another port."""
-        before, self.url = self.url, find_url(self._fixed, self._home)
+        """Look again where the server is, after it did not answer: restarted, or another one of the same home."""
+        before, self.url = self.url, find_url(self._fixed, self._home, passing=self.url)
         if self.url != before:
             self._stored = self._find()
         return self.url
 
     def _find(self) -> credentials.Credential | None:
-        return credentials.find(self.url) if self._given is None else None
+        return credentials.find(self.url, self._home) if self._given is None else None
 
     @property
     def api_key(self) -> str | None:

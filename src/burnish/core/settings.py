@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     upload_max_bytes: int = Field(default=10 << 30, ge=1)
     hub_offline: bool = Field(default=False, description="Never ask the Hugging Face hub")
 
+    @field_validator("auth", mode="before")
+    @classmethod
+    def _switch(cls, given: object) -> object:
+        """YAML reads an `on` without quotes as true, and passes that on."""
+        return {"true": "on", "false": "off"}.get(str(given).lower(), given)
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:

@@ -14,6 +14,8 @@ at once, and as it answers again every topic is notified, so that loops which wa
 import asyncio
 import errno
 import logging
+import os
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -184,7 +186,7 @@ class Database:
         """What every connection to PostgreSQL sets, so that none of them holds others up."""
         milliseconds = round(self._lock_seconds * 1000)
         return {
-            "application_name": "burnish",
+            "application_name": f"burnish {os.getpid()}@{socket.gethostname()}"[:63],  # one a process, to count them by
             "lock_timeout": str(milliseconds),
             "idle_in_transaction_session_timeout": str(milliseconds),
             "jit": "off",

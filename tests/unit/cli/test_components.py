@@ -57,7 +57,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_each_instance_is_a_row_by_type_and_id(capsys: pytest.CaptureFixture[str]) -> None:
     """Breaks with: a column under another's name, a cause that is left out."""
     head, *lines = printed(capsys).splitlines()
-    columns = ("component", "type", "state", "version", "load", "waits for", "heartbeat", "warm", "problem")
+    columns = ("component", "type", "state", "version", "load", "waits for", "heartbeat", "warm", "where", "problem")
     starts = [head.index(column if column != "component" else "component ") for column in columns]
     assert starts == sorted(starts)
     ends = [*starts[1:], None]

@@ -29,7 +29,8 @@ from burnish.core.errors import SchemaNewer
 class App:
     def __init__(self, settings):
         self.settings = settings
-        self.state = SimpleNamespace(process=self, first_key=None)
+        first = "bk_first" if settings.environment == "first" else None
+        self.state = SimpleNamespace(process=self, first_key=first)
         self.events = SimpleNamespace(finish=lambda: None)
     async def finish(self):
         return None
@@ -67,8 +68,8 @@ main(sys.argv[1:])
 class Served(subprocess.Popen[str]):
     """A server process; what it says is read line by line."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("BURNISH_")}
+    def __init__(self, home: Path, *arguments: str, **variables: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("BURNISH_")} | variables
         super().__init__(
             [sys.executable, "-c", PROGRAM, "serve", "--home", str(home), *arguments],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -149,6 +150,31 @@ def test_a_second_server_on_the_home_is_refused_and_told_where_the_first_is(home
         assert running_server(home) is not None
 
 
+def test_the_first_key_is_printed_but_not_into_a_supervisors_log(home: Path) -> None:
+    """Breaks with: the administrator's key in a log that stays; a command line with the key in it."""
+    key_file = home / "administrator.key"
+    for supervised in (False, True):
+        variables = {"BURNISH_SUPERVISED_BY": "up-1"} if supervised else {}
+        process = Served(home, "--port", "0", "--environment", "first", **variables)
+        assert process.stdout is not None
+        try:
+            said = ""
+            while "could administer" not in said or (not supervised and "user --help" not in said):
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        assert ("bk_first" in said) is not supervised
+        assert "BURNISH_API_KEY=" not in said
+        assert (str(key_file) in said) is supervised
+        assert key_file.exists() is supervised
+    assert key_file.read_text() == "bk_first\n"
+    assert key_file.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_busy_port_is_an_error_with_a_way_out(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -167,6 +193,7 @@ def test_a_start_that_fails_as_expected_prints_the_error_alone(home: Path) -> No
     assert "the schema is newer" in said
     assert "use that version" in said
     assert "Traceback" not in said
+    assert "startup failed" not in said, "the error alone says it"
     assert running_server(home) is None
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from burnish.cli import server
-from burnish.cli.server import advertised, bind, has_platform, own_address
+from burnish.cli.server import advertised, bind, own_address
+from burnish.client.address import has_platform
 from burnish.core.errors import InvalidRequest
 from burnish.core.settings import Settings
 

@@ -1,118 +1,42 @@
 """`burnish up`: the file, and the supervisor over processes that only say that they are ready."""
 
-import contextlib
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from burnish.cli import composition, supervisor
-from burnish.cli.processes import started_ticks
-from burnish.cli.supervisor import Supervisor, folder_of, read_state
-from burnish.cli.up import wanted_restarts
+from burnish.cli.supervised import folder_of, read_state
+from burnish.cli.supervisor import Supervisor
+from burnish.cli.up import RestartIntents
+from burnish.client.address import started_ticks
 from burnish.core.errors import Conflict, InvalidRequest
+from tests.support import supervision
 from tests.support.scripted_server import Answer, serving
+from tests.support.supervision import PROGRAM, TWO, Up
+from tests.support.supervision import file as file_of
 
 ROOT = Path(__file__).parents[3]
-
-PROGRAM = """
-import json, os, signal, sys, time
-from pathlib import Path
-name, home = os.environ["BURNISH_COMPONENTS"], Path(os.environ["BURNISH_HOME"])
-print("started as", name, os.environ.get("MARK", ""), flush=True)
-if os.environ.get("FAIL") and not Path(os.environ["FAIL"]).exists():
-    sys.exit("this cannot work: the reason")
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-signal.signal(signal.SIGINT, lambda *_: (print("drained", flush=True), sys.exit(0)))
-ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-(home / "run").mkdir(parents=True, exist_ok=True)
-one = {"pid": os.getpid(), "url": "http://127.0.0.1:1", "components": name, "started_ticks": ticks}
-draft = home / "run" / f"draft-{os.getpid()}"
-draft.write_text(json.dumps(one))
-draft.rename(home / "run" / f"process-{os.getpid()}.json")
-while True:
-    time.sleep(60)
-"""
-
-
-class Up:
-    """A supervisor in a thread of its own."""
-
-    def __init__(self, file: Path, home: Path) -> None:
-        self.said: list[str] = []
-        self.asked: set[int] = set()
-        self.file, self.home = file, home
-        command = (sys.executable, "-c", PROGRAM)
-        self.supervisor = Supervisor(file, home, self.said.append, self._asked, command)
-        self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.supervisor.run()
-        except BaseException as error:
-            self.failure = error
-
-    def _asked(self, _id: str, _urls: Sequence[str]) -> set[int]:
-        asked, self.asked = self.asked, set()
-        return asked
-
-    def pids(self) -> dict[str, int]:
-        state = read_state(self.file, self.home)
-        return {one.key: one.pid for one in state.units if one.pid and one.state == "ready"} if state else {}
-
-    def until(self, wanted: Callable[[], object], seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while not wanted():
-            assert time.monotonic() < deadline, "\n".join([*self.said, repr(self.failure)])
-            time.sleep(0.02)
-
-    def end(self, number: int = signal.SIGTERM) -> None:
-        self.supervisor.signal(number)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-    def abandon(self) -> None:
-        """As after a KILL of the supervisor: nothing more is done, the lock is free."""
-        self.supervisor._turn = lambda: None  # type: ignore[method-assign]
-        self.supervisor._end_all = lambda number: None  # type: ignore[method-assign]
-        self.end()
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.02)
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", (0.0, 0.05))
+    supervision.quick(monkeypatch)
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "home"
-    yield folder
-    for path in (folder / "run").glob("process-*.json"):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(path.stem.partition("-")[2]), signal.SIGKILL)
-
-
-def _file(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "burnish.yaml"
-    path.write_text(text)
-    return path
-
-
-TWO = "processes:\n  platform: {components: platform}\n  tuning: {components: fine_tuning, replicas: 2}\n"
+    yield tmp_path / "home"
+    supervision.kill_rest(tmp_path / "home")
 
 
 def test_what_ends_is_started_again_and_the_rest_is_left_alone(tmp_path: Path, home: Path) -> None:
-    up = Up(_file(tmp_path, TWO), home)
+    up = Up(file_of(tmp_path, TWO), home)
     up.until(lambda: len(up.pids()) == 3)
     before = up.pids()
     assert set(before) == {"platform", "tuning-1", "tuning-2"}
@@ -138,7 +62,7 @@ def test_one_that_cannot_start_is_given_up_with_its_reason_and_tried_again_when_
     """Breaks with: a process that is started for ever, or silently not."""
     mended = tmp_path / "mended"
     text = f"processes:\n  all: {{environment: {{FAIL: {mended}}}}}\n"
-    up = Up(_file(tmp_path, text), home)
+    up = Up(file_of(tmp_path, text), home)
     up.until(lambda: any("given up" in line for line in up.said))
     assert sum("started (pid" in line for line in up.said) == supervisor.MAX_FAILURES
     assert any("this cannot work: the reason" in line for line in up.said)
@@ -154,7 +78,7 @@ def test_one_that_cannot_start_is_given_up_with_its_reason_and_tried_again_when_
 
 
 def test_a_changed_file_starts_anew_what_changed_one_at_a_time(tmp_path: Path, home: Path) -> None:
-    file = _file(tmp_path, TWO)
+    file = file_of(tmp_path, TWO)
     up = Up(file, home)
     up.until(lambda: len(up.pids()) == 3)
     before, least = up.pids(), 3
@@ -184,7 +108,7 @@ def test_a_changed_file_starts_anew_what_changed_one_at_a_time(tmp_path: Path, h
 
 
 def test_sighup_starts_everything_anew(tmp_path: Path, home: Path) -> None:
-    up = Up(_file(tmp_path, TWO), home)
+    up = Up(file_of(tmp_path, TWO), home)
     up.until(lambda: len(up.pids()) == 3)
     before = up.pids()
     up.supervisor.signal(signal.SIGHUP)
@@ -193,7 +117,7 @@ def test_sighup_starts_everything_anew(tmp_path: Path, home: Path) -> None:
 
 
 def test_a_restart_that_the_platform_asks_for_is_done_once(tmp_path: Path, home: Path) -> None:
-    up = Up(_file(tmp_path, TWO), home)
+    up = Up(file_of(tmp_path, TWO), home)
     up.until(lambda: len(up.pids()) == 3)
     before = up.pids()
     up.asked = {before["tuning-2"], 999_999}
@@ -205,7 +129,7 @@ def test_a_restart_that_the_platform_asks_for_is_done_once(tmp_path: Path, home:
 
 def test_a_supervisor_that_was_killed_finds_its_processes_again(tmp_path: Path, home: Path) -> None:
     """Breaks with: a second set beside the first; a pid that is believed although another program has it by now."""
-    file = _file(tmp_path, TWO)
+    file = file_of(tmp_path, TWO)
     first = Up(file, home)
     first.until(lambda: len(first.pids()) == 3)
     before = first.pids()
@@ -225,7 +149,7 @@ def test_a_supervisor_that_was_killed_finds_its_processes_again(tmp_path: Path, 
 
 
 def test_a_second_supervisor_of_a_file_is_refused(tmp_path: Path, home: Path) -> None:
-    file = _file(tmp_path, TWO)
+    file = file_of(tmp_path, TWO)
     first = Up(file, home)
     first.until(lambda: len(first.pids()) == 3)
     with pytest.raises(Conflict, match=f"pid {os.getpid()}"):
@@ -237,7 +161,7 @@ def test_a_second_supervisor_of_a_file_is_refused(tmp_path: Path, home: Path) ->
 def test_what_cannot_be_started_now_is_tried_again(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks with: a supervisor that ends for want of room, memory or processes."""
     monkeypatch.setattr(supervisor, "MAX_FAILURES", 10_000)
-    file = _file(tmp_path, TWO)
+    file = file_of(tmp_path, TWO)
     blocked = folder_of(file, home) / "tuning-1.log"
     blocked.mkdir(parents=True)  # opening it fails as it does on a full disk
     up = Up(file, home)
@@ -249,7 +173,7 @@ def test_what_cannot_be_started_now_is_tried_again(tmp_path: Path, home: Path, m
 
 
 def test_a_state_file_that_cannot_be_written_ends_nothing(tmp_path: Path, home: Path) -> None:
-    up = Up(_file(tmp_path, TWO), home)
+    up = Up(file_of(tmp_path, TWO), home)
     up.until(lambda: len(up.pids()) == 3)
     before = up.pids()
     blocked = up.supervisor.folder / ".state.json"
@@ -267,7 +191,7 @@ def test_a_state_file_that_cannot_be_written_ends_nothing(tmp_path: Path, home: 
 def test_one_that_has_just_ended_as_it_is_stopped_is_started_again(tmp_path: Path, home: Path) -> None:
     """Breaks with: a process of the file that stays away because it died just before its restart."""
     said: list[str] = []
-    own = Supervisor(_file(tmp_path, TWO), home, said.append, lambda *_: set(), (sys.executable, "-c", PROGRAM))
+    own = Supervisor(file_of(tmp_path, TWO), home, said.append, lambda *_: set(), (sys.executable, "-c", PROGRAM))
 
     def until_ready() -> None:
         deadline = time.monotonic() + 20
@@ -305,7 +229,7 @@ def test_equal_paths_elsewhere_are_another_supervisor(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks with: two machines or containers that restart each other's processes."""
-    file = _file(tmp_path, TWO)
+    file = file_of(tmp_path, TWO)
 
     def own(folder: Path) -> str:
         return Supervisor(file, folder, print, lambda *_: set()).id
@@ -332,6 +256,7 @@ def test_the_platform_is_asked_whose_restart_it_wants() -> None:
     ]
     data = [{"component_id": f"c{n}", "component_type": "t", "status": "lost", **row} for n, row in enumerate(rows)]
     with serving(lambda _: Answer(body={"data": data, "next": None})) as server:
+        wanted_restarts = RestartIntents(print)
         assert wanted_restarts("up-1", ["http://127.0.0.1:9", server.url]) == {pid}, "the first is away"
         assert server.paths()[0].startswith("GET /platform/components?")
     assert wanted_restarts("up-1", ["http://127.0.0.1:9"]) == set()
@@ -357,7 +282,7 @@ def test_the_platform_is_asked_whose_restart_it_wants() -> None:
 )
 def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, where: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        composition.read(_file(tmp_path, text), {})
+        composition.read(file_of(tmp_path, text), {})
     assert where in " ".join([str(caught.value.where), *(str(one.where) for one in caught.value.problems)])
 
 
@@ -368,7 +293,7 @@ processes:
   one: {port: 9000, replicas: 2, environment: {A: own}}
   two: {components: "fine_tuning, platform"}
 """
-    first, second, other = composition.read(_file(tmp_path, text), {"GIVEN": "x"})
+    first, second, other = composition.read(file_of(tmp_path, text), {"GIVEN": "x"})
     assert (first.key, first.port, first.environment["A"]) == ("one-1", 9000, "own")
     assert (second.key, second.port) == ("one-2", 9001)
     assert (other.key, other.port, other.components, other.with_platform) == ("two", None, "fine_tuning,platform", True)

@@ -42,7 +42,7 @@ def node_capacity(settings: Settings, disk_reserve_bytes: int) -> Capacity:
     memory = settings.memory_bytes or int(_total_memory() * _MEMORY_SHARE)
     gpus = Path("/proc/driver/nvidia/gpus")
     count = len(list(gpus.iterdir())) if gpus.is_dir() else 0
-    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     disk = os.statvfs(settings.home)
     free = max(0, disk.f_bavail * disk.f_frsize - disk_reserve_bytes)
     return Capacity(settings.capacity_cpus, memory, count, free)

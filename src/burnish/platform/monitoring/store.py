@@ -65,6 +65,13 @@ async def instances(session: AsyncSession) -> list[KnownInstance]:
 
 
 async def processes(session: AsyncSession) -> int:
-    """Return how many processes of Burnish have living instances."""
+    """Return how many other processes of Burnish there are: with living instances or, more, with connections."""
     statement = select(func.count(func.distinct(ComponentTable.process))).where(ComponentTable.status != "lost")
-    return int((await session.execute(statement)).scalar_one())
+    with_instances = int((await session.execute(statement)).scalar_one())
+    if session.get_bind().dialect.name == "sqlite":
+        return with_instances
+    connected = text(
+        "SELECT count(DISTINCT application_name) FROM pg_stat_activity WHERE application_name LIKE 'burnish %@%'"
+        " AND application_name <> current_setting('application_name') AND datname = current_database()"
+    )
+    return max(with_instances, int((await session.execute(connected)).scalar_one()))
