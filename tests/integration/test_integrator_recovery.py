@@ -1,6 +1,7 @@
 """Health over time and the ladder of recovery, on both databases."""
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import select
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import IntegratorConfiguration
@@ -19,6 +20,7 @@ from burnish.core.errors import Conflict
 from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
 from burnish.infra.database import Database, utcnow
+from burnish.infra.reconcile import Reconciler, Turn, _Ended
 from burnish.platform.identity import LOCAL
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.integrator import api, judging, service, store
@@ -424,6 +426,83 @@ async def test_a_clock_that_is_set_back_neither_keeps_nor_ends_a_drain(
                 await asyncio.sleep(0.02)
                 view = await found.view("a")
             assert time.monotonic() - began > 0.9, "calls that run had their time"
+
+
+async def test_what_was_stopped_is_no_alert(database: Database) -> None:
+    """Breaks with: a process that was ended on purpose and is told of as one that fails."""
+    judge = _judge([True])
+    async with database.write() as session:
+        row = await _embedded_row(session, "x-1")
+        await store.change_state(session, row, InstanceState.HEALTHY)
+        await store.change_state(session, row, InstanceState.DRAINING, "its server stops")
+        row.expires_at = row.beat_until = await store.now(session) - 1
+        for _ in range(6):
+            await judge.apply(session, row, Look(Sight.REFUSED, "nothing listens there"))
+        assert (row.status, row.alerted) == (InstanceState.LOST, False)
+        assert "alert" not in [one["action"] for one in row.actions or ()]
+
+
+@pytest.mark.postgres
+async def test_whoever_locks_several_rows_does_it_in_one_order(postgres_url: str) -> None:
+    """The renewer, the give-back, heartbeats and a start of a second server at once, over rows in any order.
+
+    Breaks with: PostgreSQL that ends one of two units of work which wait for each other.
+    """
+    database = Database(postgres_url)
+    names = [f"x-{n}" for n in range(60)]
+    async with database.write() as session:
+        for name in names:
+            await _embedded_row(session, name)
+        keys = list((await session.execute(select(ComponentTable.id))).scalars())
+    first, second = (
+        Reconciler(database, ComponentTable, _no_turn, name=name, lease_seconds=0.3) for name in ("one", "two")
+    )
+    renewer = first._renewer
+    assert renewer is not None
+    token, until = "one#1", time.monotonic() + 3
+    mixed = random.Random(1).sample(keys, len(keys))
+    renewer.start()
+
+    async def lease_and_give_back() -> None:
+        while time.monotonic() < until:
+            for key in mixed:
+                renewer.hold(key, token)
+            async with database.write() as session:
+                await store.lock(session, names)
+                far = await store.now(session) + 30
+                await session.execute(update(ComponentTable).values(lease_owner=token, lease_until=far))
+            await asyncio.sleep(0.05)
+            async with database.write() as session:
+                await first._give_back(session, [_Ended(key, token, 0, 0.0) for key in mixed])
+
+    async def beat() -> None:
+        while time.monotonic() < until:
+            async with database.write() as session:
+                await store.lock(session, names)
+
+    async def start() -> None:
+        while time.monotonic() < until:
+            await second._make_due(ComponentTable.due_at.is_not(None))
+            await asyncio.sleep(0.01)
+
+    async def suspect() -> None:
+        while time.monotonic() < until:
+            async with database.write() as session:
+                await store.suspect(session, names)
+
+    try:
+        await asyncio.gather(lease_and_give_back(), lease_and_give_back(), beat(), start(), suspect())
+        await asyncio.sleep(1.1)  # PostgreSQL counts a deadlock a moment after it has ended one
+        async with database.read() as session:
+            counted = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+            assert (await session.execute(counted)).scalar_one() == 0
+    finally:
+        await asyncio.to_thread(renewer.stop)
+        await database.dispose()
+
+
+async def _no_turn(turn: Turn) -> float | None:
+    return None
 
 
 async def test_an_older_incarnation_does_not_deregister_a_later_one(database: Database) -> None:

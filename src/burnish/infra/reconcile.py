@@ -29,7 +29,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from sqlalchemy import ColumnElement, Float, Integer, String, and_, bindparam, case, func, inspect, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Integer,
+    String,
+    and_,
+    bindparam,
+    case,
+    collate,
+    func,
+    inspect,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -175,9 +189,13 @@ class Reconciler:
 
     async def _make_due(self, which: ColumnElement[bool]) -> None:
         """Give rows a turn now. Those that are due later are among them: the clock may have been set back since."""
-        statement = update(self._table).where(which).values(lease_owner=None, lease_until=None, due_at=0.0)
-        if self._where is not None:
-            statement = statement.where(self._where)
+        column = _key(self._table)
+        which = which if self._where is None else and_(which, self._where)
+        keys = select(column).where(which)
+        if self.database.dialect == "postgresql":
+            keys = keys.order_by(_in_order(column)).with_for_update()
+        statement = update(self._table).where(column.in_(keys.scalar_subquery()))
+        statement = statement.values(lease_owner=None, lease_until=None, due_at=0.0)
         async with self.database.write() as session:
             await session.execute(statement.execution_options(synchronize_session=False))
 
@@ -318,7 +336,7 @@ class Reconciler:
         connection = await session.connection()
         rows = [
             {"one": e.key, "token": e.token, "seen": e.wakes, "delay": -1.0 if e.delay is None else e.delay}
-            for e in ended
+            for e in sorted(ended, key=lambda one: one.key)
         ]
         await connection.execute(statement, rows)
 
@@ -399,7 +417,7 @@ class _Renewer:
         pause = self._lease / 3
         while not await asyncio.to_thread(self._stopping.wait, pause):
             with self._lock:
-                held = list(self._held.items())
+                held = sorted(self._held.items())
             pause = min(_RENEW_AGAIN_SECONDS, self._lease / 3)
             if self._database.away:
                 continue
@@ -443,6 +461,14 @@ class ClockWatch:
             return known - (wall - before)
         self._ahead = wall - after if known is None else max(known, wall - after)
         return 0.0
+
+
+def _in_order(column: Any) -> Any:
+    """Return what rows are ordered by that are locked together: by their key as Python sorts it, whoever locks them.
+
+    Two units of work that lock rows of one table in different orders would wait for each other.
+    """
+    return collate(column, "C") if isinstance(column.type, String) else column
 
 
 def _key(table: type[Any]) -> Any:

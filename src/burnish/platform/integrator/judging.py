@@ -90,7 +90,8 @@ class Judge:
             await notify(session, store.TOPIC)
         row.failures, row.successes = verdict.failures, min(verdict.successes, 1000)
         await store.change_state(session, row, verdict.state, row.problem)
-        await self._alert(session, row, verdict)
+        if not stopped or verdict.alert is Alert.END:  # what somebody has ended is no failure
+            await self._alert(session, row, verdict)
         if stopped and verdict.state is InstanceState.LOST:
             row.problem, row.problem_kind = "it was stopped and has not come back", STOPPED
         await self._recover(session, row, before, now, settings)

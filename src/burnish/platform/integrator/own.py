@@ -98,6 +98,7 @@ class OwnInstances:
         """Say that they are gone, and give their number back."""
         try:
             async with self.database.write() as session:
+                await store.lock(session, [own.component_id for own in self._own])
                 for own in self._own:
                     row = await store.find(session, own.component_id, lock=True)
                     if row is not None and row.generation == own.generation:
@@ -127,6 +128,7 @@ class OwnInstances:
         looks = [(own, await self._look(own)) for own in self._own if not own.taken]
         missing: list[_Own] = []
         async with self.database.write() as session:
+            await store.lock(session, [own.component_id for own, _ in looks])
             for own, look in looks:
                 row = await store.find(session, own.component_id, lock=True)
                 if row is None:

@@ -68,6 +68,12 @@ async def find(session: AsyncSession, component_id: str, *, lock: bool = False) 
     return await _one(session, select(_C).where(_C.component_id == component_id), lock=lock)
 
 
+async def lock(session: AsyncSession, component_ids: Sequence[str]) -> None:
+    """Lock instances' rows together, in the order in which everybody does, before one after the other is changed."""
+    statement = select(_C.id).where(_C.component_id.in_(component_ids)).order_by(_C.id).with_for_update()
+    await session.execute(statement)
+
+
 async def by_key(session: AsyncSession, key: str, *, lock: bool = False) -> ComponentTable | None:
     """Return an instance's row by the row's id."""
     return await _one(session, select(_C).where(_C.id == key), lock=lock)
@@ -148,7 +154,7 @@ async def look_now(session: AsyncSession, row: ComponentTable) -> None:
 
 async def suspect(session: AsyncSession, component_ids: Sequence[str]) -> None:
     """Have instances looked at as soon as possible: a call to them just failed."""
-    statement = select(_C.id).where(_C.component_id.in_(component_ids), _C.due_at.is_not(None))
+    statement = select(_C.id).where(_C.component_id.in_(component_ids), _C.due_at.is_not(None)).order_by(_C.id)
     for key in list((await session.execute(statement)).scalars()):
         await wake(session, ComponentTable, key)
 

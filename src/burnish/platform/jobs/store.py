@@ -416,9 +416,10 @@ async def is_explained(session: AsyncSession, component_type: str, before: str, 
 
 
 async def explain(session: AsyncSession, component_type: str, before: str, after: str) -> None:
-    """Have each queued job of a component type say ``before``, its kind and ``after`` as why it waits."""
+    """Have each queued job of a component type say ``before``, its kind and ``after`` as why it waits; now or next time."""
     reason = _reason_of_kind(before, after)
-    statement = update(JobTable).where(_unexplained(component_type, reason)).values(pending_reason=reason)
+    keys = select(JobTable.id).where(_unexplained(component_type, reason)).with_for_update(skip_locked=True)
+    statement = update(JobTable).where(JobTable.id.in_(keys.scalar_subquery())).values(pending_reason=reason)
     await session.execute(statement.execution_options(synchronize_session=False))
 
 
