@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,16 @@ def test_no_process_is_no_list_of_missing_components() -> None:
     assert [one.status for one in examination.instance_findings([], served=False)] == ["warning"]
     row = store.KnownInstance("x-1", "x", "1", "healthy", None)
     assert len(examination.instance_findings([row], served=True)) == len(COMPONENT_TYPES)
+
+
+def test_what_somebody_stopped_is_no_fault() -> None:
+    rows = [store.KnownInstance(f"{one}-1", one, "1", "healthy", None) for one in COMPONENT_TYPES]
+    lost = store.KnownInstance("x-2", "evaluation", "1", "lost", "it was stopped and has not come back", stopped=True)
+    found = examination.instance_findings([*rows, lost], served=True)
+    assert [one.status for one in found] == ["ok", "ok"]
+    assert found[0].message.startswith(f"{len(rows)} instances")
+    (said,) = examination.instance_findings([*rows, replace(lost, stopped=False)], served=True)
+    assert said.status == "warning"
 
 
 def _environment(**variables: str) -> dict[str, str]:

@@ -298,7 +298,8 @@ def instance_findings(instances: list[store.KnownInstance], *, served: bool) -> 
         return [
             Finding(check="components", status="warning", message="no process runs", hint="start one: burnish serve")
         ]
-    found = []
+    found: list[Finding] = []
+    stopped: list[Finding] = []
     well = Counter(one.component_type for one in instances if one.status in ("healthy", "degraded"))
     for component_type in COMPONENT_TYPES:
         if not well[component_type]:
@@ -306,7 +307,9 @@ def instance_findings(instances: list[store.KnownInstance], *, served: bool) -> 
             message = f"no instance of {component_type} is healthy"
             found.append(Finding(check="components", status="problem", message=message, hint=hint))
     for one in instances:
-        if one.status not in ("healthy", "starting", "draining"):
+        if one.status == "lost" and one.stopped:
+            stopped.append(Finding(check="components", status="ok", message=f"{one.component_id} was stopped"))
+        elif one.status not in ("healthy", "starting", "draining"):
             message = f"{one.component_id} is {one.status}{f': {one.problem}' if one.problem else ''}"
             hint = f"look at it: burnish components {one.component_id}"
             found.append(Finding(check="components", status="warning", message=message, hint=hint))
@@ -319,8 +322,9 @@ def instance_findings(instances: list[store.KnownInstance], *, served: bool) -> 
         )
         hint = "finish the upgrade: start every process of the older version anew"
         found.append(Finding(check="versions", status="warning", message=message, hint=hint))
-    summary = f"{len(instances)} instances of {len({one.component_type for one in instances})} types"
-    return found or [Finding(check="components", status="ok", message=f"{summary}, all healthy")]
+    types = {one.component_type for one in instances}
+    summary = f"{len(instances) - len(stopped)} instances of {len(types)} types, all healthy"
+    return [*(found or [Finding(check="components", status="ok", message=summary)]), *stopped]
 
 
 async def _redis(settings: Settings) -> list[Finding]:

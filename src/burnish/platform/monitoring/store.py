@@ -6,6 +6,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.infra.database import epoch_now
+from burnish.platform.integrator.judging import STOPPED
 from burnish.platform.integrator.tables import ComponentTable
 
 
@@ -54,14 +55,18 @@ class KnownInstance:
     version: str
     status: str
     problem: str | None
+    stopped: bool = False
+    """Somebody ended its process: that it is lost is no fault."""
 
 
 async def instances(session: AsyncSession) -> list[KnownInstance]:
     """Return all instances."""
     table = ComponentTable
-    columns = (table.component_id, table.component_type, table.version, table.status, table.problem)
+    columns = (table.component_id, table.component_type, table.version, table.status, table.problem, table.problem_kind)
     rows = await session.execute(select(*columns).order_by(table.component_id))
-    return [KnownInstance(row[0], row[1] or "", row[2] or "", row[3] or "", row[4]) for row in rows.all()]
+    return [
+        KnownInstance(row[0], row[1] or "", row[2] or "", row[3] or "", row[4], row[5] == STOPPED) for row in rows.all()
+    ]
 
 
 async def processes(session: AsyncSession) -> int:
