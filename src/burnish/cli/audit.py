@@ -1,11 +1,14 @@
 """``burnish audit``: list, export, verify."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from burnish.cli.options import After, Exit, Json, Limit, Url
+
+if TYPE_CHECKING:
+    from burnish.client.identity import AuditEntry
 
 app = typer.Typer(help="Who did what: append-only, each entry bound to the one before.", no_args_is_help=True)
 
@@ -25,10 +28,17 @@ def list_(
     if as_json:
         return print_json(page)
     rows = [
-        (one.number, f"{one.at:%Y-%m-%d %H:%M:%S}", one.actor, one.action, one.object_id or "-", one.project_id)
+        (one.number, f"{one.at:%Y-%m-%d %H:%M:%S}", one.actor, one.action, _object(one), one.project_id)
         for one in page.data
     ]
     return print_table(("entry", "at (UTC)", "who", "did", "to", "project"), rows, empty="nothing yet")
+
+
+def _object(entry: "AuditEntry") -> str:
+    """Return to what it was done; of a role, whose it is: the id of a binding says nothing to people."""
+    if entry.action in {"role:give", "role:take"} and {"role", "subject"} <= entry.details.keys():
+        return f"{entry.details['role']} of {entry.details['subject']}"
+    return entry.object_id or "-"
 
 
 @app.command()
@@ -75,8 +85,9 @@ def verify(url: Url = None, as_json: Json = False) -> None:
             f"[green]✓[/] {verdict.entries} entries hold; the last one's hash is {verdict.head}", soft_wrap=True
         )
     else:
-        console().print(f"[red]✗[/] {len(verdict.problems)} places do not hold:", soft_wrap=True)
+        count = len(verdict.problems)
+        console().print(f"[red]✗[/] {count} {'place does' if count == 1 else 'places do'} not hold:", soft_wrap=True)
         for problem in verdict.problems:
-            console().print(f"  entry {problem.number}: {problem.message}", soft_wrap=True, markup=False)
+            console().print(f"  {problem.message}", soft_wrap=True, markup=False)
     if not verdict.ok:
         raise typer.Exit(Exit.FAILED)

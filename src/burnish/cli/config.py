@@ -108,10 +108,13 @@ def unset(
 
 @app.command()
 def explain(key: Key, environment: Environment = None, url: Url = None, as_json: Json = False) -> None:
-    """Show what each layer says of a key, and which one won."""
+    """Show what each layer says of a key, and which one won; of a section, its keys."""
     from burnish.cli.output import ago, console, print_json, print_table
     from burnish.client import Client
+    from burnish.core.configuration import sections
 
+    if key in sections():
+        return show(key, environment=environment, url=url, as_json=as_json)
     with Client(url) as client:
         found = client.configuration.explain(key, environment=environment)
     if as_json:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from burnish.cli.options import After, Json, Limit, Url
 
 if TYPE_CHECKING:
-    from burnish.client.identity import MintedKey
+    from burnish.client.identity import KeyView, MintedKey
 
 app = typer.Typer(help="API keys: your own, and those of the projects that you administer.", no_args_is_help=True)
 KeyId = Annotated[
@@ -58,8 +59,7 @@ def list_(
     if as_json:
         return print_json(page)
     rows = [
-        (key.id, key.name or "-", key.subject, key.project, _scopes(key.scopes), ago(key.last_used_at),
-         state_text("revoked") if key.revoked_at else f"until {key.expires_at:%Y-%m-%d}" if key.expires_at else "in use")
+        (key.id, key.name or "-", key.subject, key.project, _scopes(key), ago(key.last_used_at), state_text(_state(key)))
         for key in page.data
     ]  # fmt: skip
     return print_table(
@@ -96,10 +96,21 @@ def revoke(key_id: KeyId, url: Url = None, as_json: Json = False) -> None:
     )
 
 
-def _scopes(scopes: tuple[str, ...] | None) -> str:
-    if scopes is None:
+def _scopes(key: "KeyView") -> str:
+    if key.component_id is not None:
+        return f"registers {key.component_id}:{key.component_type}"
+    if key.scopes is None:
         return "all of its owner's"
-    return " ".join(scopes) if len(scopes) <= 3 else f"{len(scopes)} permissions"
+    return " ".join(key.scopes) if len(key.scopes) <= 3 else f"{len(key.scopes)} permissions"
+
+
+def _state(key: "KeyView") -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is None:
+        return "in use"
+    ended = key.expires_at <= datetime.now(UTC)
+    return f"{'expired' if ended else 'until'} {key.expires_at:%Y-%m-%d %H:%M} UTC"
 
 
 @contextmanager
@@ -140,10 +151,16 @@ def _show_once(made: "MintedKey", output: Path | None, quiet: bool, as_json: boo
     if quiet and made.key:
         sys.stdout.write(made.key + "\n")
         return None
+    if made.component_id is not None:
+        place = f"for the instance {made.component_id}"
+    else:
+        place = f"in project {made.project}" if made.project != "*" else "in every project"
+        if made.scopes is not None and made.subject != made.created_by:
+            place += f" ({len(made.scopes)} permissions, which later roles do not add to)"
     what = f"it is in {escape(str(output))}" if output else "it is shown this once:"
     until = f", until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else ""
     console(stderr=True).print(
-        f"[green]✓[/] {made.id} of {made.subject} in project {made.project}{until}; {what}",
+        f"[green]✓[/] {made.id} of {made.subject} {place}{until}; {what}",
         soft_wrap=True,
     )
     if made.key:

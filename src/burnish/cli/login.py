@@ -32,7 +32,7 @@ def login(
     """Log in to a server and keep its key for the commands and clients of this user.
 
     With a login provider the browser opens; without one, a key is asked for and not shown. Keys are kept one a server
-    in ~/.config/burnish/credentials.json, which only you can read.
+    (the processes of a home are one) in ~/.config/burnish/credentials.json, which only you can read.
     """
     from burnish.cli.output import console, print_json
     from burnish.client import Client, credentials
@@ -86,6 +86,7 @@ def whoami(url: Url = None, as_json: Json = False) -> None:
     """Show who you are to a server and what you may do there."""
     from burnish.cli.output import console, print_json
     from burnish.client import Client
+    from burnish.core.permissions import PLATFORM_WIDE, permissions_of
 
     with Client(url) as client:
         me, address = client.identity.me(), client.url
@@ -98,6 +99,10 @@ def whoami(url: Url = None, as_json: Json = False) -> None:
     for access in me.projects:
         out.print(f"  {', '.join(access.roles)} in project {access.project}")
     out.print(f"  may here: {' '.join(me.permissions) or 'nothing'}", soft_wrap=True)
+    roles = {role for access in me.projects if access.project == me.project for role in access.roles} | {*me.everywhere}
+    lacking = permissions_of(roles) - PLATFORM_WIDE - {*me.permissions}
+    if lacking and me.credential is not None:
+        out.print(f"  not with this key ({me.credential}), though the roles allow it: {' '.join(sorted(lacking))}", soft_wrap=True)
     return None
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from burnish.cli.options import ADDRESSED, Exit
 from burnish.client.errors import NotReachable
-from burnish.core.errors import BurnishError
+from burnish.core.errors import BurnishError, Busy, FieldProblem
 
 COLOURS = {
     "succeeded": "green", "healthy": "green", "ready": "green", "serving": "green", "running": "cyan", "failed": "red",
@@ -92,11 +92,19 @@ def print_error(error: BurnishError, *, as_json: bool) -> None:
     if error.where:
         out.print(f"  [bold]where[/] {escape(error.where)}", soft_wrap=True)
     for problem in error.problems:
-        out.print(f"  [bold]at[/]    [red]{escape(problem.where)}[/]: {escape(problem.message)}", soft_wrap=True)
+        out.print(f"  [bold]at[/]    [red]{escape(problem.where)}[/]: {escape(_said(problem))}", soft_wrap=True)
         if problem.hint:
             out.print(f"        [dim]{escape(problem.hint)}[/]", soft_wrap=True)
+    if error.retry_after is not None and isinstance(error, Busy):
+        out.print(f"  [bold]wait[/]  {seconds(error.retry_after)}", soft_wrap=True)
     if error.hint and error.hint not in {problem.hint for problem in error.problems}:
         out.print(f"  [bold]next[/]  {escape(error.hint)}", soft_wrap=True)
+
+
+def _said(problem: FieldProblem) -> str:
+    """Return a problem's message without the name with which the place ends, which stands before it already."""
+    name, colon, rest = problem.message.partition(": ")
+    return rest if colon and f".{problem.where}".endswith(f".{name}") else problem.message
 
 
 def exit_status(error: BurnishError) -> Exit:

@@ -101,7 +101,7 @@ def list_roles(
     if as_json:
         return print_json(page)
     rows = [
-        (one.subject, one.role, one.project, "the login provider" if one.source == "oidc" else "an administrator")
+        (one.subject, one.role, one.project, "the login provider" if one.source == "oidc" else one.created_by or "-")
         for one in page.data
     ]
     return print_table(("who", "role", "project", "given by"), rows, empty="no roles are given yet")

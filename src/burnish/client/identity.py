@@ -92,6 +92,7 @@ class RoleView(View):
     project: str
     role: str
     source: str = ""
+    created_by: str = ""
 
 
 class KeyView(View):
@@ -104,9 +105,13 @@ class KeyView(View):
     project: str = ""
     scopes: tuple[str, ...] | None = None
     created_at: datetime | None = None
+    created_by: str = ""
     expires_at: datetime | None = None
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
+    component_id: str | None = None
+    """Of the credential of an instance: the one that it registers."""
+    component_type: str | None = None
 
 
 class MintedKey(KeyView):

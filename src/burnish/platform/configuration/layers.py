@@ -61,6 +61,10 @@ class Composed:
 
 Path = tuple[str, ...]
 
+_REFERENCES = frozenset({"identity.oidc.client_secret"})
+_REFER = "it is kept as a secret, never as it is: set it by `burnish secret set NAME` and write secret://NAME here"
+"""Of a key whose value refers to a secret."""
+
 
 def default_layer() -> Layer:
     """Return the layer that has every key."""
@@ -117,6 +121,8 @@ def flatten(
 
 def suggestion(key: str) -> str:
     """Return what a reader can do about a key that there is not: the nearest one, or where the keys are listed."""
+    if key in sections():
+        return f"it is a section; its keys: {', '.join(sorted(_below(key)))}"
     near = nearest(key, [*schema(), *sections()])
     return f"did you mean {near}?" if near else "`burnish config show` lists every key"
 
@@ -182,7 +188,8 @@ def wrong_values(layer: Layer) -> Iterator[FieldProblem]:
             key, inner = _key_of(tuple(map(str, found["loc"])))
             origin = layer.values[key].origin if key in layer.values else layer.name
             at = f"{key}[{']['.join(inner)}]" if inner else key
-            yield FieldProblem(where=origin, message=f"{at}: {found['msg']}", hint=_what_it_is(key))
+            said = _REFER if found["type"] == "string_pattern_mismatch" and key in _REFERENCES else found["msg"]
+            yield FieldProblem(where=origin, message=f"{at}: {said}", hint=_what_it_is(key))
 
 
 def _too_large(value: JsonValue) -> bool:

@@ -30,6 +30,7 @@ from burnish.platform.configuration.layers import (
     flatten,
     nearest,
     same,
+    suggestion,
 )
 from burnish.platform.configuration.variables import PREFIX, process_layer
 
@@ -257,3 +258,19 @@ def test_the_defaults_are_right_and_every_key_is_described() -> None:
     for key, one in schema().items():
         assert one.description, key
         assert same(value_at(Configuration(), key), one.default)
+
+
+def test_a_secret_as_it_is_says_how_to_keep_it() -> None:
+    """Breaks with: a regular expression for an answer to somebody who gave a secret."""
+    (problem,) = compose([layer({"identity.oidc.client_secret": "hunter2 hunter2"})]).problems
+    assert "burnish secret set NAME" in problem.message
+    assert "secret://NAME" in problem.message
+    assert "pattern" not in problem.message
+
+
+def test_a_section_is_no_key_and_its_keys_are_named() -> None:
+    """Breaks with: did you mean gateway?, to somebody who said gateway."""
+    assert suggestion("gateway.per_key") == (
+        "it is a section; its keys: gateway.per_key.burst, gateway.per_key.requests_per_day, gateway.per_key.requests_per_second"
+    )
+    assert suggestion("gatewy") == "did you mean gateway?"
