@@ -218,6 +218,9 @@ class PlainComponent:
             job.tell("progress", done=done, total=3)
         while job.ignored:
             await asyncio.sleep(1)
+        if self.is_("jobs fail"):
+            job.become("failed")
+            return
         if not self.is_("no result"):
             job.result = {"text": str(job.spec.get("text", "")).upper()}
         job.become("succeeded")
@@ -226,6 +229,7 @@ class PlainComponent:
         return {
             "job_id": job.id, "kind": "shout", "state": job.state, "project_id": job.project, "result": job.result,
             "created_at": job.created, "finished_at": job.finished,
+            "error": {"code": "hoarse", "message": "no voice left"} if job.state == "failed" else None,
         }  # fmt: skip
 
     def find(self, request: Request) -> Job:

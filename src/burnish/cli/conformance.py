@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from burnish.client.errors import NotReachable
 from burnish.core.errors import Conflict, InvalidRequest
+from burnish.infra.http import Unreachable
 from burnish.testing.component_contract import Finding
 from burnish.testing.component_contract import check as run_suite
-from burnish.testing.component_probe import Example, Probe, tokens_of
+from burnish.testing.component_probe import Example, Fault, Probe, tokens_of
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "not applicable": "-   "}
 
@@ -40,12 +42,16 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """Yield it for people."""
+        reasons: set[str] = set()
         for one in self.findings:
             yield f"{_MARKS[one.verdict]} {one.point}: {one.says}"
             if one.verdict == "fail":
                 yield f"       seen:     {one.seen}"
                 yield f"       expected: {one.expected}"
-            elif one.verdict == "not applicable":
+            elif one.verdict == "pass" and one.seen:
+                yield f"       seen:     {one.seen}"
+            elif one.seen not in reasons:
+                reasons.add(one.seen)
                 yield f"       not looked at: {one.seen}"
         counts = self.counts()
         open_points = counts["not applicable"]
@@ -60,12 +66,25 @@ def run(url: str, key_file: Path | None, jobs: Sequence[str]) -> Report:
 
     Raises:
         InvalidRequest: the URL, the key or a job cannot be used.
+        NotReachable: nobody answers there.
     """
     if not url.startswith(("http://", "https://")):
         raise InvalidRequest(f"{url!r} is no http URL", where="URL", hint="for example http://127.0.0.1:9001")
     tokens = None if key_file is None else tokens_of(key_file.read_bytes())
     probe = Probe(url.rstrip("/"), tokens, [_example(text) for text in jobs])
-    return Report(url, asyncio.run(run_suite(probe)))
+    return Report(url, asyncio.run(_checked(probe)))
+
+
+async def _checked(probe: Probe) -> list[Finding]:
+    try:
+        await probe.ask("GET", "/health")
+    except Fault as fault:
+        if isinstance(fault.__cause__, Unreachable) and not fault.__cause__.sent:
+            await probe.close()
+            raise NotReachable(
+                fault.__cause__.message, where=probe.url, hint="check that the component runs and listens there"
+            ) from fault
+    return await run_suite(probe)
 
 
 def make_key(path: Path) -> Path:

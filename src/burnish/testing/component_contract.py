@@ -16,6 +16,7 @@ from burnish.core.offers import check_offer, schema_problem
 from burnish.core.protocol import CALLER_HEADER, PROTOCOL_VERSION, Description, Health, JobView, Validation
 from burnish.core.states import JobState
 from burnish.platform.identity import CallerTokens, Principal
+from burnish.testing.component_kinds import jobs_succeed
 from burnish.testing.component_probe import (
     CALLER,
     PATIENCE_SECONDS,
@@ -36,7 +37,7 @@ _ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 _TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 _TRACEPARENT = f"00-{_TRACE}-00f067aa0ba902b7-01"
 
-Check = Callable[[Probe], Awaitable[None]]
+Check = Callable[[Probe], Awaitable[str | None]]
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ async def check(probe: Probe) -> list[Finding]:
 
 async def _look(point: Point, probe: Probe) -> Finding:
     try:
-        await point.check(probe)
+        seen = await point.check(probe)
     except Fault as fault:
         return Finding(point.name, point.says, "fail", fault.seen, fault.expected)
     except NotApplicable as reason:
         return Finding(point.name, point.says, "not applicable", str(reason))
-    return Finding(point.name, point.says, "pass")
+    return Finding(point.name, point.says, "pass", seen or "")
 
 
 async def health(probe: Probe) -> None:
@@ -480,6 +481,7 @@ POINTS: tuple[Point, ...] = (
     Point("submit-refuses", "POST /jobs refuses what does not validate: 422, and no job", submit_refuses),
     Point("submit-needs-an-id", "POST /jobs needs an id of 1 to 100 letters, digits and . _ : -", submit_needs_an_id),
     Point("ends", "A job ends as succeeded with its result, failed with an error, or cancelled", ends),
+    Point("jobs-succeed", "A job of each kind succeeds", jobs_succeed),
     Point("same-job", "The same id twice is the same job", same_job),
     Point("conflict", "Another spec under the same id is a conflict: 409", conflict),
     Point("own-project", "A caller reaches its own project's jobs alone", own_project),

@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 
+from burnish.cli.conformance import Report, run
+from burnish.client.errors import NotReachable
 from burnish.core.errors import InvalidRequest
 from burnish.platform.identity import CallerTokens
 from burnish.testing import component_contract
-from burnish.testing.component_contract import POINTS, check
+from burnish.testing.component_contract import POINTS, Finding, check
 from burnish.testing.component_probe import Example, Probe, instance_of, tokens_of
 from tests.support.asgi_server import served
 from tests.support.plain_component import PlainComponent
@@ -46,6 +48,7 @@ FAULTS = {
     "refused but kept": {"submit-refuses"},
     "odd ids": {"submit-needs-an-id"},
     "no result": {"ends"},
+    "jobs fail": {"jobs-succeed"},
     "starts again": {"same-job"},
     "no conflict": {"conflict"},
     "any project": {"own-project"},
@@ -108,6 +111,33 @@ async def test_without_a_key_what_needs_one_is_said_not_to_be_looked_at() -> Non
     assert found["conflict"].verdict == "not applicable"
     assert "--key-file" in found["conflict"].seen
     assert not component.jobs
+
+
+async def test_how_the_jobs_of_each_kind_ended_is_told() -> None:
+    """Breaks with: a component that keeps every point, while each of its jobs fails."""
+    component = PlainComponent(CallerTokens(KEY).public_jwks(), "jobs fail")
+    async with served(component.app) as url:
+        found = {one.point: one for one in await check(Probe(url, CallerTokens(KEY)))}
+        given = {
+            one.point: one for one in await check(Probe(url, CallerTokens(KEY), [Example("shout", {"text": "mine"})]))
+        }
+    assert found["jobs-succeed"].seen == "shout: failed (hoarse: no voice left)"
+    assert "--job" in found["jobs-succeed"].expected
+    assert given["jobs-succeed"].verdict == "fail"
+    report = Report(
+        "http://x",
+        [Finding("a", "A", "pass", "shout: succeeded"), *[Finding(n, n, "not applicable", "no key") for n in "bcd"]],
+    )
+    lines = list(report.lines())
+    assert "       seen:     shout: succeeded" in lines
+    assert sum("no key" in line for line in lines) == 1, "a reason is said once"
+    assert [line[:4] for line in lines].count("-   ") == 3
+
+
+def test_nobody_there_is_told_as_such() -> None:
+    """Breaks with: a verdict on a component that nobody could reach."""
+    with pytest.raises(NotReachable, match="cannot be reached"):
+        run("http://127.0.0.1:9", None, [])
 
 
 async def test_nobody_there_is_a_failure_not_a_crash() -> None:
