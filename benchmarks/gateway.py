@@ -329,7 +329,8 @@ def rounds(targets: list[Target], options: argparse.Namespace, folder: Path) -> 
     for target in targets:
         costs = sorted(cost * 1e6 for cost in target.costs)
         print(
-            f"{target.name:28} {statistics.median(costs):16.0f} {costs[0]:7.0f}-{costs[-1]:<8.0f} {statistics.median(target.rates):12.0f}"
+            f"{target.name:28} {statistics.median(costs):16.0f} {costs[0]:7.0f}-{costs[-1]:<8.0f}"
+            f" {statistics.median(target.rates):12.0f} {target.idle:9.1%}"
         )
     ours = [target for target in targets if target.name.startswith("burnish")]
     for own in ours:

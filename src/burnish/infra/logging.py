@@ -216,15 +216,15 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what is bound, what was given as extra."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line. A record with ``checked`` set was redacted by whoever made it, as far as patterns go."""
-        checked = "checked" in record.__dict__
+        """Return the line. A record with ``checked`` was redacted by whoever made it, as far as patterns go; these are its fields."""
+        checked: Mapping[str, Any] | None = record.__dict__.get("checked")
         document: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage() if checked else redact(record.getMessage()),
+            "message": record.getMessage() if checked is not None else redact(record.getMessage()),
             **_context.get(),
-            **(_extra(record) if checked else redact_fields(_extra(record))),
+            **(checked if checked is not None else redact_fields(_extra(record))),
         }
         if trouble := _trouble(record):
             document["exception"] = redact(trouble)
@@ -237,7 +237,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the traceback below it."""
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        fields = {**_context.get(), **_extra(record)}
+        fields = {**_context.get(), **_extra(record), **record.__dict__.get("checked", {})}
         tail = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
         line = (
             f"{time} {record.levelname.lower():7} {record.name.removeprefix('burnish.')}: {record.getMessage()}{tail}"

@@ -209,11 +209,12 @@ class Exchange:
             "subject": caller.subject if caller else None, "credential": caller.credential if caller else None,
             "project_id": caller.project_id if caller else None, "method": self.method, "route": self.route,
             "status": status, "seconds": round(seconds, 4), "bytes": self.sent_bytes,
-            "bytes_in": self.body.received if self.body is not None else 0, "priority": self.priority, "checked": True,
+            "bytes_in": self.body.received if self.body is not None else 0, "priority": self.priority,
         }  # fmt: skip
         # Not through access.info(): finding out on which line of code this is costs as much as the rest.
         told = (self.method, _shown(self.path), status)
-        access.handle(access.makeRecord(access.name, logging.INFO, __file__, 0, "%s %s %d", told, None, None, extra))
+        checked = {"checked": extra}
+        access.handle(access.makeRecord(access.name, logging.INFO, __file__, 0, "%s %s %d", told, None, None, checked))
 
 
 @lru_cache(4096)

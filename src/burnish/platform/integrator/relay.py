@@ -142,7 +142,14 @@ class _Body:
         Raises:
             ClientGone: the client hung up before its end.
         """
-        parts = [chunk async for chunk in self._chunks()]
+        first = await self._next()
+        body: bytes = first.get("body", b"")
+        if first["type"] == "http.request" and not first.get("more_body", False):  # nearly all of them
+            self._ended.set()
+            return body
+        if first["type"] == "http.disconnect":
+            raise ClientGone
+        parts = [body, *[chunk async for chunk in self._chunks()]]
         if self._gone:
             raise ClientGone
         return b"".join(parts)

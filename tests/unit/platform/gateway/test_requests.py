@@ -362,9 +362,8 @@ async def test_the_access_log_says_who_and_no_secret(stand: Stand, caplog: pytes
         await stand.client.get(f"{ECHO}?token=hidden-query", headers={**ONE, "x-request-id": "r-1"})
         await until(lambda: bool(caplog.records))
     record = next(one for one in caplog.records if one.name == "burnish.access")
-    told = {
-        name: getattr(record, name) for name in ("subject", "credential", "project_id", "route", "status", "method")
-    }
+    fields = record.__dict__["checked"]
+    told = {name: fields[name] for name in ("subject", "credential", "project_id", "route", "status", "method")}
     assert told == {
         "subject": "user_1", "credential": "key_1", "project_id": "red", "route": "/platform/datasets/{path}",
         "status": 200, "method": "GET",
