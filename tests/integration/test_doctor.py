@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from burnish.cli.doctor import _server
 from burnish.core.protocol import COMPONENT_TYPES
 from burnish.core.settings import Settings
 from burnish.infra.database import Database
@@ -21,6 +22,7 @@ from burnish.platform.monitoring.examination import Finding, examine
 from burnish.wiring import open_installation
 from tests.support.command_line import burnish
 from tests.support.postgres import free_port
+from tests.support.scripted_server import Answer, serving
 
 
 async def _started_once(home: Path, database_url: str) -> Settings:
@@ -249,3 +251,16 @@ async def test_processes_without_a_component_are_counted(postgres_url: str, home
             one.kill()
             one.communicate()
     assert found.message.startswith(f"2 process(es) open up to {2 * examination.CONNECTIONS_A_PROCESS} connections")
+
+
+def test_a_server_that_waits_for_its_database_is_not_to_be_restarted(home: Path) -> None:
+    """Breaks with: "start it again" said of a process that is ready by itself once its database is back."""
+    away = {"where": "database", "message": "connection refused"}
+    problem = {"code": "unavailable", "detail": "not ready", "status": 503, "problems": [away]}
+    with serving(lambda _: Answer(503, problem)) as server:
+        (found,) = _server(Settings(home=home), server.url)
+    assert found.message == f"{server.url} is not ready: database: connection refused"
+    assert "by itself" in str(found.hint)
+    (found,) = _server(Settings(home=home), f"http://127.0.0.1:{free_port()}")
+    assert "no Burnish server answers" in found.message
+    assert "burnish serve" in str(found.hint)

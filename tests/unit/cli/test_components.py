@@ -23,12 +23,19 @@ def row(component_id: str, status: str, **more: Any) -> dict[str, Any]:
 HEALTHY = row(
     "tuning-1", "healthy",
     health={"status": "ok", "load": 0.25, "running_jobs": 2, "queued_jobs": 3, "warm": ["a", "b", "c", "d", "e"]},
+    node="gpu-7", metadata={"pid": 4711},
 )  # fmt: skip
 LOST = row(
     "tuning-2", "lost", problem="nothing listens there", restarts=2, restart_requested_at=NOW.isoformat(),
     last_heartbeat=None,
 )  # fmt: skip
-WAITING = row("data-1", "degraded", component_type="data", health={"status": "ok", "waiting_for": "the database"})
+WAITING = row(
+    "data-1",
+    "degraded",
+    component_type="data",
+    api_endpoint="http://10.0.0.7:9000",
+    health={"status": "ok", "waiting_for": "the database"},
+)
 
 
 def answer(asked: Asked) -> Answer:
@@ -70,6 +77,7 @@ def test_each_instance_is_a_row_by_type_and_id(capsys: pytest.CaptureFixture[str
     assert (healthy["state"], healthy["version"], healthy["load"]) == ("healthy", "1.2", "0.25 (2+3 jobs)")
     assert (healthy["warm"], healthy["waits for"], healthy["problem"]) == ("a, b, c +2", "", "")
     assert healthy["heartbeat"].endswith("ago")
+    assert (waiting["where"], healthy["where"], lost["where"]) == ("http://10.0.0.7:9000", "gpu-7 pid 4711", "")
     assert (lost["state"], lost["load"]) == ("lost", "0.00")
     assert lost["problem"] == "nothing listens there; its restart is asked for; restarted 2x"
 
