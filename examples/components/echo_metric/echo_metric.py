@@ -22,4 +22,5 @@ def measure(spec: EchoSpec, job: JobContext) -> EchoResult:
 
 
 if __name__ == "__main__":
-    serve("echo_metric", {"measure": Kind(EchoSpec, EchoResult, "Measure an echo", run="echo_metric:measure")})
+    kind = Kind(EchoSpec, EchoResult, "Measure an echo", run="echo_metric:measure")
+    serve("echo_metric", {"measure": kind}, version="1.0")

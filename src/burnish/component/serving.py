@@ -31,7 +31,7 @@ def serve(
     component_type: str,
     kinds: Mapping[str, Kind],
     *,
-    version: str = "0.1.0",
+    version: str = "0",
     name: str | None = None,
     routers: Sequence[APIRouter] = (),
     routes: Sequence[str] = (),
@@ -46,7 +46,7 @@ def serve(
     Args:
         component_type: what it is; small letters, digits and ``_``.
         kinds: the jobs that it offers, by name.
-        version: its own; a step with ``cache: true`` runs again when it changes.
+        version: its own, not Burnish's (``0``: it says none); a step with ``cache: true`` runs again when it changes.
         name: for people; the type by default.
         routers: routes of its own. Each handler gets the caller by ``burnish.platform.identity.current_principal``.
         routes: path prefixes of these routes, which the platform's gateway passes on.
