@@ -1,6 +1,7 @@
 """Registering, beating and deregistering, by HTTP, as administrators and with the credential of an instance."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,17 @@ async def test_a_flood_is_refused_by_credential(database: Database) -> None:
     assert refused[0].json()["code"] == "busy"
     routes.principal = OWN
     assert (await routes.register()).status_code == 200, "another credential is not held to it"
+    await routes.client.aclose()
+
+
+async def test_whoever_is_refused_waits_for_it(database: Database) -> None:
+    """Breaks with: a flood that is refused as fast as it comes, which leaves a process no time for others."""
+    routes = Api(database, registrations_per_minute=1)
+    assert (await routes.register()).status_code == 200
+    began = time.monotonic()
+    answers = await asyncio.gather(*(routes.register() for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {429}
+    assert 0.24 < time.monotonic() - began < 4, "all at the same time"
     await routes.client.aclose()
 
 

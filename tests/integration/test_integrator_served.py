@@ -68,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
-    rules = {"probe_seconds": "0.5", "probe_timeout_seconds": "0.3", "lease_seconds": "3", "registrations_per_minute": str(A_MINUTE)}  # fmt: skip
+    rules = {"probe_seconds": "0.5", "probe_timeout_seconds": "0.3", "lease_seconds": "4", "registrations_per_minute": str(A_MINUTE)}  # fmt: skip
     running = Server(
         tmp_path_factory.mktemp("platform") / "home",
         environment={
@@ -128,17 +128,17 @@ def test_a_busy_instance_that_answers_late_keeps_its_job_to_the_end(server: Serv
     done = threading.Event()
 
     def stutter() -> None:
-        """Have it stand still most of the time: each answer takes seconds."""
+        """Have it stand still most of the time: several health checks in a row go by without an answer."""
         while not done.is_set():
             os.kill(component.pid, signal.SIGSTOP)
-            done.wait(0.9)
+            done.wait(2.2)
             os.kill(component.pid, signal.SIGCONT)
-            done.wait(0.1)
+            done.wait(0.3)
 
     try:
         component.start()
         wait_for(lambda: instance(server, "third_party")["status"] == "healthy", 30, component.tail)
-        workflow_id = run_step(server, "third_party", "count", to=120)  # 6 s: two leases
+        workflow_id = run_step(server, "third_party", "count", to=120)  # 6 s: more than a lease
         wait_for(lambda: bool(list(component.home.glob("jobs/*/events.jsonl"))), 30, component.tail)
         stuttering = threading.Thread(target=stutter)
         stuttering.start()
