@@ -51,7 +51,7 @@ def test_the_reference_has_every_error_route_and_command(built: Path) -> None:
 def test_what_a_page_includes_stands_in_it(built: Path) -> None:
     """Breaks with: a marker in a block of Python that a formatter takes for Python (`--8 < --"..."`)."""
     howto = text_of(built / "how-to" / "write-a-component" / "index.html")
-    assert "serve(" in re.sub(r"<[^>]+>", "", howto)
+    assert "def measure(spec: EchoSpec" in re.sub(r"<[^>]+>", "", howto)
     assert "steps:" in re.sub(r"<[^>]+>", "", howto)
     for page in built.rglob("*.html"):
         plain = re.sub(r"<[^>]+>", "", text_of(page))
