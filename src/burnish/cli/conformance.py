@@ -12,10 +12,9 @@ from typing import Any
 
 from burnish.client.errors import NotReachable
 from burnish.core.errors import Conflict, InvalidRequest
-from burnish.infra.http import Unreachable
 from burnish.testing.component_contract import Finding
 from burnish.testing.component_contract import check as run_suite
-from burnish.testing.component_probe import Example, Fault, Probe, tokens_of
+from burnish.testing.component_probe import Example, Probe, tokens_of
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "not applicable": "-   "}
 
@@ -76,14 +75,9 @@ def run(url: str, key_file: Path | None, jobs: Sequence[str]) -> Report:
 
 
 async def _checked(probe: Probe) -> list[Finding]:
-    try:
-        await probe.ask("GET", "/health")
-    except Fault as fault:
-        if isinstance(fault.__cause__, Unreachable) and not fault.__cause__.sent:
-            await probe.close()
-            raise NotReachable(
-                fault.__cause__.message, where=probe.url, hint="check that the component runs and listens there"
-            ) from fault
+    if (why := await probe.unreachable()) is not None:
+        await probe.close()
+        raise NotReachable(why, where=probe.url, hint="check that the component runs and listens there")
     return await run_suite(probe)
 
 

@@ -102,7 +102,10 @@ def whoami(url: Url = None, as_json: Json = False) -> None:
     roles = {role for access in me.projects if access.project == me.project for role in access.roles} | {*me.everywhere}
     lacking = permissions_of(roles) - PLATFORM_WIDE - {*me.permissions}
     if lacking and me.credential is not None:
-        out.print(f"  not with this key ({me.credential}), though the roles allow it: {' '.join(sorted(lacking))}", soft_wrap=True)
+        out.print(
+            f"  not with this key ({me.credential}), though the roles allow it: {' '.join(sorted(lacking))}",
+            soft_wrap=True,
+        )
     return None
 
 

@@ -22,7 +22,7 @@ from burnish.core.protocol import (
     KindOffer,
     Validation,
 )
-from burnish.infra.http import Request, Response
+from burnish.infra.http import Request, Response, Unreachable
 from burnish.infra.http_client import HttpTransport
 from burnish.platform.identity import CallerTokens, Principal
 
@@ -138,6 +138,15 @@ class Probe:
         if self.tokens_are_refused:
             raise NotApplicable("it needs a token, and the component does not believe the suite's")
         return self.tokens.sign(principal, audience or self.component_type, ttl, instance=instance)
+
+    async def unreachable(self) -> str | None:
+        """Return why nobody can be reached there; None: somebody can, whatever they answer."""
+        try:
+            await self.ask("GET", "/health")
+        except Fault as fault:
+            if isinstance(fault.__cause__, Unreachable) and not fault.__cause__.sent:
+                return fault.__cause__.message
+        return None
 
     async def close(self) -> None:
         """Close the connections."""
