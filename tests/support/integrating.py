@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import Configuration, IntegratorConfiguration
 from burnish.core.errors import BurnishError
@@ -136,3 +138,27 @@ async def wait_for(wanted: Callable[[], bool], seconds: float = 15) -> None:
     while not wanted():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+def component() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "load": 0.1}
+
+    @app.get("/describe")
+    async def describe() -> dict[str, Any]:
+        return {"component_type": TYPE, "version": "1"}
+
+    return app
+
+
+async def embedded_row(session: AsyncSession, component_id: str) -> Any:
+    registration = Registration.model_construct(
+        component_id=component_id, component_type="x", name="x", version="1", health_endpoint="embedded://x/health",
+        api_endpoint="embedded://x", metadata={},
+    )  # fmt: skip
+    row = await service.register(session, registration, origin=service.Origin("embedded", node="n", process="1"))
+    row.due_at = None
+    return row

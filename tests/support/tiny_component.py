@@ -94,7 +94,15 @@ def main() -> None:
     parser.add_argument("component_type")
     parser.add_argument("port", type=int)
     options = parser.parse_args()
-    how = {"delay": 0.0, "health_delay": 0.0, "status": 200.0, "version": 1.0, "degraded": 0.0, "torn": 0.0, "endless": 0.0}
+    how = {
+        "delay": 0.0,
+        "health_delay": 0.0,
+        "status": 200.0,
+        "version": 1.0,
+        "degraded": 0.0,
+        "torn": 0.0,
+        "endless": 0.0,
+    }
 
     async def control(request: web.Request) -> web.Response:
         how.update({name: float(value) for name, value in request.query.items()})
