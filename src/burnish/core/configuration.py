@@ -79,6 +79,10 @@ class GatewayConfiguration(Section):
     idle_timeout_seconds: float = hot(
         300.0, "Longest silence inside an answer; event streams send comments more often", gt=0
     )
+    trusted_proxies: tuple[str, ...] = hot(
+        (), "Networks of proxies in front whose `X-Forwarded-For` and `-Proto` are believed; this machine's always are",
+        sensitive=True,
+    )  # fmt: skip
     cors_origins: tuple[str, ...] = hot((), "Origins whose pages may ask (`https://console.example.org`)")
     drain_seconds: float = hot(10.0, "That requests in flight get to be answered when a process is told to end", ge=0)
     authenticated_stale_seconds: float = hot(

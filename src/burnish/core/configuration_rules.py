@@ -35,6 +35,7 @@ def _gateway(gateway: GatewayConfiguration) -> Iterator[FieldProblem]:
     for project, quota in gateway.requests_per_day.items():
         if quota < 0:
             yield FieldProblem(where="gateway.requests_per_day", message=f"{quota} of {project!r} is below 0")
+    yield from _networks("gateway.trusted_proxies", gateway.trusted_proxies)
     for origin in gateway.cors_origins:
         if origin != "*" and not _is_origin(origin):
             hint = "scheme, host and port alone: https://console.example.org"
@@ -56,7 +57,7 @@ def _integrator(integrator: IntegratorConfiguration) -> Iterator[FieldProblem]:
             message="a lost instance would be forgotten before its jobs are moved",
             hint=f"at least integrator.lost_until_moved_seconds ({integrator.lost_until_moved_seconds:g})",
         )
-    yield from _networks(integrator.allowed_networks)
+    yield from _networks("integrator.allowed_networks", integrator.allowed_networks)
     for component_id, weight in integrator.weights.items():
         if weight < 0:
             yield FieldProblem(where="integrator.weights", message=f"{weight:g} of {component_id!r} is below 0")
@@ -73,12 +74,12 @@ def _integrator(integrator: IntegratorConfiguration) -> Iterator[FieldProblem]:
             )
 
 
-def _networks(networks: Iterable[str]) -> Iterator[FieldProblem]:
+def _networks(where: str, networks: Iterable[str]) -> Iterator[FieldProblem]:
     for network in networks:
         try:
             ipaddress.ip_network(network)
         except ValueError as error:
-            yield FieldProblem(where="integrator.allowed_networks", message=str(error), hint="such as 10.0.0.0/8")
+            yield FieldProblem(where=where, message=str(error), hint="such as 10.0.0.0/8")
 
 
 def _oidc(oidc: OidcConfiguration) -> Iterator[FieldProblem]:

@@ -18,7 +18,6 @@ from burnish.platform.gateway.admission import PROBES, Admission, Stopping, prio
 from burnish.platform.gateway.checks import (
     LimitedBody,
     Pace,
-    address_of,
     body_of,
     check_once,
     check_origin,
@@ -35,6 +34,7 @@ from burnish.platform.gateway.exchange import (
     platform_route,
 )
 from burnish.platform.gateway.limits import Limiter, MemoryLimiter
+from burnish.platform.gateway.proxies import address_of
 from burnish.platform.gateway.rates import Rates, headers_of, refusal
 from burnish.platform.gateway.timeouts import Watchdog
 from burnish.platform.identity import ANONYMOUS, LOCAL, Principal
@@ -145,6 +145,7 @@ class Gateway:
 
     async def _through(self, exchange: Exchange, receive: Receive) -> None:
         gateway = self._configuration().gateway
+        exchange.trusted_proxies = gateway.trusted_proxies
         check_text(exchange.path, exchange.scope.get("query_string", b""))
         if len(exchange.headers) != len(exchange.scope["headers"]):
             check_once(exchange.scope["headers"])
@@ -190,7 +191,8 @@ class Gateway:
         if caller is not ANONYMOUS:
             verdict = await self._rates.check(caller, exchange.path)
         else:
-            verdict = await self._rates.check_address(address_of(exchange.scope.get("client"), exchange.headers))
+            address = address_of(exchange.scope.get("client"), exchange.headers, exchange.trusted_proxies)
+            verdict = await self._rates.check_address(address)
         if verdict is None:
             return
         exchange.added += headers_of(verdict)

@@ -42,25 +42,6 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def address_of(client: tuple[str, int] | None, headers: Mapping[str, str]) -> str:
-    """Return where a request comes from: its address, or the one that a proxy on this machine says it had it from.
-
-    Of an IPv6 address, the /64 network: whoever has one address of it has them all.
-    """
-    host = client[0] if client is not None else ""
-    if is_loopback(host):
-        host = headers.get("x-forwarded-for", "").rpartition(",")[2].strip() or host
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "unknown"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((int(address), 64), strict=False))
-    return str(address)
-
-
 def check_origin(headers: Mapping[str, str]) -> None:
     """While authentication is off: only this machine's own programs and pages may ask.
 

@@ -19,9 +19,9 @@ from burnish.infra.asgi import Message, Send
 from burnish.infra.logging import redact, trace_id_of
 from burnish.infra.problems import problem_body
 from burnish.platform.gateway.checks import LimitedBody
+from burnish.platform.gateway.proxies import over_https
 from burnish.platform.identity import Principal
 from burnish.platform.identity.principal import SCOPE_KEY
-from burnish.platform.identity.sessions import over_https
 from burnish.platform.integrator.relay import DEADLINE_KEY
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class Exchange:
         self.added: RawHeaders = [(b"x-request-id", self.request_id.encode()), _NOSNIFF]
         """Headers of the answer, whoever gives it."""
         self.response_limit = 0
+        self.trusted_proxies: tuple[str, ...] = ()
         self._client = client
         self._allow: bytes | None = None
         self._counts_bytes = False
@@ -103,8 +104,9 @@ class Exchange:
         headers.append((TRACE_HEADER.encode(), f"00-{self.trace}-{_chance.getrandbits(64) or 1:016x}-01".encode()))
         headers.append((b"x-request-id", self.request_id.encode()))
         method = "GET" if self.method == "HEAD" else self.method
-        secure = "x-forwarded-proto" in self.headers and over_https(self.scope)  # said by a proxy on this machine
-        scheme = "https" if secure else self.scope["scheme"]
+        scheme = self.scope["scheme"]
+        if over_https(scheme, self.scope.get("client"), self.headers, self.trusted_proxies):
+            scheme = "https"
         return {
             **self.scope, "method": method, "scheme": scheme, "headers": headers, SCOPE_KEY: self.caller, DEADLINE_KEY: deadline
         }  # fmt: skip

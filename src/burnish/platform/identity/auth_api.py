@@ -23,7 +23,6 @@ from burnish.platform.identity.sessions import (
     check_same_site,
     cookie_of,
     csrf_of,
-    over_https,
     token_of,
 )
 
@@ -243,8 +242,7 @@ def _headers(request: Request) -> dict[str, str]:
 
 def _callback_url(request: Request, logins: Logins) -> str:
     """Return where the provider sends the browser back to: it refuses what was not registered there."""
-    scheme = "https" if over_https(request.scope) else "http"
-    base = logins.public_url or f"{scheme}://{request.headers.get('host', 'localhost')}"
+    base = logins.public_url or f"{request.url.scheme}://{request.headers.get('host', 'localhost')}"
     return f"{base.rstrip('/')}{PREFIX}/callback"
 
 
@@ -258,7 +256,7 @@ def _redirect(url: str) -> RedirectResponse:
 
 
 def _private(request: Request, path: str) -> dict[str, Any]:
-    return {"path": path, "httponly": True, "samesite": "lax", "secure": over_https(request.scope)}
+    return {"path": path, "httponly": True, "samesite": "lax", "secure": request.url.scheme == "https"}
 
 
 def _set_session(response: Response, request: Request, made: NewSession) -> None:

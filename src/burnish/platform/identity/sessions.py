@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -157,14 +156,3 @@ def check_same_site(headers: Mapping[str, str], public_url: str | None) -> None:
         raise Forbidden(
             "a page of another site cannot log in here", where="Origin", hint="log in on this server's own page"
         )
-
-
-def over_https(scope: Mapping[str, Any]) -> bool:
-    """Tell whether the browser spoke https: to us, or to a proxy on this machine that says so."""
-    if scope.get("scheme") == "https":
-        return True
-    client = scope.get("client")
-    if client is None or client[0] not in {"127.0.0.1", "::1"}:
-        return False
-    said = next((value for name, value in scope["headers"] if name.lower() == b"x-forwarded-proto"), b"")
-    return bool(said.split(b",")[0].strip().lower() == b"https")

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from burnish.infra import signals
-from burnish.platform.gateway.checks import Pace, address_of
+from burnish.platform.gateway.checks import Pace
+from burnish.platform.gateway.proxies import address_of, over_https
 from burnish.platform.identity import Principal
 from tests.support.gateway import Stand, gateway_stand
 
@@ -229,6 +230,23 @@ def test_addresses() -> None:
     assert address_of(("127.0.0.1", 1), {}) == "127.0.0.1"
     assert address_of(("127.0.0.1", 1), {"x-forwarded-for": "x" * 9000}) == "unknown"
     assert address_of(None, proxied) == "unknown"
+    assert address_of(("::1", 1), proxied) == "10.0.0.1"
+
+
+def test_proxies_on_other_machines_are_believed_where_they_are_named() -> None:
+    """Breaks with: an address that a client claims, or all clients of a proxy that count as one."""
+    trusted = ("10.0.0.0/8", "2001:db8:1::/48")
+    assert address_of(("10.1.2.3", 1), {"x-forwarded-for": "203.0.113.7"}, trusted) == "203.0.113.7"
+    assert address_of(("192.0.2.1", 1), {"x-forwarded-for": "203.0.113.7"}, trusted) == "192.0.2.1"
+    chain = {"x-forwarded-for": "6.6.6.6, 203.0.113.7, 10.9.9.9"}
+    assert address_of(("2001:db8:1::1", 1), chain, trusted) == "203.0.113.7", "what is left of it is a claim"
+    assert address_of(("10.1.2.3", 1), {"x-forwarded-for": "10.7.7.7"}, trusted) == "10.7.7.7"
+    assert address_of(("10.1.2.3", 1), {}, trusted) == "10.1.2.3"
+    https = {"x-forwarded-proto": "https"}
+    assert over_https("http", ("10.1.2.3", 1), https, trusted)
+    assert not over_https("http", ("192.0.2.1", 1), https, trusted)
+    assert not over_https("http", ("10.1.2.3", 1), {"x-forwarded-proto": "http"}, trusted)
+    assert over_https("https", None, {}, ())
 
 
 async def slowly(stand: Stand, places: int) -> AsyncIterator[bytes]:
