@@ -69,6 +69,27 @@ async def test_a_frozen_one_keeps_its_state_until_its_lease_ends(database_url: s
             await found.until("a", lambda one: one.status == "healthy")
 
 
+async def test_a_shorter_time_between_health_checks_is_obeyed_at_once(database_url: str, home: Path) -> None:
+    """Breaks with: an interval that each instance's last check chose for the next."""
+    with component_processes("a") as (a,):
+        async with world(database_url, home, lease_seconds=300.0) as found:
+            await found.register("a", a.url)
+            await found.until_known("a")
+            found.rules["probe_seconds"] = 200.0
+
+            async def until_asked_again() -> float:
+                async with found.database.read() as session:
+                    row = await store.find(session, "a")
+                    assert row is not None
+                    return (row.due_at or 0.0) - await store.now(session)
+
+            while await until_asked_again() < 100:
+                await asyncio.sleep(0.02)
+            a.control(degraded=1)
+            found.rules["probe_seconds"] = 0.5
+            await found.until("a", lambda one: one.status == "degraded", 5)
+
+
 async def test_it_says_itself_that_it_is_not_well(database_url: str, home: Path) -> None:
     with component_processes("a") as (a,):
         async with world(database_url, home) as found:

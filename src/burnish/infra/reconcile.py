@@ -187,6 +187,11 @@ class Reconciler:
             self._renewer.start()
         self._loop = asyncio.create_task(self._run(), name=f"reconcile-{self.name}")
 
+    async def hasten(self, seconds: float) -> None:
+        """Have no row that waits, wait for longer than this from now: those that would, get their turn now."""
+        await self._make_due(and_(self._table.lease_owner.is_(None), self._table.due_at > epoch_now() + seconds))
+        self._topic.notify()
+
     async def _make_due(self, which: ColumnElement[bool]) -> None:
         """Give rows a turn now. Those that are due later are among them: the clock may have been set back since."""
         column = _key(self._table)

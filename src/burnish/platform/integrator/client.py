@@ -2,6 +2,7 @@
 
 import asyncio
 import json as jsonlib
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from burnish.core.configuration import Current, IntegratorConfiguration, defaults
+from burnish.core.errors import Unavailable
 from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER, TRACE_HEADER, Description, KindOffer
 from burnish.core.settings import Settings
 from burnish.infra.asgi import ASGIApp
@@ -32,8 +34,12 @@ from burnish.platform.integrator.schemas import Instance
 from burnish.platform.integrator.tables import ComponentTable
 from burnish.platform.integrator.ways import Ways
 
+log = logging.getLogger(__name__)
+
 _ANSWER_LIMIT = 16 << 20
 _LOOKS_AT_ONCE = 32
+_OBEY_SECONDS = 0.25
+"""Between looks at how often instances are to be checked."""
 _OURS = frozenset({CALLER_HEADER, DEADLINE_HEADER})
 
 
@@ -117,6 +123,7 @@ class Integrator:
                 where=store.looked_at(sorted(self._own.ids)),
             )  # fmt: skip
             await self._reconciler.start()
+            loops["interval"] = partial(self._obey, self._reconciler)
             loops["discovery"] = self._discovery.run
         self._tasks = [asyncio.create_task(run(), name=f"component-{name}") for name, run in loops.items()]
 
@@ -132,6 +139,19 @@ class Integrator:
         await self._prober.stop()
         await self._own.stop()
         await self._ways.close()
+
+    async def _obey(self, checks: Reconciler) -> None:
+        """Where the time between health checks is made shorter, do not wait for the end of the longer one."""
+        obeyed = self._rules().probe_seconds
+        while True:
+            await asyncio.sleep(_OBEY_SECONDS)
+            if (wanted := self._rules().probe_seconds) < obeyed:
+                try:
+                    await checks.hasten(wanted)
+                except Unavailable as error:
+                    log.warning("the shorter time between health checks is obeyed later: %s", error.message)
+                    continue
+            obeyed = wanted
 
     @property
     def alive(self) -> bool:
