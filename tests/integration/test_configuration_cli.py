@@ -58,6 +58,7 @@ async def shell(
     database: Database, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Shell]:
     monkeypatch.setenv("BURNISH_HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "200")  # a line of a table is one line, however long ago something was
     async with configured(database, home, environment="production") as found, served(found.app) as url:
         yield Shell(found, url, capsys)
 

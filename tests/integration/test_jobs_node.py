@@ -43,7 +43,8 @@ async def test_a_job_that_pauses_makes_no_room_for_another(bench: Bench) -> None
     bench.runtime = bench.new_runtime()
     await bench.runtime.start()
     await bench.cancel("job_1")
-    assert (await bench.ended("job_2")).state == JobState.SUCCEEDED
+    second = await bench.ended("job_2")
+    assert second.state == JobState.SUCCEEDED, second.error
 
 
 async def test_what_a_kind_asks_for_by_itself_fits_the_largest_node(bench: Bench) -> None:

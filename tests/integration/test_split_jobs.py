@@ -296,7 +296,7 @@ async def test_a_name_that_is_asked_for_is_one_homes(database: Database, tmp_pat
         one.mkdir()
     await settle_node(database, Settings(home=first, node="gpu-1"))
     async with database.write() as session:
-        node = NodeTable(name="gpu-1", cpus=1, memory_bytes=1)
+        node = NodeTable(name="gpu-1", cpus=1, memory_bytes=1, gpus=0, disk_bytes=0)
         await store.put_node(session, node, ["fine_tuning"])
     with pytest.raises(Unavailable, match="another home's"):
         await settle_node(database, Settings(home=second, node="gpu-1"))
@@ -316,7 +316,9 @@ async def test_of_homes_that_take_a_silent_nodes_name_one_gets_it(
     await settle_node(database, Settings(home=homes[0], node="gpu-1"))
     if described:
         async with database.write() as session:
-            await store.put_node(session, NodeTable(name="gpu-1", cpus=1, memory_bytes=1), ["fine_tuning"])
+            await store.put_node(
+                session, NodeTable(name="gpu-1", cpus=1, memory_bytes=1, gpus=0, disk_bytes=0), ["fine_tuning"]
+            )
         await _silence(database, "gpu-1")
         await _silence(database, "gpu-1")
     await _age(database, "gpu-1", 120)
@@ -350,7 +352,9 @@ async def test_a_home_that_runs_only_the_platform_keeps_its_name_while_it_lives(
 async def test_a_node_that_died_before_the_clock_was_set_back_is_lost_in_time(database: Database) -> None:
     """Breaks with: a time ahead of the clock that counts as alive until the clock gets there."""
     async with database.write() as session:
-        await store.put_node(session, NodeTable(name="gpu-1", cpus=1, memory_bytes=1), ["fine_tuning"])
+        await store.put_node(
+            session, NodeTable(name="gpu-1", cpus=1, memory_bytes=1, gpus=0, disk_bytes=0), ["fine_tuning"]
+        )
         await session.execute(update(NodeTable).values(seen_at=NodeTable.seen_at + 3600))
     async with database.write() as session:
         assert await move_off(session, "gpu-1", "tests") is False, "it may live, and has not said so yet"
