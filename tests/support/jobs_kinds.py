@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
@@ -116,10 +117,19 @@ def count(spec: CountSpec, context: JobContext) -> CountResult:
     staged = context.stage("output")
     (staged / "count").write_text(str(spec.to))
     output = context.publish(staged, "report", {"to": spec.to})
-    descriptors = [os.readlink(path) for path in sorted(Path("/proc/self/fd").iterdir()) if path.exists()]
     return CountResult(
-        counted=spec.to, resumed_from=start, output=output, environment=dict(os.environ), descriptors=descriptors
+        counted=spec.to, resumed_from=start, output=output, environment=dict(os.environ), descriptors=_descriptors()
     )
+
+
+def _descriptors() -> list[str]:
+    """Return what this process has open; the host's other threads open and close some meanwhile."""
+    found = []
+    for path in sorted(Path("/proc/self/fd").iterdir()):
+        with suppress(FileNotFoundError):
+            if path.exists():
+                found.append(os.readlink(path))
+    return found
 
 
 def _effect(spec: CountSpec, line: str) -> None:
