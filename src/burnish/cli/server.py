@@ -97,6 +97,7 @@ def run(settings: Settings) -> None:
         refuse_second(settings.home)
     listener = bind(settings.host, settings.port)
     settings = advertised(settings, listener)
+    gc.disable()  # what a start loads stays: looking through it again and again costs a quarter of a second
     from burnish.app import HttpProtocol, create_app  # only now: a refusal needs no server code
 
     app = create_app(settings)
@@ -245,6 +246,7 @@ def _leave_to_itself() -> None:
     A full collection walks through everything that is loaded: for a third of a second and more nothing is answered.
     """
     gc.freeze()
+    gc.enable()
     gc.set_threshold(_YOUNG, 20, 20)
 
 

@@ -12,9 +12,8 @@ from collections import deque
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from burnish.infra.http import HOP_BY_HOP, Request, Response, Unreachable, until
@@ -32,12 +31,24 @@ _WITHOUT_LENGTH = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 """Methods that say nothing of a body that they do not have."""
 
 
+class Resolver(Protocol):
+    """Gives the addresses of a name, which connections are made to."""
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Return the addresses of a name, best first.
+
+        Raises:
+            OSError: there are none, or none that may be connected to.
+        """
+        ...
+
+
 class HttpTransport:
     """To a service at a URL or on a unix socket. A user or password in the URL is not sent."""
 
     def __init__(
         self, base_url: str = "http://localhost", *, unix_socket: Path | None = None,
-        resolver: AbstractResolver | None = None,
+        resolver: Resolver | None = None,
     ) -> None:  # fmt: skip
         """Connect to addresses that ``resolver`` gives, where there is one: it may refuse some."""
         base = URL(base_url.rstrip("/"))
@@ -125,7 +136,7 @@ class HttpTransport:
 class _Address:
     """Where connections lead."""
 
-    def __init__(self, base: URL, unix_socket: Path | None, resolver: AbstractResolver | None) -> None:
+    def __init__(self, base: URL, unix_socket: Path | None, resolver: Resolver | None) -> None:
         self._socket = unix_socket
         self._resolver = resolver
         self._host, self._port = base.raw_host or "localhost", base.port or 80
@@ -162,7 +173,7 @@ class _Address:
             return [self._host]
         addresses, expires = self._found
         if not addresses or loop.time() >= expires:
-            addresses = [one["host"] for one in await self._resolver.resolve(self._host, self._port)]
+            addresses = await self._resolver.resolve(self._host, self._port)
             self._found = (addresses, loop.time() + _NAMES_SECONDS)
         return addresses
 

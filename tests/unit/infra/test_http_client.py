@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import uvloop
-from aiohttp.abc import AbstractResolver
 
 from burnish.infra import http_client
 from burnish.infra.http import Request, Unreachable
@@ -275,15 +274,12 @@ async def test_closing_breaks_what_is_under_way() -> None:
 
 
 async def test_a_name_is_looked_up_and_the_next_address_tried() -> None:
-    class Names(AbstractResolver):
+    class Names:
         asked = 0
 
-        async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
+        async def resolve(self, host: str, port: int) -> list[str]:
             self.asked += 1
-            return [{"host": "127.0.0.2"}, {"host": "127.0.0.1"}]
-
-        async def close(self) -> None:
-            pass
+            return ["127.0.0.2", "127.0.0.1"]
 
     async with serving([b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"]) as (_, plain):
         names = Names()

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from aiohttp.abc import AbstractResolver, ResolveResult
-
 from burnish.core.errors import Forbidden, InvalidRequest, Unavailable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -38,34 +36,23 @@ class AddressForbidden(OSError):
     """A name leads to addresses that may not be called; the connection is not made."""
 
 
-class CheckedResolver(AbstractResolver):
+class CheckedResolver:
     """Resolves names for a client's connections; gives only addresses that are allowed."""
 
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int) -> list[str]:
         """Return the allowed addresses of a name.
 
         Raises:
             OSError: it cannot be resolved, or leads where nothing may be sent.
         """
         try:
-            addresses = allowed(await _addresses(host, port, family), self._networks(), host)
+            addresses = allowed(await _addresses(host, port, socket.AF_UNSPEC), self._networks(), host)
         except Forbidden as error:
             raise AddressForbidden(errno.EACCES, error.message) from error
-        return [
-            ResolveResult(
-                hostname=host, host=str(one), port=port, proto=0, flags=socket.AI_NUMERICHOST,
-                family=socket.AF_INET if one.version == 4 else socket.AF_INET6,
-            )
-            for one in addresses
-        ]  # fmt: skip
-
-    async def close(self) -> None:
-        """Nothing to close."""
+        return [str(one) for one in addresses]
 
 
 async def check_endpoint(url: str, where: str, networks: Sequence[str]) -> list[Address]:
