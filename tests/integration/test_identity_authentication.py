@@ -90,6 +90,10 @@ def _fails() -> object:
     raise AssertionError("asked")
 
 
+def _is_away() -> object:
+    raise Unavailable("the database is away")
+
+
 async def test_a_storm_of_one_key_asks_the_database_once(people: People) -> None:
     key = (await people.key(await people.user("ada", "engineer", "ml"))).key
     authenticator, plain = people.authenticator(), people.database.read
@@ -282,7 +286,9 @@ async def test_an_expiring_key_ends_on_time_without_asking(people: People) -> No
     assert await within(4, lambda: authenticator.authenticate(bearer(key.key), method="GET"), Unauthenticated) < 4
 
 
-async def test_when_keys_were_used_is_written_in_batches(people: People) -> None:
+async def test_when_keys_were_used_is_written_in_batches_and_kept_while_that_cannot_be(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = await people.key(await people.user("ada", "engineer", "ml"))
     authenticator = people.authenticator()
     await authenticator.start()
@@ -293,6 +299,9 @@ async def test_when_keys_were_used_is_written_in_batches(people: People) -> None
         before = await store.key(session, key.id)
     assert before is not None
     assert before.last_used_at is None
+    with monkeypatch.context() as away:
+        away.setattr(people.database, "write", _is_away)
+        await authenticator.write_uses()
     await authenticator.stop()
     async with people.database.read() as session:
         after = await store.key(session, key.id)

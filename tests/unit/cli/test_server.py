@@ -124,10 +124,13 @@ async def test_what_a_start_leaves_for_good_is_not_collected_again_and_again(hom
     )  # fmt: skip
     starting.lifespan = config.lifespan_class(config)
     gc.unfreeze()
+    gc.disable()  # as it is while a server starts
     try:
         await starting.startup(sockets=[listener])
         assert gc.get_freeze_count() > len(gc.get_objects())
+        assert gc.isenabled(), "what requests leave is collected"
     finally:
+        gc.enable()
         gc.unfreeze()
         gc.set_threshold(*thresholds)
         starting.remove_run_files()

@@ -310,7 +310,8 @@ class Authenticator:
             async with self._database.write() as session:
                 await store.used(session, uses)
         except BurnishError as error:
-            log.warning("when keys were used could not be written down: %s", error.message)
+            log.warning("when keys were used is not written down yet: %s", error.message)
+            self._uses = uses | self._uses
 
     async def _keep_uses(self) -> None:
         while True:

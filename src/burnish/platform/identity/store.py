@@ -236,8 +236,8 @@ async def keep_digest_key(session: AsyncSession, wrapped_by: str, wrapped: str) 
 
 
 async def used(session: AsyncSession, last: Mapping[str, datetime]) -> None:
-    """Note when keys were used."""
-    for key_id, at in last.items():
+    """Note when keys were used; in one order, as other processes do that at the same moment."""
+    for key_id, at in sorted(last.items()):
         await session.execute(
             update(ApiKeyRow)
             .where(ApiKeyRow.id == key_id, or_(ApiKeyRow.last_used_at.is_(None), ApiKeyRow.last_used_at < at))
