@@ -222,6 +222,21 @@ async def test_without_a_credential_an_address_has_a_rate(stand: Stand) -> None:
         assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200
 
 
+async def test_a_proxy_on_another_machine_is_believed_once_it_is_named(stand: Stand) -> None:
+    """Breaks with: a setting that nobody reads."""
+    limit = {"per_address": {"requests_per_second": 0.01, "burst": 1}}
+    balancer = httpx.ASGITransport(stand.gateway, client=("10.1.2.3", 7))
+    async with httpx.AsyncClient(transport=balancer, base_url=stand.url) as client:
+
+        async def found(*hosts: str) -> list[int]:
+            return [(await client.post(LOGIN, headers={"x-forwarded-for": one})).status_code for one in hosts]
+
+        stand.configure(anonymous=limit)
+        assert await found("203.0.113.1", "203.0.113.2") == [200, 429], "all are the balancer"
+        stand.configure(anonymous=limit, trusted_proxies=["10.0.0.0/8"])
+        assert await found("203.0.113.1", "203.0.113.2", "203.0.113.1") == [200, 200, 429]
+
+
 def test_addresses() -> None:
     proxied = {"x-forwarded-for": "10.0.0.1"}
     assert address_of(("192.0.2.1", 1), proxied) == "192.0.2.1", "only a proxy on this machine is believed"
