@@ -198,7 +198,7 @@ class Reconciler:
         which = which if self._where is None else and_(which, self._where)
         keys = select(column).where(which)
         if self.database.dialect == "postgresql":
-            keys = keys.order_by(_in_order(column)).with_for_update()
+            keys = keys.order_by(in_key_order(column)).with_for_update()
         statement = update(self._table).where(column.in_(keys.scalar_subquery()))
         statement = statement.values(lease_owner=None, lease_until=None, due_at=0.0)
         async with self.database.write() as session:
@@ -468,8 +468,8 @@ class ClockWatch:
         return 0.0
 
 
-def _in_order(column: Any) -> Any:
-    """Return what rows are ordered by that are locked together: by their key as Python sorts it, whoever locks them.
+def in_key_order(column: Any) -> Any:
+    """Return what rows are ordered by that are locked together (PostgreSQL): by their key as Python sorts it.
 
     Two units of work that lock rows of one table in different orders would wait for each other.
     """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, case, delete, func, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, String, case, delete, func, literal, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,7 +13,7 @@ from burnish.core.errors import Conflict
 from burnish.core.states import JOB, JobState, check
 from burnish.infra import event_log, signals
 from burnish.infra.database import after_commit, epoch_now, notify, utcnow
-from burnish.infra.reconcile import wake
+from burnish.infra.reconcile import in_key_order, wake
 from burnish.platform.jobs.tables import ClaimTable, HomeTable, JobTable, NodeTable
 
 FINISHED_TOPIC = "job:finished"
@@ -138,13 +138,21 @@ async def page(
 
 async def queued(session: AsyncSession, node: str, types: Iterable[str]) -> list[JobTable]:
     """Return heavy jobs of these component types that this node may take, locked: priority, then first come."""
-    statement = (
-        select(JobTable)
-        .where(_waits_for(types), or_(JobTable.node.is_(None), JobTable.node == node))
+    waits = _waits_for(types) & or_(JobTable.node.is_(None), JobTable.node == node)
+    first = (
+        select(JobTable.id)
+        .where(waits)
         .order_by(JobTable.priority.desc(), JobTable.queued_at, JobTable.id)
         .limit(500)
-        .with_for_update()
     )  # fmt: skip
+    found = await _locked(session, select(JobTable).where(JobTable.id.in_(first.scalar_subquery()), waits))
+    return sorted(found, key=lambda job: (-job.priority, job.queued_at or 0.0, job.id))
+
+
+async def _locked(session: AsyncSession, statement: Select[JobTable]) -> list[JobTable]:
+    """Return the rows, locked in the order in which everybody locks several: else two wait for each other."""
+    if session.get_bind().dialect.name == "postgresql":
+        statement = statement.order_by(in_key_order(JobTable.id)).with_for_update()
     return list((await session.execute(statement.execution_options(populate_existing=True))).scalars())
 
 
@@ -343,8 +351,7 @@ async def folders_of(session: AsyncSession, job_ids: Iterable[str]) -> dict[str,
 async def unfinished_on(session: AsyncSession, node: str) -> list[JobTable]:
     """Return a node's heavy jobs that have not ended, locked."""
     statement = select(JobTable).where(JobTable.node == node, JobTable.run.is_not(None), JobTable.state.not_in(_FINAL))
-    statement = statement.order_by(JobTable.id).with_for_update().execution_options(populate_existing=True)
-    return list((await session.execute(statement)).scalars())
+    return await _locked(session, statement)
 
 
 async def wake_queue(session: AsyncSession) -> None:
@@ -366,13 +373,13 @@ async def pausable_on_node(session: AsyncSession, node: str) -> list[JobTable]:
         JobTable.node == node, JobTable.state.in_(_ON_NODE), JobTable.pausable.is_(True),
         JobTable.cancel_requested_at.is_(None),
     )  # fmt: skip
-    return list((await session.execute(statement.with_for_update())).scalars())
+    return await _locked(session, statement)
 
 
 async def paused_by_shutdown(session: AsyncSession, node: str) -> list[JobTable]:
     """Return jobs of the node that a shutdown paused or asked to pause, locked."""
     statement = select(JobTable).where(JobTable.node == node, JobTable.paused_by_shutdown.is_(True))
-    return list((await session.execute(statement.with_for_update())).scalars())
+    return await _locked(session, statement)
 
 
 async def set_pending_reasons(session: AsyncSession, reasons: Mapping[str, str]) -> None:
