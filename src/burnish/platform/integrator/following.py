@@ -122,12 +122,17 @@ class Following:
         health = None if row.health is None else service.health_of(row.health)
         instance = Instance.model_construct(
             component_id=row.component_id, component_type=row.component_type, api_endpoint=row.api_endpoint or "",
-            status=_S(row.status or _S.STARTING), description=self._descriptions.get(row.description_digest or ""),
+            status=self._status(row), description=self._descriptions.get(row.description_digest or ""),
             load=0.0 if health is None else health.load, warm=frozenset(() if health is None else health.warm),
             weight=weight, failures=row.failures, problem=row.problem, generation=row.generation,
             source=row.source,
         )  # fmt: skip
         return row, weight, instance
+
+    def _status(self, row: Known) -> InstanceState:
+        """Return its state; this process's own are there to it until it has ended: what is in flight needs them."""
+        ends = row.status == _S.DRAINING and row.component_id in self.own()
+        return _S.HEALTHY if ends else _S(row.status or _S.STARTING)
 
     def _forgive(self, fresh: Directory) -> None:
         """What its health checks call healthy again, or a new incarnation, is not held to what happened before."""

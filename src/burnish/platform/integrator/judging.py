@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,7 +19,7 @@ from burnish.platform.integrator.tables import ComponentTable
 
 ALERT = "component_health_check_failed"
 STOPPED = "stopped"
-"""The problem of an instance that is lost because somebody ended it."""
+"""The problem of an instance that is draining or lost because somebody ended it."""
 _LONGER = 1.4
 AHEAD_SECONDS = 5.0
 """A time so much further ahead than anybody sets it was written before the database's clock was set back."""
@@ -83,17 +84,18 @@ class Judge:
         verdict = judge(self._facts(row, look, before, now), _rules(settings))
         await self._describe(session, row, look)
         self._renew(row, look, verdict, now, settings.lease_seconds, beat=beat)
-        reason = _reason(row, look, verdict)
-        row.problem = None if verdict.state is InstanceState.HEALTHY else reason
-        row.problem_kind = None if row.problem is None else ("erring" if verdict.erring else str(look.sight))
+        if stopped and verdict.state in (InstanceState.DRAINING, InstanceState.LOST):  # what was seen is no news
+            row.problem, row.problem_kind = row.problem or _stopped_at(row.state_since or now), STOPPED
+        else:
+            reason = _reason(row, look, verdict)
+            row.problem = None if verdict.state is InstanceState.HEALTHY else reason
+            row.problem_kind = None if row.problem is None else ("erring" if verdict.erring else str(look.sight))
         if bool(row.failures) != bool(verdict.failures):
             await notify(session, store.TOPIC)
         row.failures, row.successes = verdict.failures, min(verdict.successes, 1000)
         await store.change_state(session, row, verdict.state, row.problem)
         if not stopped or verdict.alert is Alert.END:  # what somebody has ended is no failure
             await self._alert(session, row, verdict)
-        if stopped and verdict.state is InstanceState.LOST:
-            row.problem, row.problem_kind = "it was stopped and has not come back", STOPPED
         await self._recover(session, row, before, now, settings)
 
     def _facts(self, row: ComponentTable, look: Look, before: InstanceState, now: float) -> Facts:
@@ -188,6 +190,20 @@ class Judge:
             if not sum([await callback(session, node, component_type, cause) for callback in self.on_stopped]):
                 return
         await store.act(session, row, step, cause, {"node": row.node} if row.node else None)
+
+
+async def sign_off(session: AsyncSession, row: ComponentTable) -> None:
+    """Note that somebody ends a locked row's process: it gets no new calls, and that it falls silent is no failure."""
+    if row.alerted:
+        row.alerted = False
+        await store.act(session, row, "alert_ended", "it is stopped", {"name": ALERT, "component_id": row.component_id})
+    if row.status != InstanceState.DRAINING:
+        row.problem, row.problem_kind = _stopped_at(await store.now(session)), STOPPED
+        await store.change_state(session, row, InstanceState.DRAINING, row.problem)
+
+
+def _stopped_at(moment: float) -> str:
+    return f"it was stopped on purpose at {datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 async def observe(session: AsyncSession, component_id: str, process: str, observed: Observed) -> None:

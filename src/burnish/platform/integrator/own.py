@@ -14,7 +14,6 @@ from burnish.core.configuration import IntegratorConfiguration
 from burnish.core.errors import BurnishError, Unavailable
 from burnish.core.protocol import Description, Health, Registration
 from burnish.core.settings import Settings
-from burnish.core.states import InstanceState
 from burnish.infra.asgi import ASGIApp
 from burnish.infra.database import Database
 from burnish.infra.http import AsgiTransport
@@ -22,7 +21,7 @@ from burnish.platform.identity import CallerTokens
 from burnish.platform.integrator import service, store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.identity import InstanceNumber, embedded_id
-from burnish.platform.integrator.judging import Judge, Look
+from burnish.platform.integrator.judging import Judge, Look, sign_off
 from burnish.platform.integrator.probing import check_description, get_health, prober
 
 log = logging.getLogger(__name__)
@@ -94,17 +93,21 @@ class OwnInstances:
                 own.description = await check_description(transport, own.component_type)
             await self._register(own)
 
-    async def stop(self) -> None:
-        """Say that they are gone, and give their number back."""
+    async def sign_off(self) -> None:
+        """Say that their process ends: others send them nothing more, and call what then is silent no failure."""
         try:
             async with self.database.write() as session:
                 await store.lock(session, [own.component_id for own in self._own])
                 for own in self._own:
                     row = await store.find(session, own.component_id, lock=True)
                     if row is not None and row.generation == own.generation:
-                        await store.change_state(session, row, InstanceState.DRAINING, "its server stops")
+                        await sign_off(session, row)
         except Unavailable as error:
             log.warning("the instances could not be signed off: %s", error.message)
+
+    async def stop(self) -> None:
+        """Sign them off, and give their number back."""
+        await self.sign_off()
         for transport in self.transports.values():
             await transport.close()
         self.transports.clear()
