@@ -106,8 +106,8 @@ async def test_the_loops_outlive_any_error(wf: Engine, monkeypatch: pytest.Monke
 
         monkeypatch.setattr(executions, name, once)
 
-    monkeypatch.setattr("burnish.platform.workflow.reconciler._RESYNC_SECONDS", 0.02)
-    monkeypatch.setattr("burnish.platform.workflow.reconciler._PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(wf.reconciler._resync, "_seconds", 0.02)
+    monkeypatch.setattr("burnish.infra.loop._PAUSE_SECONDS", 0.02)
     failing("with_finished_jobs", OutOfDisk("the disk is full"))
     failing("parked_wrongly", RuntimeError("something else"))
     await wf.reconciler.stop()

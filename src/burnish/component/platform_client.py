@@ -14,6 +14,7 @@ from burnish.core.errors import BurnishError, Conflict, NotFound, UpstreamFailed
 from burnish.core.protocol import Registration
 from burnish.infra.http import Request
 from burnish.infra.http_client import HttpTransport
+from burnish.infra.loop import Loop
 from burnish.infra.problems import error_from_problem
 
 log = logging.getLogger(__name__)
@@ -72,13 +73,14 @@ class PlatformClient:
         await self._transport.close()
 
 
-class Registrar:
+class Registrar(Loop):
     """Keeps a component registered: again whenever the platform has forgotten it, until it is deregistered."""
 
     def __init__(
         self, platform: PlatformClient, registration: Registration, *, seconds: float = HEARTBEAT_SECONDS,
         tell: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
+        super().__init__(self._keep, "component-registrar")
         self._platform = platform
         self._registration = registration
         self._path = f"/platform/components/{registration.component_id}"
@@ -88,18 +90,10 @@ class Registrar:
         self._contested = False
         """Another process had taken its id, and it has registered again since."""
         self._told = ""
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to register."""
-        self._task = asyncio.create_task(self._keep(), name="component-registrar")
 
     async def stop(self) -> None:
         """Stop, and have the platform forget the component (if it can be reached)."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await super().stop()
         if not self._registered:
             return
         generation = self._platform.generation

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import secrets
 import time
@@ -34,8 +33,6 @@ from burnish.platform.jobs.component_app import component_app, describe, problem
 from burnish.platform.jobs.runtime import JobRuntime
 from burnish.platform.jobs.schemas import Kind
 from burnish.platform.monitoring.housekeeping import Housekeeping
-
-log = logging.getLogger(__name__)
 
 _OWNER_FILE = "component.json"
 
@@ -142,7 +139,7 @@ class ComponentProcess:
         if self._options.artifact_url is not None:
             app.user_middleware.append(Middleware(Adopting, database=database, store=store))  # behind the caller check
         self.app = self._guarded(app)
-        self._trust.start()
+        await self._trust.start()
         await runtime.start()
         if self._options.artifact_url is None:  # what is in the platform's store is the platform's to sweep
             self._housekeeping = Housekeeping(database, store)
@@ -169,7 +166,7 @@ class ComponentProcess:
 
         return guarded
 
-    def announce(self, url: str) -> None:
+    async def announce(self, url: str) -> None:
         """Say where it listens, and register it there."""
         endpoint = (self._options.advertise_url or url).rstrip("/")
         _say(f"{self._options.component_id} is ready at {url} (home {self._options.home}, pid {os.getpid()})")
@@ -177,7 +174,7 @@ class ComponentProcess:
             _say(f"Not registered anywhere: it believes the keys in {self._options.jwks}, not a platform's.")
             return
         self._registrar = Registrar(self._platform, self._registration(endpoint), tell=_say)
-        self._registrar.start()
+        await self._registrar.start()
 
     async def drain(self) -> None:
         """Take no new job, pause what can pause, let the rest end for a while; then deregister."""

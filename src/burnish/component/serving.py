@@ -167,7 +167,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._process.announce(self._url)
+            await self._process.announce(self._url)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:  # not uvicorn's: that raises the signal again, and the process would not exit 0

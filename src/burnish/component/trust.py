@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 
 from burnish.core.errors import BurnishError, InvalidRequest, Unauthenticated, Unavailable
+from burnish.infra.loop import Loop
 from burnish.platform.identity import CallerVerifier, Principal
 
 log = logging.getLogger(__name__)
@@ -28,27 +29,16 @@ _AGAIN_SECONDS = 5.0
 """How soon the keys are asked for again because of a token that none of them fits."""
 
 
-class Trust:
+class Trust(Loop):
     """Verifies caller tokens. The keys come from a file, or are fetched from the platform and kept fresh."""
 
     def __init__(self, fetch: Fetch) -> None:
+        super().__init__(self._keep_fresh, "component-trust")
         self._fetch = fetch
         self._verifier: CallerVerifier | None = None
         self._kids: frozenset[str] = frozenset()
         self._wanted = asyncio.Event()
         self._fetched_at = float("-inf")
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to fetch."""
-        self._task = asyncio.create_task(self._keep_fresh(), name="component-trust")
-
-    async def stop(self) -> None:
-        """Stop fetching."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
 
     def verify(self, token: str, audience: str, instances: Collection[str] | None = None) -> Principal:
         """Return the principal of a token that was signed for ``audience`` and, if it names an instance, for one of these.
@@ -84,6 +74,9 @@ class Trust:
                 if error.message != told:
                     log.warning("the public keys cannot be read: %s", error.message)
                     told = error.message
+                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:
+                log.exception("the public keys cannot be read")
                 await asyncio.sleep(_RETRY_SECONDS)
             try:
                 async with asyncio.timeout(wait):

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from burnish.core.errors import Unavailable
+from burnish.infra.loop import Loop
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Redis:
         self._client = Client(connection_pool=pool)
         self._patience = patience
         self._lost = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
+        self._watch = Loop(self._keep_looking, "redis-watch")
         self._told: list[Callable[[bool, str], None]] = []
         self.available = False
         """Whether it answered when it was last asked."""
@@ -63,14 +64,11 @@ class Redis:
     async def start(self) -> None:
         """Look for Redis once, then keep looking in the background."""
         await self._look()
-        self._watch = asyncio.create_task(self._keep_looking(), name="redis-watch")
+        await self._watch.start()
 
     async def stop(self) -> None:
         """Close the connections."""
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+        await self._watch.stop()
         self.available = False
         with contextlib.suppress(RedisError, OSError):
             await self._client.aclose()
@@ -106,7 +104,8 @@ class Redis:
                 pause = _FIRST_RETRY_SECONDS
                 self._lost.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._lost.wait(), _LOOK_SECONDS)
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await self._lost.wait()
             else:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LAST_RETRY_SECONDS)

@@ -85,12 +85,14 @@ async def test_tokens_are_believed_by_the_platforms_keys_alone() -> None:
         asked += 1
         if asked == 1:
             raise Unavailable("not up yet")
+        if asked == 2:
+            raise ZeroDivisionError("nobody thought of this")
         return tokens.public_jwks()
 
     trust = Trust(fetch)
     with pytest.raises(Unavailable, match="not known yet"):
         trust.verify(tokens.sign(LOCAL, "echo"), "echo")
-    trust.start()
+    await trust.start()
     await verified(trust, tokens.sign(LOCAL, "echo"))
     assert trust.verify(tokens.sign(LOCAL, "echo"), "echo").subject == "local"
     for wrong in (tokens.sign(LOCAL, "other"), CallerTokens(OTHER).sign(LOCAL, "echo"), "", "a.b.c", "\udcff"):
@@ -107,7 +109,7 @@ async def test_a_new_key_of_the_platform_is_learnt(monkeypatch: pytest.MonkeyPat
         return current.public_jwks()
 
     trust = Trust(fetch)
-    trust.start()
+    await trust.start()
     await verified(trust, current.sign(LOCAL, "echo"))
     current = CallerTokens(OTHER)
     await verified(trust, current.sign(LOCAL, "echo"))
@@ -158,7 +160,7 @@ async def test_it_registers_beats_and_registers_again_when_it_is_not_known() -> 
     with serving(script) as server:
         platform = PlatformClient(server.url, SecretStr("bk_key"))
         registrar = Registrar(platform, REGISTRATION, seconds=0.02, tell=told.append)
-        registrar.start()
+        await registrar.start()
         await until(lambda: server.asked)
         down[0] = False
         await until(lambda: any(one.path.endswith("/heartbeat") for one in server.asked))
@@ -193,7 +195,7 @@ async def test_of_two_processes_of_one_id_the_older_gives_in_and_takes_nothing_d
     with serving(script) as server:
         platform = PlatformClient(server.url, None)
         registrar = Registrar(platform, REGISTRATION, seconds=0.02, tell=told.append)
-        registrar.start()
+        await registrar.start()
         await until(lambda: any(one.path.endswith("/heartbeat") for one in server.asked))
         generation[0] = 2  # another process has come
         await until(lambda: len(told) == 2)
@@ -210,7 +212,7 @@ async def test_a_refusal_is_said_once_and_asked_again_slowly(caplog: pytest.LogC
     with serving(lambda asked: Answer(403, {"code": "forbidden", "detail": "not your id", "hint": "ask"})) as server:
         platform = PlatformClient(server.url, None)
         registrar = Registrar(platform, REGISTRATION, seconds=0.01)
-        registrar.start()
+        await registrar.start()
         await until(lambda: server.asked)
         await asyncio.sleep(0.1)
         assert len(server.asked) == 1
@@ -224,7 +226,7 @@ async def test_a_platform_that_answers_oddly_is_an_error_not_a_crash(answer: Ans
     with serving(lambda asked: answer) as server:
         platform = PlatformClient(server.url, None)
         trust = Trust(platform.jwks)
-        trust.start()
+        await trust.start()
         await until(lambda: server.asked)
         with pytest.raises(Unavailable):
             trust.verify(CallerTokens(KEY).sign(LOCAL, "echo"), "echo")

@@ -23,6 +23,7 @@ from burnish.core.states import DeploymentState, ReplicaState, RevisionState
 from burnish.infra import signals
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.database import Database, utcnow
+from burnish.infra.loop import Periodic
 from burnish.infra.processes import ProcessId
 from burnish.infra.reconcile import Reconciler, Turn, wake
 from burnish.platform.jobs import service as jobs
@@ -76,7 +77,7 @@ class DeploymentReconciler:
         self._timing = timing or Timing()
         self._checks: dict[str, _Check] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._sweeper: asyncio.Task[None] | None = None
+        self._sweeper = Periodic(self._sweep_all, _SWEEP_SECONDS, "replica-sweep", database.topic(jobs.LOST_TOPIC))
         self.reconciler = Reconciler(
             database, Deployment, self._turn, name="deployments", owner=owner, lease_seconds=self._timing.lease,
             where=Deployment.node == deployments.node,
@@ -85,25 +86,23 @@ class DeploymentReconciler:
     async def start(self) -> None:
         """Start the loop; replicas that lived on without a server are found alive and kept."""
         await self.reconciler.start()
-        self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="replica-sweep")
+        await self._sweeper.start()
 
     async def stop(self) -> None:
         """Stop the loop. The replicas live on."""
         await self.reconciler.stop()
+        await self._sweeper.stop()
         tasks = [*self._watches.values(), *(check.task for check in self._checks.values())]
-        if self._sweeper is not None:
-            tasks.append(self._sweeper)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._watches.clear()
-        self._sweeper = None
         self._checks.clear()
 
     @property
     def alive(self) -> bool:
         """Whether its loops run (readiness)."""
-        return self.reconciler.alive and self._sweeper is not None and not self._sweeper.done()
+        return self.reconciler.alive and self._sweeper.alive
 
     async def drain(self) -> list[str]:
         """Stop, then end this machine's replicas, each once it is idle (or after the drain's bound); say which.
@@ -349,16 +348,9 @@ class DeploymentReconciler:
 
     # Orphans: a process without a living row.
 
-    async def _sweep_for_ever(self) -> None:
-        lost = self._database.topic(jobs.LOST_TOPIC)
-        while True:
-            seen = lost.version
-            try:
-                await self.take_over()
-                await self.sweep()
-            except (BurnishError, OSError) as error:
-                log.warning("the sweep for orphaned replicas failed: %s", error)
-            await lost.wait(seen, _SWEEP_SECONDS)
+    async def _sweep_all(self) -> None:
+        await self.take_over()
+        await self.sweep()
 
     async def take_over(self) -> list[str]:
         """Make deployments of lost nodes this node's, whichever asks first; return their ids.

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,6 +23,7 @@ from burnish.core.errors import BurnishError, FieldProblem, InvalidRequest
 from burnish.core.settings import Settings
 from burnish.infra import event_log
 from burnish.infra.database import Database, utcnow
+from burnish.infra.loop import Loop, Periodic
 from burnish.platform.configuration import store
 from burnish.platform.configuration.file import ConfigurationFile, chain_of, layers_of
 from burnish.platform.configuration.layers import Composed, Layer, LayerName, Placed, changed_keys, compose, parse
@@ -96,7 +97,9 @@ class LiveConfiguration:
         self._own = process_layer(settings, variables)
         self._watched = WatchedFile(settings.config, settings.environment)
         self._parts: dict[str, tuple[Part, Part | None]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        topic = database.topic(store.TOPIC)
+        self._follower = Periodic(self._follow, POLL_SECONDS, "configuration", topic)
+        self._file_watch = Loop(partial(self._watched.watch, topic.notify), "configuration-file")
         self._turn = asyncio.Lock()
         self._telling = asyncio.Lock()
         self._cold: dict[str, JsonValue] = {}
@@ -105,7 +108,6 @@ class LiveConfiguration:
         self._refusal: _Refusal | None = None
         self._told: ProcessReport | None = None
         self._told_at = 0.0
-        self._away = False
         if self._watched.problems:
             raise _refused("the configuration cannot be used", self._watched.problems)
         outcome = compose(self.layers(self.environment, ()))
@@ -189,18 +191,15 @@ class LiveConfiguration:
             }
             self._seen = (self._watched.digest, self._stored.versions)
         await self._tell()
-        self._tasks = [asyncio.create_task(self._follow(), name="configuration")]
+        await self._follower.start()
         if self._watched.path is not None:
-            topic = self._database.topic(store.TOPIC)
-            watch = self._watched.watch(topic.notify)
-            self._tasks.append(asyncio.create_task(watch, name="configuration-file"))
+            await self._file_watch.start()
 
     async def stop(self) -> None:
         """Stop following."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        running, self._tasks = bool(self._tasks), []
+        running = self._follower.alive
+        await self._follower.stop()
+        await self._file_watch.stop()
         if running:
             with suppress(BurnishError):
                 async with self._database.write() as session:
@@ -209,7 +208,7 @@ class LiveConfiguration:
     @property
     def alive(self) -> bool:
         """Whether changes are followed (readiness)."""
-        return bool(self._tasks) and not self._tasks[0].done()
+        return self._follower.alive
 
     async def refresh(self) -> None:
         """Obey what the layers say now, if they have changed. After it, the next decision obeys.
@@ -249,20 +248,8 @@ class LiveConfiguration:
         )  # fmt: skip
 
     async def _follow(self) -> None:
-        topic = self._database.topic(store.TOPIC)
-        while True:
-            since = topic.version
-            try:
-                await self.refresh()
-                await self._tell()
-                self._away = False
-            except BurnishError as error:
-                if not self._away:
-                    log.warning("the configuration cannot be read, what was obeyed is obeyed on: %s", error.message)
-                self._away = True
-            except Exception:
-                log.exception("following the configuration failed")
-            await topic.wait(since, POLL_SECONDS)
+        await self.refresh()
+        await self._tell()
 
     async def _newest(self, session: AsyncSession) -> _Stored:
         heads = await store.heads(session, self.chain())

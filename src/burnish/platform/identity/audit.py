@@ -4,7 +4,6 @@ An entry is written in the transaction of the change that it tells of, as the la
 the chain is locked only from there to the commit, so that nothing else waits for it for long.
 """
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from burnish.core.errors import BurnishError
 from burnish.core.permissions import PERMISSIONS
 from burnish.infra import logging as own_logging
 from burnish.infra.database import Database, after_commit, before_commit, before_every_commit, utcnow
+from burnish.infra.loop import Periodic
 from burnish.infra.storable import cleaned_text
 from burnish.platform.identity import store
 from burnish.platform.identity.principal import Principal
@@ -277,24 +277,17 @@ def _columns(row: AuditRow) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in AuditRow.__table__.columns}
 
 
-class RefusalWriter:
+class RefusalWriter(Periodic):
     """Writes this process's refusals into the audit log, once a second."""
 
     def __init__(self, database: Database) -> None:
+        super().__init__(self.write, _WRITE_SECONDS, "audit-refusals")
         self._database = database
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start writing."""
-        self._task = asyncio.create_task(self._run(), name="audit-refusals")
 
     async def stop(self) -> None:
-        """Write what is left, and stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-            await self.write()
+        """Stop, and write what is left."""
+        await super().stop()
+        await self.write()
 
     async def write(self) -> None:
         """Write what was collected; it is kept for the next time while the database is away."""
@@ -311,14 +304,6 @@ class RefusalWriter:
         except BurnishError as error:
             log.warning("refusals are not in the audit log yet: %s", error.message)
             REFUSALS.give_back(found, dropped)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_WRITE_SECONDS)
-            try:
-                await self.write()
-            except Exception:
-                log.exception("refusals could not be written")
 
 
 def _refusal_entry(refusal: Refusal) -> Entry:

@@ -20,6 +20,7 @@ from burnish.core.configuration import Current, defaults
 from burnish.core.errors import BurnishError, NotFound, Unauthenticated, Unavailable
 from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import Database, utcnow
+from burnish.infra.loop import Periodic
 from burnish.platform.identity import audit, store
 from burnish.platform.identity.keys import KeyDigests, prefix_of, same
 from burnish.platform.identity.principal import Principal
@@ -100,21 +101,18 @@ class Authenticator:
         self._stopping = False
         self._strangers = asyncio.Semaphore(_STRANGERS)
         self._uses: dict[str, datetime] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._use_writer = Periodic(self.write_uses, _WRITE_USES_SECONDS, "key-uses")
         self._refusals = audit.RefusalWriter(database)
 
     async def start(self) -> None:
         """Start writing down when keys were used, and what was refused."""
         await self._refusals.start()
-        self._tasks = [asyncio.create_task(self._keep_uses(), name="key-uses")]
+        await self._use_writer.start()
 
     async def stop(self) -> None:
         """Write what is left, and stop."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await self._use_writer.stop()
         if running := set(self._running.values()):  # a statement that is cut off would leave its connection half-open
             _, late = await asyncio.wait(running, timeout=_LOOKUP_SECONDS)
             for look_up in late:
@@ -126,7 +124,7 @@ class Authenticator:
     @property
     def alive(self) -> bool:
         """Whether its loops run."""
-        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+        return self._use_writer.alive and self._refusals.alive
 
     async def authenticate(self, headers: Mapping[str, str], *, method: str) -> Principal:
         """Return who sent a request.
@@ -312,14 +310,6 @@ class Authenticator:
         except BurnishError as error:
             log.warning("when keys were used is not written down yet: %s", error.message)
             self._uses = uses | self._uses
-
-    async def _keep_uses(self) -> None:
-        while True:
-            await asyncio.sleep(_WRITE_USES_SECONDS)
-            try:
-                await self.write_uses()
-            except Exception:
-                log.exception("when keys were used could not be written down")
 
 
 def _succeeded(task: "asyncio.Task[_Known]") -> bool:

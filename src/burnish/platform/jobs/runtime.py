@@ -1,7 +1,6 @@
 """Everything that runs jobs in one process: shared by all components that are embedded in it."""
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -12,6 +11,7 @@ from burnish.core.settings import Settings
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database, utcnow
 from burnish.infra.event_log import EventLog
+from burnish.infra.loop import Periodic
 from burnish.infra.reconcile import Reconciler
 from burnish.platform.identity import CallerTokens
 from burnish.platform.jobs import service, store
@@ -22,8 +22,6 @@ from burnish.platform.jobs.reconciler import JobTurns
 from burnish.platform.jobs.scheduler import Scheduler
 from burnish.platform.jobs.schemas import Kind
 from burnish.platform.jobs.tables import JobTable
-
-log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 60.0
 _YOUNG_SECONDS = 60.0
@@ -51,12 +49,12 @@ class JobRuntime:
         self.instances: Callable[[], Collection[str]] | None = None
         """Returns the ids under which what is offered here is registered; None: not registered, so that nothing is known."""
         self._kinds: dict[str, Mapping[str, Kind]] = {}
+        self._sweeper = Periodic(self.sweep, _SWEEP_SECONDS, "job-sweep")
         self._scheduler = Scheduler(
-            database, settings, self.backend, self._kinds, self.configuration, came_back=self._sweep_now
+            database, settings, self.backend, self._kinds, self.configuration, came_back=self._sweeper.take_turn
         )
         self._turns: JobTurns | None = None
         self._loops: list[Reconciler] = []
-        self._sweeper: asyncio.Task[None] | None = None
 
     def offer(self, component_type: str, kinds: Mapping[str, Kind]) -> None:
         """Make a component's kinds known. ``component_app`` calls it."""
@@ -91,13 +89,11 @@ class JobRuntime:
         for loop in self._loops:
             await loop.start()
         await self._scheduler.start()
-        self._sweeper = asyncio.create_task(self._sweep_often(), name="job-sweep")
+        await self._sweeper.start()
 
     async def stop(self) -> None:
         """Stop the loops. Hosts live on, and are found again by the next start."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._sweeper.stop()
         await self._scheduler.stop()
         if self._turns is not None:
             self._turns.stop()
@@ -113,7 +109,8 @@ class JobRuntime:
         """Whether every loop runs (readiness)."""
         if not self._kinds:
             return True
-        return bool(self._loops) and self._scheduler.alive and all(loop.alive for loop in self._loops)
+        loops = bool(self._loops) and all(loop.alive for loop in self._loops)
+        return loops and self._scheduler.alive and self._sweeper.alive
 
     async def pause_running(self, patience_seconds: float = 60.0) -> list[str]:
         """Checkpoint and pause this node's jobs that can (Ctrl-C); the next :meth:`start` resumes them.
@@ -154,17 +151,6 @@ class JobRuntime:
                 if job.finished_at is None:
                     await service.requeue_paused(session, job)
                 job.paused_by_shutdown = False
-
-    async def _sweep_often(self) -> None:
-        while True:
-            await self._sweep_now()
-            await asyncio.sleep(_SWEEP_SECONDS)
-
-    async def _sweep_now(self) -> None:
-        try:
-            await self.sweep()
-        except Exception:
-            log.exception("the sweep of jobs' folders failed")
 
     async def sweep(self) -> list[str]:
         """End hosts without a live row here and remove folders of jobs that have ended or moved away; return their ids."""

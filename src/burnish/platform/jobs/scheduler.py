@@ -16,13 +16,13 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import Current
-from burnish.core.errors import Unavailable
 from burnish.core.protocol import COMPONENT_TYPES
 from burnish.core.settings import Settings
 from burnish.core.specs.base import Resources
 from burnish.core.states import JobState
 from burnish.infra import signals
 from burnish.infra.database import Database
+from burnish.infra.loop import Periodic
 from burnish.platform.jobs import store
 from burnish.platform.jobs.admission import Capacity, Holding, Waiting, admit
 from burnish.platform.jobs.backends.protocol import Backend
@@ -57,7 +57,7 @@ def _total_memory() -> int:
     return total
 
 
-class Scheduler:
+class Scheduler(Periodic):
     """Admits jobs to one node."""
 
     def __init__(
@@ -74,52 +74,27 @@ class Scheduler:
             configuration: the disk reserve.
             came_back: called when others have taken the node for lost: what it had is theirs by now.
         """
+        super().__init__(self._take_care, _LOOK_SECONDS, "job-scheduler", database.topic(store.QUEUE_TOPIC))
         self._database = database
         self._settings = settings
         self._backend = backend
         self._types = types
         self._configuration = configuration
         self._came_back = came_back
-        self._task: asyncio.Task[None] | None = None
         self._node_at = 0.0
         self._measured_at = 0.0
-        self.beats = 0
-        """Rises with each look at the queue; readiness watches it."""
 
     async def start(self) -> None:
         """Say what this node has, then start the loop."""
         await self._describe_node()
-        self._task = asyncio.create_task(self._run(), name="job-scheduler")
+        await super().start()
 
-    async def stop(self) -> None:
-        """Stop the loop."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether the loop runs."""
-        return self._task is not None and not self._task.done()
-
-    async def _run(self) -> None:
-        topic = self._database.topic(store.QUEUE_TOPIC)
-        while True:
-            seen = topic.version
-            try:
-                if time.monotonic() - self._node_at > _NODE_SECONDS:
-                    await self._describe_node()
-                await self.look()
-                if time.monotonic() > self._measured_at + _MEASURE_SECONDS:
-                    await self._measure()
-            except Unavailable as error:
-                log.warning("scheduler: %s", error.message)
-            except Exception:
-                log.exception("scheduler: a look at the queue failed")
-            self.beats += 1
-            await topic.wait(seen, _LOOK_SECONDS)
+    async def _take_care(self) -> None:
+        if time.monotonic() - self._node_at > _NODE_SECONDS:
+            await self._describe_node()
+        await self.look()
+        if time.monotonic() > self._measured_at + _MEASURE_SECONDS:
+            await self._measure()
 
     async def _describe_node(self) -> None:
         capacity = await self._capacity()

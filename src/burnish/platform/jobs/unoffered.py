@@ -1,17 +1,13 @@
 """Says of queued jobs that nothing is there to take them: no scheduler looks at what its process does not offer."""
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 
-from burnish.core.errors import Unavailable
 from burnish.core.states import InstanceState
 from burnish.infra.database import Database
+from burnish.infra.loop import Periodic
 from burnish.platform.integrator.schemas import Instance
 from burnish.platform.jobs import store
-
-log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _MISSING_SECONDS = 3.0
@@ -23,40 +19,14 @@ _CALLABLE = frozenset({InstanceState.HEALTHY, InstanceState.DEGRADED})
 _GONE = frozenset({InstanceState.LOST, InstanceState.DRAINING})
 
 
-class UnofferedJobs:
+class UnofferedJobs(Periodic):
     """Looks at the queue for jobs of types that no healthy instance offers. One a process; several write the same."""
 
     def __init__(self, database: Database, instances: Callable[[], Mapping[str, Instance]]) -> None:
+        super().__init__(self.look, _LOOK_SECONDS, "unoffered-jobs")
         self._database = database
         self._instances = instances
         self._missing_since: dict[str, float] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start looking."""
-        self._task = asyncio.create_task(self._run(), name="unoffered-jobs")
-
-    async def stop(self) -> None:
-        """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether it looks (readiness)."""
-        return self._task is not None and not self._task.done()
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except Unavailable as error:
-                log.warning("unoffered jobs: %s", error.message)
-            except Exception:
-                log.exception("it could not be looked for jobs that nobody offers")
-            await asyncio.sleep(_LOOK_SECONDS)
 
     async def look(self) -> None:
         """Write on each queued job of a type that no healthy instance offers why it waits; its scheduler's word ends that."""

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import time
-from contextlib import suppress
 
 from burnish.core.errors import BurnishError
 from burnish.infra import idempotency, signals
 from burnish.infra.artifact_store import ArtifactStore
 from burnish.infra.artifact_store import store as artifacts
 from burnish.infra.database import Database
+from burnish.infra.loop import Loop
 from burnish.platform.identity import store as identity_store
 from burnish.platform.jobs import store as jobs
 
@@ -31,22 +31,17 @@ class Housekeeping:
         self._database = database
         self._store = store
         self._grace = grace_seconds
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops = [Loop(self._sweep_often, "housekeeping-sweep"), Loop(self._feel_pulse, "housekeeping-pulse")]
 
     async def start(self) -> None:
         """Start the loops."""
-        self._tasks = [
-            asyncio.create_task(self._sweep_often(), name="housekeeping-sweep"),
-            asyncio.create_task(self._feel_pulse(), name="housekeeping-pulse"),
-        ]
+        for loop in self._loops:
+            await loop.start()
 
     async def stop(self) -> None:
         """Stop the loops."""
-        for task in self._tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        self._tasks = []
+        for loop in self._loops:
+            await loop.stop()
 
     async def sweep(self) -> list[str]:
         """Remove artifacts that nothing refers to and that are older than the grace period; return their digests.

@@ -4,19 +4,16 @@ A component that goes takes nothing with it: definitions that name it still vali
 whoever submits one is told that it is away, and since when.
 """
 
-import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
-from burnish.core.errors import FieldProblem, Unavailable
+from burnish.core.errors import FieldProblem
 from burnish.core.protocol import KindOffer
 from burnish.infra.database import Database, utcnow
+from burnish.infra.loop import Periodic
 from burnish.platform.workflow import store
-
-log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _REREAD_SECONDS = 10.0
@@ -58,34 +55,22 @@ class OfferedNow:
         return {}
 
 
-class KnownOffers:
+class KnownOffers(Periodic):
     """Remembers in the database what was offered. One a process; several write the same."""
 
     def __init__(self, database: Database, offering: Offering) -> None:
+        super().__init__(self.look, _LOOK_SECONDS, "component-offers")
         self._database = database
         self._offering = offering
         self._kept: dict[str, tuple[KindOffer, ...]] = {}
         self._away: dict[str, datetime] = {}
         self._missed: dict[str, float] = {}
         self._read_at = float("-inf")
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Read what was known, then watch."""
         await self.look()
-        self._task = asyncio.create_task(self._watch(), name="component-offers")
-
-    async def stop(self) -> None:
-        """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether it watches (readiness)."""
-        return self._task is not None and not self._task.done()
+        await super().start()
 
     def kinds(self) -> Kinds:
         """Return every kind that is offered, and those of types that are away as they last were."""
@@ -131,16 +116,6 @@ class KnownOffers:
                 await store.keep_offer(session, name, [one.model_dump(mode="json") for one in offers])
             await store.mark_away(session, gone)
             await store.mark_back(session, back)
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                await self.look()
-            except Unavailable as error:
-                log.warning("offers: %s", error.message)
-            except Exception:
-                log.exception("offers could not be kept")
 
 
 def away_problem(where: str, component: str, since: datetime) -> FieldProblem:

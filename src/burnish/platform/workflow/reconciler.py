@@ -5,10 +5,9 @@ A turn alternates two phases until there is no news: *act* (submit, ask, stop: n
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,6 +16,7 @@ from burnish.core.states import ExecutionState
 from burnish.infra import signals
 from burnish.infra.artifact_store.protocol import ArtifactStore
 from burnish.infra.database import Database
+from burnish.infra.loop import Periodic
 from burnish.infra.reconcile import LeaseLost, Reconciler, Turn
 from burnish.platform.jobs.store import FINISHED_TOPIC
 from burnish.platform.workflow import store
@@ -29,12 +29,8 @@ from burnish.platform.workflow.kinds import ENGINE_KINDS
 from burnish.platform.workflow.records import FINAL, Outcome
 from burnish.platform.workflow.tables import WorkflowExecutionRow
 
-log = logging.getLogger(__name__)
-
 _WATCH_SECONDS = 2.0
 _RESYNC_SECONDS = 30.0
-_PAUSE_SECONDS = 0.5
-"""After a look that failed, so that notices which come quickly do not make a busy loop of it."""
 _SETTLE_SECONDS = 30.0
 """After a start: by then a dead server's leases are over and every job's host has been looked for."""
 _AT_ONCE = 8
@@ -69,28 +65,25 @@ class WorkflowReconciler:
             database, WorkflowExecutionRow, self._turn, name="workflow", owner=owner, lease_seconds=lease_seconds,
             concurrency=concurrency,
         )  # fmt: skip
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watch = Periodic(self._wake_finished, _WATCH_SECONDS, "workflow-watch", database.topic(FINISHED_TOPIC))
+        self._resync = Periodic(self._look_over, _RESYNC_SECONDS, "workflow-resync")
+        self._looked_over_to: str | None = None
 
     @property
     def alive(self) -> bool:
         """Whether all its loops run."""
-        return self.reconciler.alive and bool(self._tasks) and not any(task.done() for task in self._tasks)
+        return self.reconciler.alive and self._watch.alive and self._resync.alive
 
     async def start(self) -> None:
         """Start the loops."""
         await self.reconciler.start()
-        self._tasks = [
-            asyncio.create_task(self._watch(), name="workflow-watch"),
-            asyncio.create_task(self._resync(), name="workflow-resync"),
-        ]
+        await self._watch.start()
+        await self._resync.start()
 
     async def stop(self) -> None:
         """Stop the loops; what runs goes on and is found again."""
-        for task in self._tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        self._tasks = []
+        await self._watch.stop()
+        await self._resync.stop()
         await self.reconciler.stop()
 
     async def _turn(self, turn: Turn) -> float | None:
@@ -186,48 +179,27 @@ class WorkflowReconciler:
             raise
         return None
 
-    async def _watch(self) -> None:
+    async def _wake_finished(self) -> None:
         """Wake executions whose jobs have ended: one query a notice, however many wait."""
-        topic = self._database.topic(FINISHED_TOPIC)
-        while True:
-            seen = topic.version
-            try:
-                async with self._database.read() as session:
-                    keys = await store.with_finished_jobs(session)
-                await self._wake(keys)
-            except Exception as error:  # whatever it was (a full disk, say): without this loop every execution hangs
-                _log_failure("finished jobs cannot be looked for", error)
-                await asyncio.sleep(_PAUSE_SECONDS)
-            await topic.wait(seen, _WATCH_SECONDS)
+        async with self._database.read() as session:
+            keys = await store.with_finished_jobs(session)
+        await self._wake(keys)
 
-    async def _resync(self) -> None:
+    async def _look_over(self) -> None:
         """Slowly page over unfinished executions and wake those that nothing would wake."""
-        after: str | None = None
-        while True:
-            try:
-                async with self._database.read() as session:
-                    keys = await store.parked_wrongly(session, after)
-                    counts = await store.count_by_state(session)
-                for state in ExecutionState:
-                    signals.EXECUTIONS.labels(state).set(counts.get(state, 0))
-                await self._wake(keys)
-                after = keys[-1] if keys else None
-            except Exception as error:
-                _log_failure("executions cannot be looked over", error)
-            await asyncio.sleep(_RESYNC_SECONDS)
+        async with self._database.read() as session:
+            keys = await store.parked_wrongly(session, self._looked_over_to)
+            counts = await store.count_by_state(session)
+        for state in ExecutionState:
+            signals.EXECUTIONS.labels(state).set(counts.get(state, 0))
+        await self._wake(keys)
+        self._looked_over_to = keys[-1] if keys else None
 
     async def _wake(self, keys: Sequence[str]) -> None:
         if keys:
             async with self._database.write() as session:
                 for key in keys:
                     await store.wake_execution(session, key)
-
-
-def _log_failure(what: str, error: Exception) -> None:
-    if isinstance(error, BurnishError):
-        log.warning("%s: %s", what, error.message)
-    else:
-        log.error("%s", what, exc_info=error)
 
 
 def _wait(kind: EngineKind, attempt: Attempt, timeout: float | None) -> float | None:
