@@ -54,7 +54,7 @@ class Up:
         except BaseException as error:
             self.failure = error
 
-    def _asked(self, _id: str, _urls: Sequence[str]) -> set[int]:
+    def _asked(self, _id: str, _platforms: Sequence[tuple[str, Path]]) -> set[int]:
         asked, self.asked = self.asked, set()
         return asked
 

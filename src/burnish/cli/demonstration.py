@@ -53,7 +53,7 @@ def run(
     with (
         _terminated_like_interrupted(),
         _server(folder, port, exit_after=exit_after) as server,
-        Client(server.url) as client,
+        Client(server.url, home=folder) as client,
     ):
         parameters = {**_datasets(client, data), **_parameters(model, quick), **changed}
         accepted = client.workflows.submit(WORKFLOW, parameters)

@@ -8,6 +8,8 @@ import typer
 from burnish.cli.options import Exit, Home, Json, Url
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from burnish.app import Finding
     from burnish.core.settings import Settings
 
@@ -67,7 +69,7 @@ def _server(settings: "Settings", url: str | None) -> "list[Finding]":
     if where is None:
         return found
     try:
-        with Client(where) as client:
+        with Client(where, home=settings.home) as client:
             ready = client.ready()
     except BurnishError as error:
         said = "; ".join(f"{one.where}: {one.message}" for one in error.problems) or error.message
@@ -75,17 +77,17 @@ def _server(settings: "Settings", url: str | None) -> "list[Finding]":
         hint = error.hint or (gone if isinstance(error, NotReachable) else "mend that; it is then ready by itself")
         return [*found, Finding(check="server", status="problem", message=f"{where} is not ready: {said}", hint=hint)]
     message = f"{where} is {ready.get('status', 'there')}"
-    return [*found, Finding(check="server", status="ok", message=message), *_permitted(where)]
+    return [*found, Finding(check="server", status="ok", message=message), *_permitted(where, settings.home)]
 
 
-def _permitted(where: str) -> "list[Finding]":
+def _permitted(where: str, home: "Path") -> "list[Finding]":
     """Whether the API is open to whoever asks here, so that what it lists can be trusted to be whole."""
     from burnish.app import Finding
     from burnish.client import Client
     from burnish.core.errors import BurnishError
 
     try:
-        with Client(where) as client:
+        with Client(where, home=home) as client:
             instances = client.components()
     except BurnishError as error:
         return [

@@ -122,7 +122,7 @@ def stop_server(home: Path, *, everything: bool, timeout: float) -> Stopped:
     server = running_server(home)
     others = [one.pid for one in living_processes(home) if server is None or one.pid != server.pid]
     for pid in ([server.pid] if server else []) + others:  # one after the other: the last of a home drains what it has
-        _tell(pid, number)
+        tell(pid, number)
         _wait_gone(pid, timeout)
     rest = children_of_home(home)
     ended = _end(rest) if everything else ()
@@ -141,13 +141,15 @@ def stop_server(home: Path, *, everything: bool, timeout: float) -> Stopped:
 def _end_set(found: StateFile, number: int, timeout: float) -> None:
     """End a supervisor, which ends its processes one after the other."""
     living = len(found.living)
-    _tell(found.supervisor, number)
+    tell(found.supervisor, number)
     _wait_gone(found.supervisor, timeout * max(1, living))
 
 
-def _tell(pid: int, number: int) -> None:
+def tell(pid: int, number: int) -> None:
+    """Send a process a signal to end, and have it hear it: one that is stopped (SIGSTOP, Ctrl-Z) would not."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
 
 
 def _wait_gone(pid: int, timeout: float) -> None:
@@ -175,6 +177,7 @@ def _end(processes: list[psutil.Process]) -> tuple[int, ...]:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
+            process.resume()  # one that is stopped does not hear it
     deadline = time.monotonic() + END_GRACE
     while time.monotonic() < deadline and any(_lives(process.pid) for process in processes):
         time.sleep(0.05)

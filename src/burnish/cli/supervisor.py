@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from burnish.cli import composition
 from burnish.cli.composition import Launch
 from burnish.cli.first_key import fresh_key_file
-from burnish.cli.processes import boot_id, this_place
+from burnish.cli.processes import boot_id, tell, this_place
 from burnish.cli.supervised import State, StateFile, UnitRecord, folder_of, last_lines, read_state, reason, short
 from burnish.client.address import ProcessFile, process_file, started_ticks
 from burnish.core.errors import Conflict, InvalidRequest
@@ -32,7 +32,9 @@ LOOK_SECONDS = 2.0
 READY_SECONDS = 120.0
 """A process that is not ready by then is started again."""
 STOP_SECONDS = 60.0
-"""From TERM (or INT) to KILL."""
+"""From TERM to KILL: several times what a process gives its requests in flight (`gateway.drain_seconds`) and its loops."""
+DRAIN_SECONDS = 120.0
+"""From INT to KILL: jobs get a minute of it to write a checkpoint, and replicas to end."""
 STEADY_SECONDS = 30.0
 """One that was ready for so long had no trouble of its own: the count of failures starts again."""
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -67,6 +69,8 @@ class Unit:
     url: str | None = None
     problem: str | None = None
     child: subprocess.Popen[bytes] | None = None
+    drains: bool = False
+    """It was told by INT: it pauses its jobs and ends its replicas before it ends."""
 
     @property
     def alive(self) -> bool:
@@ -101,7 +105,7 @@ class Supervisor:
 
     def __init__(
         self, file: Path, home: Path, say: Callable[[str], None],
-        wanted_restarts: Callable[[str, Sequence[str]], set[int]], command: Sequence[str] = SERVE,
+        wanted_restarts: Callable[[str, Sequence[tuple[str, Path]]], set[int]], command: Sequence[str] = SERVE,
     ) -> None:  # fmt: skip
         """Make it, without a process.
 
@@ -109,7 +113,7 @@ class Supervisor:
             file: the composition.
             home: of processes that name none of their own; also keeps the state and the logs.
             say: prints a line.
-            wanted_restarts: given this supervisor's id and the URLs of platforms, returns the pids that are to be restarted.
+            wanted_restarts: given this supervisor's id and the URLs and homes of platforms, returns the pids that are to be restarted.
             command: starts one process, which is told by variables what it is to be.
         """
         self.file = file.resolve()
@@ -269,8 +273,9 @@ class Supervisor:
             self._say(f"{key[0]} has the administrator's first key: burnish login --key - < {key[0]} && rm {key[0]}")
 
     def _stopping(self, unit: Unit, now: float) -> None:
-        if unit.alive and now - unit.at > STOP_SECONDS:
-            self._say(f"{unit.launch.key}: has not ended within {STOP_SECONDS:g} s; killed")
+        patience = DRAIN_SECONDS if unit.drains else STOP_SECONDS
+        if unit.alive and now - unit.at > patience:
+            self._say(f"{unit.launch.key}: has not ended within {patience:g} s; killed")
             self._kill(unit)
         if unit.alive:
             return
@@ -342,8 +347,8 @@ class Supervisor:
         if unit.pid is not None and unit.alive:
             if unit.state == "stopping" and number == signal.SIGTERM:
                 return  # it was told, and answers what is in flight: a second TERM would end it at once
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(unit.pid, number)
+            tell(unit.pid, number)
+            unit.drains = number == signal.SIGINT
             unit.become("stopping")
         elif unit.state != "stopping" and not self._wants(unit):
             unit.pid = unit.ticks = None
@@ -405,18 +410,20 @@ class Supervisor:
             return
         if time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
-        urls = [
-            one.url for one in self._units.values() if one.url and one.launch.with_platform and one.state == "ready"
+        platforms = [
+            (one.url, one.home)
+            for one in self._units.values()
+            if one.url and one.launch.with_platform and one.state == "ready"
         ]
-        if not urls:
+        if not platforms:
             return
         self._looked_at = time.monotonic()
-        self._looking = threading.Thread(target=self._look, args=(urls,), daemon=True)
+        self._looking = threading.Thread(target=self._look, args=(platforms,), daemon=True)
         with contextlib.suppress(RuntimeError):  # no more threads now: the next time
             self._looking.start()
 
-    def _look(self, urls: list[str]) -> None:
-        self._intents = self._wanted_restarts(self.id, urls)
+    def _look(self, platforms: list[tuple[str, Path]]) -> None:
+        self._intents = self._wanted_restarts(self.id, platforms)
 
     # Its end, and what it writes.
 

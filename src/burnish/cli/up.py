@@ -25,14 +25,17 @@ def register(app: typer.Typer) -> None:
 
 def up(
     file: Annotated[Path, typer.Argument(help="The processes, as YAML; see examples/split/burnish.yaml.", exists=True, dir_okay=False)],
-    status: Annotated[bool, typer.Option("--status", help="Show what runs, and end.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show what runs, and end; exit status 1 if it is not supervised, or one process is not ready.")
+    ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run an installation's processes on this machine, and start again what ends.
 
     A changed file and SIGHUP start processes anew, one after the other. Ctrl-C drains and ends them all; TERM ends them
-    and leaves jobs and replicas running. A supervisor that was killed finds its processes again when it is started again.
+    and leaves jobs and replicas running. What has not ended then after 60 s (Ctrl-C: 120 s) is killed.
+    A supervisor that was killed finds its processes again when it is started again.
     """
     from burnish.client import address
 
@@ -64,18 +67,23 @@ class RestartIntents:
         self._say = say
         self._refused: set[str | None] = set()
 
-    def __call__(self, supervisor: str, urls: Sequence[str]) -> set[int]:
-        """Return the pids of this supervisor's processes that are to be restarted."""
+    def __call__(self, supervisor: str, platforms: Sequence[tuple[str, Path]]) -> set[int]:
+        """Return the pids of this supervisor's processes that are to be restarted.
+
+        Args:
+            supervisor: its id.
+            platforms: whom to ask, the URL and the home of each: a login is kept for a home.
+        """
         from burnish.client import Client
         from burnish.client.wire import Address
         from burnish.core.errors import BurnishError, Forbidden, Unauthenticated
 
-        for url in urls:
+        for url, home in platforms:
             try:
-                key = Address(url, None, None).api_key
+                key = Address(url, None, home).api_key
                 if key in self._refused:
-                    return set()
-                with Client(url, api_key=key) as client:
+                    continue
+                with Client(url, api_key=key, home=home) as client:
                     found = client.components()
             except (Unauthenticated, Forbidden) as error:
                 self._refused.add(key)
@@ -83,7 +91,7 @@ class RestartIntents:
                     f"the platform does not say which processes it wants to be restarted ({error.message}); give "
                     "`burnish up` a key that may read components: BURNISH_API_KEY, or burnish login"
                 )
-                return set()
+                continue
             except (BurnishError, OSError):
                 continue  # the next one, or the next time
             mine = [one for one in found if one.restart_requested_at and one.metadata.get("supervisor") == supervisor]
@@ -110,9 +118,10 @@ def _status(file: Path, home: Path, *, as_json: bool) -> Exit:
     state = read_state(file, home)
     if state is not None:
         state = _asked(state)
+    well = state is not None and state.supervised and all(one.state in ("ready", "stopped") for one in state.units)
     if as_json:
         print_json({"supervised": state is not None and state.supervised, "state": state})
-        return Exit.DONE if state is not None and state.supervised else Exit.FAILED
+        return Exit.DONE if well else Exit.FAILED
     if state is None:
         console().print(f"{file} was never up on this home ({home})", markup=False)
         return Exit.FAILED
@@ -125,7 +134,6 @@ def _status(file: Path, home: Path, *, as_json: bool) -> Exit:
         for one in state.units
     ]
     print_table(("process", "components", "state", "pid", "url", "restarts", "problem"), rows, empty="no processes")
-    well = state.supervised and all(one.state in ("ready", "stopped") for one in state.units)
     return Exit.DONE if well else Exit.FAILED
 
 

@@ -161,13 +161,13 @@ def test_a_refused_key_is_said_once_and_not_shown_again(
     with serving(answer) as server:
         wanted = RestartIntents(said.append)
         for _ in range(3):
-            assert wanted("up-1", [server.url]) == set()
+            assert wanted("up-1", [(server.url, tmp_path)]) == set()
         assert len(server.asked) == 1
         assert len(said) == 1
         assert "BURNISH_API_KEY" in said[0]
         monkeypatch.setenv("BURNISH_API_KEY", "bk_good")
-        wanted("up-1", [server.url])
-        wanted("up-1", [server.url])
+        wanted("up-1", [(server.url, tmp_path)])
+        wanted("up-1", [(server.url, tmp_path)])
         assert (len(server.asked), len(said)) == (3, 1)
 
 
