@@ -208,7 +208,8 @@ class _Sending(AbstractAsyncContextManager[Response]):
         except BaseException:
             self._leave()
             raise
-        return Response(connection.status, _joined(connection.headers), _Answer(connection, where), deadline, where)
+        headers, body = _joined(connection.headers), _Answer(connection, where)
+        return Response(connection.status, headers, body, deadline, where, connection.is_over)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

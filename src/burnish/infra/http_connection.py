@@ -103,11 +103,14 @@ class Connection(asyncio.Protocol):
                 self._reading = None
         return self.chunk()
 
+    def is_over(self) -> bool:
+        """Tell whether nothing more of the body is to come."""
+        return self._ended and not self._chunks and self._error is None
+
     @property
     def reusable(self) -> bool:
         """Whether another request may follow: the answer was read to its end, and the service keeps the connection."""
-        whole = self._ended and self._keeps and not self._chunks and self._error is None
-        if not whole or self.lost or self._full is not None:
+        if not (self._keeps and self.is_over()) or self.lost or self._full is not None:
             return False
         self._busy = False
         return True

@@ -10,11 +10,13 @@ import logging
 import re
 import secrets
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, TextIO
 from urllib.parse import quote, quote_plus
@@ -46,13 +48,16 @@ _MOST_LINES = 200
 _hidden_values: set[str] = set()
 _known: re.Pattern[str] | None = None
 _known_long: tuple[str, ...] = ()
+_json_handler: "logging.StreamHandler[TextIO] | None" = None
+"""Ours, if it writes JSON."""
 _TELLING_NAME = r"(?:pass(?:word|wd|phrase)|secret(?:[_-]?key)?|api[_-]?key|access[_-]?key|private[_-]?key|token|authorization|cookie)"
 _SECRET_FIELD = re.compile(rf"(?:^|[_-]){_TELLING_NAME}$", re.IGNORECASE)
+# No text may take more time than in proportion to its length: anybody may write what is looked through here.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), _HIDDEN),
-    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@\"']*):[^\s@/\"']+@", re.IGNORECASE), rf"\1:{_HIDDEN}@"),
+    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s:/@\"']*):[^\s@/\"']+@", re.IGNORECASE), rf"\1:{_HIDDEN}@"),
     (re.compile(r"\b((?i:bearer|basic))\s+(?=\S*[0-9A-Z._~+/=])[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {_HIDDEN}"),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), _HIDDEN),
+    (re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), _HIDDEN),
     (re.compile(r"\b(?:sk|bk|rk|pk|brn|burnish|hf|ghp|gho|ghs|glpat|xox[abps]|whsec)[-_][A-Za-z0-9_-]{12,}"), _HIDDEN),
     (re.compile(r"\bAKIA[A-Z0-9]{16}\b"), _HIDDEN),
     (re.compile(rf"((?<![A-Za-z]){_TELLING_NAME}[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic)\s+)?)(?!(?:bearer|basic)\s)(?!\*\*\*)[^\s\"',;&}}]{{3,}}", re.IGNORECASE), rf"\1{_HIDDEN}"),
@@ -74,6 +79,11 @@ def redact_known(text: str) -> str:
     for form in _known_long:
         text = text.replace(form, _HIDDEN)
     return _known.sub(_HIDDEN, text)
+
+
+def known_secrets() -> int:
+    """Return how many values this process knows to be secret: what was redacted while there were fewer is so no more."""
+    return len(_hidden_values)
 
 
 def redact_known_fields(value: Any) -> Any:
@@ -172,12 +182,21 @@ def new_trace_id() -> str:
     return secrets.token_hex(16)
 
 
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?")
+_KNOWN_FLAGS = 0x03
+"""Sampled, and that the trace id is random; what other bits will mean, nobody knows."""
+
+
+def trace_of(traceparent: str | None) -> tuple[str, str] | None:
+    """Return the trace id and the flags, to pass on, of a W3C ``traceparent`` header; None: there is none, or no valid one."""
+    match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
+    return None if match is None else (match[1], f"{int(match[2], 16) & _KNOWN_FLAGS:02x}")
+
+
 def trace_id_of(traceparent: str | None) -> str | None:
     """Return the trace id of a W3C ``traceparent`` header, or None if there is none or it is malformed."""
-    match = re.fullmatch(
-        r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", traceparent or ""
-    )
-    return match[1] if match is not None and set(match[1]) != {"0"} else None
+    found = trace_of(traceparent)
+    return None if found is None else found[0]
 
 
 def traceparent_of(trace: str) -> str:
@@ -187,6 +206,7 @@ def traceparent_of(trace: str) -> str:
 
 def configure(level: Level = "info", format: Literal["json", "text"] = "json", stream: TextIO | None = None) -> None:  # noqa: A002
     """Send every log of this process to ``stream`` (stderr by default) in this format. May be called again."""
+    global _json_handler
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -195,6 +215,7 @@ def configure(level: Level = "info", format: Literal["json", "text"] = "json", s
             root.removeHandler(old)
     handler.burnish = True  # type: ignore[attr-defined]
     root.addHandler(handler)
+    _json_handler = handler if format == "json" else None
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -212,23 +233,75 @@ def set_level(level: Level) -> None:
         logging.getLogger(name).setLevel(max(least, root.level))
 
 
+def tell(logger: logging.Logger, message: str, fields: Mapping[str, Any], *, clean: bool = False) -> None:
+    """Log at INFO what happens so often that a record of its own would cost more than what it tells.
+
+    While nobody but our JSON handler listens, the same line is written without one.
+
+    Args:
+        logger: as whom.
+        message: the message; whoever makes it redacted it, and the fields, as far as patterns go.
+        fields: what the line says besides, and besides what is bound.
+        clean: there is no value in it, nor in what is bound, that this process knows to be secret.
+    """
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    handler = _json_handler
+    if handler is not None and _hears_alone(handler, logger):
+        line = _json_line(time.time(), "info", logger.name, message, fields)
+        try:
+            with handler.lock or nullcontext():
+                handler.stream.write((line if clean else redact_known(line)) + "\n")
+                handler.stream.flush()
+        except (OSError, ValueError):  # a stream that is full or closed: as logging answers for it, below
+            pass
+        else:
+            return
+    # Not through logger.info(): finding out on which line of code this is costs as much as the rest.
+    logger.handle(
+        logger.makeRecord(logger.name, logging.INFO, __file__, 0, message, (), None, None, {"checked": fields})
+    )
+
+
+def _hears_alone(handler: logging.Handler, logger: logging.Logger) -> bool:
+    """Tell whether a handler of the root, and no other, gets what a logger logs."""
+    one: logging.Logger | None = logger
+    while one is not None:
+        if one.parent is None:
+            return one.handlers == [handler] and not handler.filters
+        if one.handlers or one.filters or not one.propagate:
+            return False
+        one = one.parent
+    return False
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what is bound, what was given as extra."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line. A record with ``checked`` was redacted by whoever made it, as far as patterns go; these are its fields."""
         checked: Mapping[str, Any] | None = record.__dict__.get("checked")
-        document: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage() if checked is not None else redact(record.getMessage()),
-            **_context.get(),
-            **(checked if checked is not None else redact_fields(_extra(record))),
-        }
+        message = record.getMessage() if checked is not None else redact(record.getMessage())
+        fields = checked if checked is not None else redact_fields(_extra(record))
         if trouble := _trouble(record):
-            document["exception"] = redact(trouble)
-        return redact_known(orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS).decode())
+            fields = {**fields, "exception": redact(trouble)}
+        return redact_known(_json_line(record.created, record.levelname.lower(), record.name, message, fields))
+
+
+def _json_line(created: float, level: str, name: str, message: str, fields: Mapping[str, Any]) -> str:
+    document = {
+        "time": _stamp(created), "level": level, "logger": name, "message": message, **_context.get(), **fields
+    }  # fmt: skip
+    return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _stamp(created: float) -> str:
+    return f"{_second(int(created))}.{int(created % 1 * 1000):03d}+00:00"
+
+
+@lru_cache(4)
+def _second(created: int) -> str:
+    return datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class TextFormatter(logging.Formatter):

@@ -21,6 +21,10 @@ _RETRY_SECONDS = 1.0
 PROBES = frozenset({"/health", "/platform/health", "/platform/ready", "/platform/metrics"})
 _COMPONENTS = "/platform/components/"
 
+_PRIORITIES: tuple[Priority, ...] = ("control", "interactive", "batch", "anonymous")
+_levels = {priority: signals.Level(signals.IN_FLIGHT.labels(priority)) for priority in _PRIORITIES}
+"""Of the whole process."""
+
 
 class Overloaded(Unavailable):
     """The process answers as many requests as it may."""
@@ -60,8 +64,7 @@ class Admission:
     def __init__(self, configuration: Current, *, wait: float = WAIT_SECONDS) -> None:
         self._configuration = configuration
         self._wait = wait
-        self._in_flight: dict[Priority, int] = {"control": 0, "interactive": 0, "batch": 0, "anonymous": 0}
-        self._gauges = {priority: signals.IN_FLIGHT.labels(priority) for priority in self._in_flight}
+        self._in_flight = dict.fromkeys(_PRIORITIES, 0)
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._idle = asyncio.Event()
@@ -90,7 +93,7 @@ class Admission:
     def leave(self, priority: Priority) -> None:
         """Give the place back; whoever waits longest has it."""
         self._in_flight[priority] -= 1
-        self._gauges[priority].dec()
+        _levels[priority].value -= 1
         while self._waiting and self._taken < self._configuration().gateway.max_in_flight:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -101,7 +104,7 @@ class Admission:
 
     def _take(self, priority: Priority) -> None:
         self._in_flight[priority] += 1
-        self._gauges[priority].inc()
+        _levels[priority].value += 1
         self._idle.clear()
 
     @property

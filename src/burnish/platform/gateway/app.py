@@ -44,6 +44,8 @@ from burnish.platform.integrator.relay import ClientGone, relay
 
 log = logging.getLogger(__name__)
 
+_in_progress = signals.Level(signals.REQUESTS_IN_PROGRESS)
+
 
 class Authenticates(Protocol):
     """Finds out who calls."""
@@ -116,12 +118,12 @@ class Gateway:
         return await self._admission.drained(seconds)
 
     async def _answer(self, exchange: Exchange, receive: Receive) -> None:
-        signals.REQUESTS_IN_PROGRESS.inc()
+        _in_progress.value += 1
         bind_only(trace_id=exchange.trace, request_id=exchange.request_id)
         try:
             await self._guarded(exchange, receive)
         finally:
-            signals.REQUESTS_IN_PROGRESS.dec()
+            _in_progress.value -= 1
             exchange.count()
 
     async def _guarded(self, exchange: Exchange, receive: Receive) -> None:

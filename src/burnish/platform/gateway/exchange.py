@@ -16,7 +16,7 @@ from burnish.core.openai import envelope
 from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER, TRACE_HEADER
 from burnish.infra import signals
 from burnish.infra.asgi import Message, Send
-from burnish.infra.logging import redact, trace_id_of
+from burnish.infra.logging import known_secrets, redact, tell, trace_of
 from burnish.infra.problems import problem_body
 from burnish.platform.gateway.checks import LimitedBody
 from burnish.platform.gateway.proxies import over_https
@@ -33,6 +33,8 @@ HUNG_UP = 499
 """The status under which an answer is counted that nobody waited for."""
 _chance = random.Random()  # noqa: S311 - names of requests, which need not be secret; a system call each would cost more
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_LONGEST_PATH = 2000
+_CACHED_PATH = 200
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _NEVER_IN = frozenset(
@@ -41,6 +43,7 @@ _NEVER_IN = frozenset(
 """Ours, or claims about where a request comes from; whoever sends them, they are not passed on."""
 _NEVER_OUT = _NEVER_IN | {b"authorization", b"cookie", b"x-csrf-token", b"proxy-authorization", b"x-request-timeout"}
 """Beyond this process go no credentials: a component gets a signed token in their place."""
+_TRACE = TRACE_HEADER.encode()
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
@@ -57,10 +60,12 @@ class Exchange:
         self.path: str = scope["path"]
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = self.headers.get("x-request-id")
-        self.request_id = (
-            given if given is not None and _REQUEST_ID.fullmatch(given) else f"req_{_chance.getrandbits(100):025x}"
-        )
-        self.trace = trace_id_of(self.headers.get(TRACE_HEADER)) or f"{_chance.getrandbits(128):032x}"
+        self._named = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        self.request_id = given if given is not None and self._named else f"req_{_chance.getrandbits(100):025x}"
+        """What the client calls it, or we."""
+        traced = trace_of(self.headers.get(TRACE_HEADER))
+        self._continued = traced is not None
+        self.trace, self._flags = traced or (f"{_chance.getrandbits(128):032x}", "01")
         self.began = time.monotonic()
         self.sent_at = 0.0
         self.route = "unmatched"
@@ -95,13 +100,11 @@ class Exchange:
             outward: it leaves this process, or is relayed as if it did.
             deadline: unix time after which the client does not wait.
         """
-        never = _NEVER_OUT if outward else _NEVER_IN
-        headers = [
-            one
-            for one in self.scope["headers"]
-            if one[0] not in never and not one[0].startswith(b"x-forwarded-") and b"_" not in one[0]
-        ]
-        headers.append((TRACE_HEADER.encode(), f"00-{self.trace}-{_chance.getrandbits(64) or 1:016x}-01".encode()))
+        headers = [one for one in self.scope["headers"] if _passes(one[0], outward)]
+        if not self._continued and "tracestate" in self.headers:  # it says something of a trace that we do not know
+            headers = [one for one in headers if one[0] != b"tracestate"]
+        traceparent = f"00-{self.trace}-{_chance.getrandbits(64) or 1:016x}-{self._flags}"
+        headers.append((_TRACE, traceparent.encode()))
         headers.append((b"x-request-id", self.request_id.encode()))
         method = "GET" if self.method == "HEAD" else self.method
         scheme = self.scope["scheme"]
@@ -207,21 +210,32 @@ class Exchange:
         if not access.isEnabledFor(logging.INFO):
             return
         caller = self.caller
-        extra: dict[str, object] = {
+        fields: dict[str, object] = {
             "subject": caller.subject if caller else None, "credential": caller.credential if caller else None,
             "project_id": caller.project_id if caller else None, "method": self.method, "route": self.route,
             "status": status, "seconds": round(seconds, 4), "bytes": self.sent_bytes,
             "bytes_in": self.body.received if self.body is not None else 0, "priority": self.priority,
         }  # fmt: skip
-        # Not through access.info(): finding out on which line of code this is costs as much as the rest.
-        told = (self.method, _shown(self.path), status)
-        checked = {"checked": extra}
-        access.handle(access.makeRecord(access.name, logging.INFO, __file__, 0, "%s %s %d", told, None, None, checked))
+        tell(access, f"{method} {_shown(self.path)} {status}", fields, clean=not (self._named or self._continued))
+
+
+@lru_cache(1024)
+def _passes(name: bytes, outward: bool) -> bool:
+    """Tell whether a header of this name goes on to an app, or out of this process. One with `_` may pass for another."""
+    never = _NEVER_OUT if outward else _NEVER_IN
+    return name not in never and not name.startswith(b"x-forwarded-") and b"_" not in name
+
+
+def _shown(path: str) -> str:
+    """Return a path as the log shows it: what any client writes into the line, so looked through, and cut."""
+    if len(path) > _CACHED_PATH:
+        found = redact(path[: 2 * _LONGEST_PATH])  # cut behind: half a secret looks like none
+        return found if len(found) <= _LONGEST_PATH else f"{found[:_LONGEST_PATH]}..."
+    return _redacted(path, known_secrets())
 
 
 @lru_cache(4096)
-def _shown(path: str) -> str:
-    """Return a path as the log shows it: all that a client writes into the line, so all that must be looked through."""
+def _redacted(path: str, known: int) -> str:
     return redact(path)
 
 

@@ -43,7 +43,7 @@ class Bucket:
     """Requests a second that it fills by; None: a quota, which fills at midnight (UTC)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """What the buckets of one request say together."""
 
@@ -81,8 +81,9 @@ class MemoryLimiter:
         """Take one token of each, or none."""
         now = self._clock()
         levels = [self._level(bucket, now) for bucket in buckets]
-        least = min(range(len(buckets)), key=levels.__getitem__)
-        if levels[least] < 1:
+        lowest = min(levels)
+        least = levels.index(lowest)
+        if lowest < 1:
             waits = [
                 (_wait(one, level, now), one, level) for one, level in zip(buckets, levels, strict=True) if level < 1
             ]
@@ -92,7 +93,7 @@ class MemoryLimiter:
             self._held[bucket.key] = (level - 1 if bucket.rate is not None else bucket.size - level + 1, now)
         if len(self._held) > self._tidy_at:
             self._tidy(now)
-        left = levels[least] - 1
+        left = lowest - 1
         return Verdict(True, buckets[least], int(left), _full(buckets[least], left, now))
 
     def learn(self, verdict: Verdict) -> None:

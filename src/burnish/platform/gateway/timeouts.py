@@ -1,4 +1,4 @@
-"""One timer a request, which looks now and then whether its body, its answer or its stream still moves."""
+"""One look at a request after the other, which sees now and then whether its body, its answer or its stream still moves."""
 
 import asyncio
 import time
@@ -8,9 +8,12 @@ from typing import Protocol
 from burnish.core.configuration import GatewayConfiguration
 from burnish.core.errors import BurnishError, DeadlineExceeded
 from burnish.infra import signals
+from burnish.infra.delay import Delay
 from burnish.platform.gateway.checks import LimitedBody, Pace
 
 _LOOK_SECONDS = 5.0
+_looks = Delay(_LOOK_SECONDS)
+"""The first look at most requests, for which few are there."""
 
 
 class Progress(Protocol):
@@ -44,13 +47,22 @@ class Watchdog:
         self._since = progress.began
         self._received = 0
         self._look = min(_LOOK_SECONDS, pace.silence / 2, self._idle / 2)
-        self._timer = asyncio.get_running_loop().call_later(min(self._begin, self._look), self._fire)
+        self._timer: asyncio.TimerHandle | None = None
+        first = min(self._begin, self._look)
+        if first == _looks.seconds < self._begin:
+            _looks.start(self)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(first, self.due)
 
     def stop(self) -> None:
         """Look no more."""
-        self._timer.cancel()
+        if self._timer is None:
+            _looks.stop(self)
+        else:
+            self._timer.cancel()
 
-    def _fire(self) -> None:
+    def due(self) -> None:
+        """Look."""
         now = time.monotonic()
         error = self._verdict(now)
         if error is not None:
@@ -59,7 +71,7 @@ class Watchdog:
         pause = self._look
         if not self._progress.sent_at:
             pause = max(0.001, min(pause, self._since + self._begin - now)) if self._body_ended else pause
-        self._timer = asyncio.get_running_loop().call_later(pause, self._fire)
+        self._timer = asyncio.get_running_loop().call_later(pause, self.due)
 
     def _verdict(self, now: float) -> BurnishError | None:
         progress = self._progress

@@ -81,6 +81,9 @@ class HttpProtocol(HttpToolsProtocol):
     _discarded = 0
     _slow: asyncio.TimerHandle | None = None
     _lingering: asyncio.TimerHandle | None = None
+    _idle_since: float | None = None
+    """Since when it waits for another request."""
+    _idle_look: asyncio.TimerHandle | None = None
     _refusal: tuple[int, str, str] = (400, "malformed_request", "what came is no HTTP/1.1 request")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -91,13 +94,14 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_waiting()
-        if self._lingering is not None:
-            self._lingering.cancel()
+        for timer in (self._lingering, self._idle_look):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse what is no fit request."""
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._ended_one = False
         try:
             self.parser.feed_data(data)
@@ -116,6 +120,8 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse()
             elif self._slow is None:
                 self._slow = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        elif self.cycle is not None and self.cycle.response_complete and not self.cycle.more_body:
+            self._idle()  # empty lines between requests are no request
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -155,13 +161,18 @@ class HttpProtocol(HttpToolsProtocol):
         if self._lingering is not None:
             self._lingering.cancel()
             self._lingering = None
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._idle()
 
     def on_response_complete(self) -> None:
         """End an answer. The rest of its request's body, if it has not come, is given a little time."""
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle()
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
             self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
@@ -172,6 +183,22 @@ class HttpProtocol(HttpToolsProtocol):
             if self._discarded > DISCARDED_BYTES:
                 self.transport.close()
         super().on_body(body)
+
+    def _idle(self) -> None:
+        """Wait for the next request. One timer sees to it: one a request would cost more than what it is for."""
+        self._idle_since = self.loop.time()
+        if self._idle_look is None:
+            self._idle_look = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
+
+    def _look_idle(self) -> None:
+        self._idle_look = None
+        if self._idle_since is None:
+            return
+        until = self._idle_since + self.timeout_keep_alive
+        if self.loop.time() < until:
+            self._idle_look = self.loop.call_at(until, self._look_idle)
+        else:
+            self.timeout_keep_alive_handler()
 
     def _should_upgrade(self) -> bool:
         return False

@@ -7,6 +7,7 @@ from typing import Any
 
 from burnish.core.errors import BurnishError
 from burnish.infra.asgi import Message, Receive, Send
+from burnish.infra.delay import Delay
 from burnish.infra.http import Request, Response
 
 _BUFFERED_BYTES = 1 << 20
@@ -26,7 +27,7 @@ _NOT_ITS_OWN = frozenset(
 """What an answer says about the whole origin, which is the platform's and not its component's; nor may it loosen ours."""
 _SANDBOX = (b"content-security-policy", b"sandbox; default-src 'none'")
 """A page that a component answers with runs no script, and is of no origin: a browser would take it for one of ours."""
-_WATCH_AFTER_SECONDS = 0.02
+_unwatched = Delay(0.02)
 """Most answers are there before; only then somebody has to watch whether the client still is."""
 
 
@@ -80,9 +81,13 @@ async def _pass(call: Callable[[Request], AbstractAsyncContextManager[Response]]
     async with call(request) as response:
         headers = _of_an_answer(response.headers)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        last = b""
         async for chunk in response.chunks():
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if response.is_over():
+                last = chunk
+            else:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 def _of_an_answer(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -104,9 +109,10 @@ class _Watch:
         self.hung_up = False
         self._body = body
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._begin)
+        _unwatched.start(self)
 
-    def _begin(self) -> None:
+    def due(self) -> None:
+        """Begin to watch."""
         self._task = asyncio.create_task(self._watch(), name="relay-watch")
 
     async def _watch(self) -> None:
@@ -115,7 +121,7 @@ class _Watch:
         self.current.cancel()
 
     def stop(self) -> None:
-        self._timer.cancel()
+        _unwatched.stop(self)
         if self._task is not None:
             self._task.cancel()
 
@@ -125,8 +131,10 @@ class _Body:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._ended = asyncio.Event()
+        self._ended = False
         self._gone = False
+        self._wakes: asyncio.Event | None = None
+        """Of whoever waits for its end."""
         self.error: BurnishError | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -145,7 +153,7 @@ class _Body:
         first = await self._next()
         body: bytes = first.get("body", b"")
         if first["type"] == "http.request" and not first.get("more_body", False):  # nearly all of them
-            self._ended.set()
+            self._end()
             return body
         if first["type"] == "http.disconnect":
             raise ClientGone
@@ -155,22 +163,29 @@ class _Body:
         return b"".join(parts)
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        while not self._ended.is_set():
+        while not self._ended:
             message = await self._next()
             if message["type"] == "http.disconnect":
                 self._gone = True
-                self._ended.set()
+                self._end()
                 return
             if not message.get("more_body", False):
-                self._ended.set()
+                self._end()
             if chunk := message.get("body", b""):
                 yield chunk
 
     async def gone(self) -> None:
         """Return once the client has hung up; begin to look when its body has ended."""
-        await self._ended.wait()
+        if not self._ended:
+            self._wakes = asyncio.Event()
+            await self._wakes.wait()
         while not self._gone:
             self._gone = (await self._receive())["type"] == "http.disconnect"
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._wakes is not None:
+            self._wakes.set()
 
     async def _next(self) -> Message:
         try:

@@ -99,7 +99,7 @@ class Record:
         return now >= self.ejected_until
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Try:
     """One call to one instance."""
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from burnish.infra import signals
+from burnish.platform.gateway import HttpProtocol
 from burnish.platform.gateway.checks import Pace
 from burnish.platform.gateway.proxies import address_of, over_https
 from burnish.platform.identity import Principal
@@ -375,15 +376,24 @@ async def test_bodies_that_hardly_come(path: str, pause: float, monkeypatch: pyt
         reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-one\r\nContent-Length: 9000\r\n\r\n"
         writer.write(head.encode())
-        answered = asyncio.create_task(reader.read())
+        answer = b""
+
+        async def read() -> None:
+            nonlocal answer
+            with contextlib.suppress(ConnectionError):  # what we still write may meet a closed connection
+                while part := await reader.read(4096):
+                    answer += part
+
+        answered = asyncio.create_task(read())
         while not answered.done() and time.monotonic() - began < 15:
             with contextlib.suppress(OSError):
                 writer.write(b"x")
                 await writer.drain()
             await asyncio.wait({answered}, timeout=pause)
         writer.close()
-        assert b"408 Request Timeout" in answered.result()
-        assert b"body_too_slow" in answered.result()
+        await answered
+        assert b"408 Request Timeout" in answer
+        assert b"body_too_slow" in answer
         assert time.monotonic() - began < 12
         await until(lambda: stand.component.running == 0)
         assert stand.component.stored == []
@@ -404,6 +414,63 @@ async def test_the_access_log_says_who_and_no_secret(stand: Stand, caplog: pytes
     everything = json.dumps(record.__dict__, default=str)
     assert "hidden-query" not in everything
     assert "sk-one" not in everything
+
+
+async def test_a_trace_goes_on_as_its_caller_says(stand: Stand) -> None:
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+    async def passed_on(**headers: str) -> tuple[list[str], str | None]:
+        got = (await stand.client.get(ECHO, headers={**ONE, **headers})).json()["headers"]
+        return got["traceparent"].split("-"), got.get("tracestate")
+
+    for flags in ("00", "01"):
+        (version, its, span_on, its_flags), state = await passed_on(
+            traceparent=f"00-{trace}-{span}-{flags}", tracestate="vendor=1"
+        )
+        assert (version, its, its_flags, state) == ("00", trace, flags, "vendor=1")
+        assert span_on != span
+    for bad in (f"00-{'0' * 32}-{span}-01", "nonsense"):
+        (_, its, _, flags), state = await passed_on(traceparent=bad, tracestate="vendor=1")
+        assert (its != trace, flags, state) == (True, "01", None), "of a trace that is none, nothing is passed on"
+
+
+async def test_long_paths_are_cut_in_the_access_log(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "sk-abcdefghijklmnop"
+    with caplog.at_level(logging.INFO, "burnish.access"):
+        for path in (f"/{'a' * 1990}{secret}{'b' * 5000}", f"/{'a' * 50}/{secret}", f"/{'a' * 60_000}"):
+            await stand.client.get(path, headers=ONE)
+        await until(lambda: len([one for one in caplog.records if one.name == "burnish.access"]) == 3)
+    lines = [one.getMessage() for one in caplog.records if one.name == "burnish.access"]
+    assert all(len(line) < 2100 for line in lines)
+    assert not any("abcdefgh" in line for line in lines)
+    assert "***" in lines[1]
+
+
+@pytest.mark.parametrize("then", [b"", b"\r\n"], ids=["silence", "empty line"])
+async def test_a_connection_that_asks_no_more_is_closed(then: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks with: an empty line after an answer that stops the clock for ever."""
+    made = HttpProtocol.connection_made
+
+    def impatient(protocol: HttpProtocol, transport: asyncio.Transport) -> None:
+        made(protocol, transport)
+        monkeypatch.setattr(protocol, "timeout_keep_alive", 0.3)
+
+    monkeypatch.setattr(HttpProtocol, "connection_made", impatient)
+    async with gateway_stand() as stand:
+        reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+        ask = b"GET /platform/things HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        began = time.monotonic()
+        for _ in range(4):
+            writer.write(ask)
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"}}")
+            await asyncio.sleep(0.1)
+        assert time.monotonic() - began > 0.35, "longer than that, but never so long without a request"
+        writer.write(then)
+        asked = time.monotonic()
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert time.monotonic() - asked < 3
+        writer.close()
 
 
 async def until(condition: object, seconds: float = 5) -> None:
