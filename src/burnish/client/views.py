@@ -176,15 +176,23 @@ class ComponentView(View):
     version: str = ""
     status: str = ""
     api_endpoint: str | None = None
+    health_endpoint: str | None = None
+    registered_at: datetime | None = None
     last_heartbeat: datetime | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     node: str | None = None
+    protocol_version: str | None = None
+    kinds: tuple[str, ...] = ()
+    """The job kinds that it offers."""
     source: str = ""
     """How it was found: ``embedded``, ``registered``, ``static``, ``dns`` or ``entry_point``."""
     health: dict[str, Any] | None = None
     """Its own word: ``load``, ``waiting_for``, ``warm``, ..."""
+    failures: int = 0
+    """Health checks failed in a row."""
     problem: str | None = None
     """Why it is not healthy."""
+    problem_kind: str | None = None
     since: datetime | None = None
     """When its state began."""
     restarts: int = 0
