@@ -13,15 +13,14 @@ from typing import Any, TypeVar
 
 import httpx
 
-from burnish.client import calls, views, wire
+from burnish.client import calls, lifecycle, views, wire
 from burnish.client.calls import Call
 from burnish.client.configuration import AsyncConfiguration, AsyncSecrets
 from burnish.client.events import HEARTBEAT_LIMIT, PATIENCE, Decoder, backoff
 from burnish.client.identity import AsyncIdentity
 from burnish.core.errors import BurnishError, DeadlineExceeded
-from burnish.core.pages import MAX_LIMIT, Page
-from burnish.core.protocol import Event, JobView
-from burnish.core.states import JOB, is_final
+from burnish.core.pages import MAX_LIMIT
+from burnish.core.protocol import Event
 
 Answer = TypeVar("Answer")
 
@@ -45,11 +44,11 @@ class AsyncClient:
     ) -> None:  # fmt: skip
         self._address = wire.Address(url, api_key, home, project)
         self._http = httpx.AsyncClient(transport=transport, trust_env=False)
-        self.workflows = Workflows(self)
-        self.datasets = Datasets(self)
-        self.models = Models(self)
-        self.deployments = Deployments(self)
-        self.jobs = Jobs(self)
+        self.workflows = lifecycle.AsyncWorkflows(self)
+        self.datasets = lifecycle.AsyncDatasets(self)
+        self.models = lifecycle.AsyncModels(self)
+        self.deployments = lifecycle.AsyncDeployments(self)
+        self.jobs = lifecycle.AsyncJobs(self)
         self.identity = AsyncIdentity(self)
         self.configuration = AsyncConfiguration(self)
         self.secrets = AsyncSecrets(self)
@@ -200,223 +199,3 @@ async def _blocks(path: Path) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
         while block := await asyncio.to_thread(file.read, wire.BLOCK):
             yield block
-
-
-class Workflows:
-    """Executions of workflow definitions."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def submit(
-        self, workflow: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None, *,
-        idempotency_key: str | None = None,
-    ) -> views.Accepted:  # fmt: skip
-        """Submit an execution; once this returns it is stored and will be carried out.
-
-        Args:
-            workflow: The name of a definition, or a definition.
-            parameters: The definition's parameters.
-            idempotency_key: The same key again returns the same execution.
-
-        Raises:
-            InvalidRequest: ``problems`` names each place that is wrong.
-        """
-        return await self._client.send(calls.submit(workflow, parameters or {}, idempotency_key or wire.new_key()))
-
-    async def validate(
-        self, workflow: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None
-    ) -> views.Validation:
-        """Check a submission without accepting it."""
-        return await self._client.send(calls.validate(workflow, parameters or {}))
-
-    async def get(self, workflow_id: str) -> views.ExecutionView:
-        """Return an execution with its steps."""
-        return await self._client.send(calls.execution(workflow_id))
-
-    async def list(
-        self, *, status: str | None = None, after: str | None = None, limit: int = 50
-    ) -> Page[views.ExecutionView]:  # fmt: skip
-        """Return executions, newest first."""
-        return await self._client.send(
-            calls.listing("/platform/workflows", views.ExecutionView, after, limit, status=status)
-        )
-
-    async def definitions(self) -> tuple[views.DefinitionView, ...]:
-        """Return the definitions that can be submitted by name."""
-        page = await self._client.send(
-            calls.listing("/platform/workflows/definitions", views.DefinitionView, None, 500)
-        )
-        return tuple(page.data)
-
-    async def cancel(self, workflow_id: str) -> views.Accepted:
-        """Ask for it to stop; running jobs are ended."""
-        return await self._client.send(calls.steer(workflow_id, "cancel"))
-
-    async def pause(self, workflow_id: str) -> views.Accepted:
-        """Start no further step, and pause jobs that can be paused."""
-        return await self._client.send(calls.steer(workflow_id, "pause"))
-
-    async def resume(self, workflow_id: str) -> views.Accepted:
-        """Go on with a paused execution."""
-        return await self._client.send(calls.steer(workflow_id, "resume"))
-
-    async def retry(self, workflow_id: str, steps: Sequence[str] = ()) -> views.Accepted:
-        """Run again what did not succeed, or ``steps`` and what needs them; what succeeded is kept."""
-        return await self._client.send(calls.retry(workflow_id, steps))
-
-    async def approve(self, workflow_id: str, step: str, *, approved: bool, comment: str = "") -> views.Accepted:
-        """Answer a step that waits for a person."""
-        return await self._client.send(calls.approve(workflow_id, step, approved, comment))
-
-    async def fork(
-        self, workflow_id: str, step: str | None, parameters: Mapping[str, Any] | None = None, *,
-        idempotency_key: str | None = None,
-    ) -> views.Accepted:  # fmt: skip
-        """Start a new execution from ``step`` on, with changed parameters, re-using the steps before it."""
-        return await self._client.send(
-            calls.fork(workflow_id, step, parameters or {}, idempotency_key or wire.new_key())
-        )
-
-    def follow(self, workflow_id: str, after: str | None = None) -> AsyncIterator[Event | None]:
-        """Yield the events of an execution and its jobs until it has ended; None is a heartbeat."""
-        path = f"/platform/workflows/{calls.quoted(workflow_id)}/events"
-
-        async def ended() -> bool:
-            return (await self.get(workflow_id)).ended
-
-        return self._client.follow(path, after, ended=ended)
-
-    async def wait(self, workflow_id: str, timeout: float | None = None) -> views.ExecutionView:
-        """Return the execution once it has ended.
-
-        Raises:
-            DeadlineExceeded: it has not ended within ``timeout`` seconds.
-        """
-        start = time.monotonic()
-        while not (view := await self.get(workflow_id)).ended:
-            if timeout is not None and time.monotonic() - start > timeout:
-                raise DeadlineExceeded(f"{workflow_id} is still {view.status} after {timeout:g} s", where=workflow_id)
-            await asyncio.sleep(0.5)
-        return view
-
-
-class Datasets:
-    """Datasets and their immutable versions."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def add(self, path: Path | str, *, name: str | None = None, **options: Any) -> views.AddedDataset:
-        """Upload a file as a new version; the same rows again are the version that has them.
-
-        Args:
-            path: JSONL, CSV or Parquet; the first two also as ``.gz`` or ``.zst``.
-            name: The dataset; by default the file's name without its endings.
-            options: ``format``, ``columns``, ``licence``, ``duplicates`` (keep, drop), ``bad_rows`` (fail, drop).
-
-        Raises:
-            InvalidRequest: rows that cannot be used; ``problems`` names each by its line.
-        """
-        file = Path(path)
-        return await self._client.send(calls.add_dataset(file, name or file.name.split(".")[0], options))
-
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.DatasetView]:
-        """Return datasets."""
-        return await self._client.send(calls.listing("/platform/datasets", views.DatasetView, after, limit))
-
-    async def get(self, name: str) -> Any:
-        """Return a dataset with its versions."""
-        return await self._client.send(calls.dataset(name))
-
-    async def preview(self, name: str, *, limit: int = 10) -> Any:
-        """Return a version's first rows; ``name`` may be ``reviews@2``."""
-        return await self._client.send(calls.preview(name, limit))
-
-
-class Models:
-    """The model registry."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.ModelView]:
-        """Return models."""
-        return await self._client.send(calls.listing("/platform/models", views.ModelView, after, limit))
-
-    async def get(self, name: str) -> Any:
-        """Return a model with its versions and aliases."""
-        return await self._client.send(calls.model(name))
-
-    async def versions(self, name: str, *, after: str | None = None, limit: int = 50) -> Page[views.ModelVersionView]:
-        """Return a model's versions, newest first."""
-        path = f"/platform/models/{calls.quoted(name)}/versions"
-        return await self._client.send(calls.listing(path, views.ModelVersionView, after, limit))
-
-    async def resolve(self, reference: str) -> views.ModelVersionView:
-        """Return the version that ``name``, ``name@3`` or ``name@production`` means now."""
-        return await self._client.send(calls.resolve_model(reference))
-
-    async def lineage(self, name: str, version: int) -> Any:
-        """Return where a version came from (data, base, configuration, code, seed), and what came from it."""
-        return await self._client.send(calls.lineage(name, version))
-
-    async def alias(self, name: str, alias: str, version: int) -> Any:
-        """Move an alias to a version."""
-        return await self._client.send(calls.set_alias(name, alias, version))
-
-
-class Deployments:
-    """What is served."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[views.DeploymentView]:
-        """Return deployments."""
-        return await self._client.send(calls.listing("/platform/deployments", views.DeploymentView, after, limit))
-
-    async def get(self, name: str) -> Any:
-        """Return a deployment with revisions and replicas."""
-        return await self._client.send(calls.deployment(name))
-
-    async def rollback(self, name: str, revision: int | None = None) -> Any:
-        """Serve the revision before, or the one named."""
-        body = {} if revision is None else {"revision": revision}
-        return await self._client.send(calls.steer_deployment(name, "rollback", body))
-
-    async def start(self, name: str) -> Any:
-        """Serve again what served last."""
-        return await self._client.send(calls.steer_deployment(name, "start"))
-
-    async def stop(self, name: str) -> Any:
-        """End its replicas."""
-        return await self._client.send(calls.steer_deployment(name, "stop"))
-
-
-class Jobs:
-    """Heavy work."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self, *, state: str | None = None, after: str | None = None, limit: int = 50) -> Page[JobView]:
-        """Return jobs, newest first."""
-        return await self._client.send(calls.listing("/platform/jobs", JobView, after, limit, state=state))
-
-    async def get(self, job_id: str) -> JobView:
-        """Return a job."""
-        return await self._client.send(calls.job(job_id))
-
-    async def logs(self, job_id: str, *, limit: int = 500) -> Any:
-        """Return the last lines of a job's log."""
-        return await self._client.send(calls.logs(job_id, limit))
-
-    def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[Event | None]:
-        """Yield a job's events until it has ended; None is a heartbeat."""
-        path = f"/platform/jobs/{calls.quoted(job_id)}/events"
-
-        async def ended() -> bool:
-            return is_final(JOB, (await self.get(job_id)).state)
-
-        return self._client.follow(path, after, ended=ended)

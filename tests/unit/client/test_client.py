@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import burnish
-from burnish.client import AsyncClient, Client, NotReachable, asynchronous, synchronous
+from burnish.client import AsyncClient, Client, NotReachable, lifecycle
 from burnish.client.address import find_url
 from burnish.client.errors import UnknownError
 from burnish.core.errors import Busy, InvalidRequest, NotFound, UpstreamFailed
@@ -246,8 +246,13 @@ async def test_the_async_client_reads_and_refuses_the_same(tmp_path: Path) -> No
             await client.workflows.get(WORKFLOW)
 
 
-@pytest.mark.parametrize("name", ["Client", "Workflows", "Datasets", "Models", "Deployments", "Jobs"])
-def test_both_clients_offer_the_same(name: str) -> None:
+@pytest.mark.parametrize(
+    ("waiting", "for_asyncio"),
+    [
+        (Client, AsyncClient), (lifecycle.Workflows, lifecycle.AsyncWorkflows), (lifecycle.Jobs, lifecycle.AsyncJobs),
+    ],
+)  # fmt: skip
+def test_what_is_written_for_each_client_is_the_same(waiting: type, for_asyncio: type) -> None:
     def surface(cls: type) -> dict[str, list[str]]:
         return {
             method: list(inspect.signature(function).parameters)
@@ -255,7 +260,8 @@ def test_both_clients_offer_the_same(name: str) -> None:
             if not method.startswith("_")
         }
 
-    assert surface(getattr(synchronous, name)) == surface(getattr(asynchronous, "Async" * (name == "Client") + name))
+    assert surface(waiting) == surface(for_asyncio)
+    assert "follow" in surface(waiting)
 
 
 def test_the_package_offers_the_clients_lazily() -> None:
