@@ -1,7 +1,5 @@
 """A supervisor in a thread, over processes that only say that they are ready."""
 
-import contextlib
-import os
 import signal
 import sys
 import threading
@@ -9,9 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pytest
-
-from burnish.cli import supervisor
 from burnish.cli.supervised import read_state
 from burnish.cli.supervisor import Supervisor
 
@@ -78,20 +73,6 @@ class Up:
         self.supervisor._turn = lambda: None  # type: ignore[method-assign]
         self.supervisor._end_all = lambda number: None  # type: ignore[method-assign]
         self.end()
-
-
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the supervisor look often and pause little."""
-    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.02)
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", (0.0, 0.05))
-
-
-def kill_rest(home: Path) -> None:
-    """End what a failed test left."""
-    for path in (home / "run").glob("process-*.json"):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(path.stem.partition("-")[2]), signal.SIGKILL)
 
 
 def file(tmp_path: Path, text: str) -> Path:

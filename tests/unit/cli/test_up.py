@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,23 +15,13 @@ from burnish.cli.supervisor import Supervisor
 from burnish.cli.up import RestartIntents
 from burnish.client.address import started_ticks
 from burnish.core.errors import Conflict, InvalidRequest
-from tests.support import supervision
 from tests.support.scripted_server import Answer, serving
 from tests.support.supervision import PROGRAM, TWO, Up
 from tests.support.supervision import file as file_of
 
 ROOT = Path(__file__).parents[3]
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    supervision.quick(monkeypatch)
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "home"
-    supervision.kill_rest(tmp_path / "home")
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_what_ends_is_started_again_and_the_rest_is_left_alone(tmp_path: Path, home: Path) -> None:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,11 @@ from burnish.cli.supervised import StateFile, UnitRecord, folder_of, read_state,
 from burnish.cli.up import RestartIntents, _status
 from burnish.client.address import started_ticks
 from burnish.core.errors import InvalidRequest
-from tests.support import supervision
 from tests.support.scripted_server import Answer, Asked, serving
 from tests.support.supervision import PROGRAM, TWO, Up
 from tests.support.supervision import file as file_of
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    supervision.quick(monkeypatch)
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "home"
-    supervision.kill_rest(tmp_path / "home")
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def _changed(file: Path, text: str) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,20 +17,10 @@ from burnish.cli.main import main
 from burnish.cli.supervised import State, StateFile, UnitRecord, folder_of
 from burnish.cli.supervisor import Supervisor, Unit
 from burnish.client.address import started_ticks
-from tests.support import supervision
 from tests.support.supervision import TWO, Up
 from tests.support.supervision import file as file_of
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    supervision.quick(monkeypatch)
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "home"
-    supervision.kill_rest(tmp_path / "home")
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def _freeze(pid: int) -> None:
