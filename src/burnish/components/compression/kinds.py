@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from burnish.components.compression.methods import Method, methods
 from burnish.core.errors import FieldProblem
+from burnish.core.plug_points import none_called
 from burnish.core.specs import CompressionResult, CompressionSpec, Resources
 from burnish.platform.jobs.schemas import Check, Kind
 
@@ -40,7 +41,7 @@ async def check_compression(check: Check) -> list[FieldProblem]:
     known = methods()
     name = str(check.spec.get("method", "gguf"))
     if name not in known:
-        return [*problems, _unknown_method(name, known)]
+        return [*problems, none_called("method", name, known)]
     missing = [module for module in known[name].needs if find_spec(module) is None]
     if missing:
         problems.append(
@@ -50,15 +51,6 @@ async def check_compression(check: Check) -> list[FieldProblem]:
             )
         )  # fmt: skip
     return problems + _params_problems(known[name], check)
-
-
-def _unknown_method(name: str, known: dict[str, Method]) -> FieldProblem:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    there_are = f"there are {', '.join(sorted(known))}"
-    return FieldProblem(
-        where="spec.method", message=f"no method is called {name!r}",
-        hint=f"did you mean {near[0]!r}? {there_are}" if near else there_are,
-    )  # fmt: skip
 
 
 def _params_problems(method: Method, check: Check) -> list[FieldProblem]:

@@ -1,13 +1,13 @@
 """The job kind of the evaluation component: ``evaluate``."""
 
 import asyncio
-import difflib
 import os
 from importlib.util import find_spec
 from typing import Any
 
 from burnish.components.evaluation.tasks import Task, tasks
 from burnish.core.errors import BurnishError, FieldProblem
+from burnish.core.plug_points import none_called
 from burnish.core.specs import DatasetCard, EvaluationResult, EvaluationSpec, Resources
 from burnish.core.specs.data import DATASET_CARD_FILE
 from burnish.infra.artifact_store.protocol import ArtifactStore
@@ -50,22 +50,13 @@ async def check_evaluation(check: Check) -> list[FieldProblem]:
     name = str(check.spec.get("task", "classification"))
     task = known.get(name)
     if task is None and "task" not in check.unresolved:
-        problems.append(_unknown_task(name, known))
+        problems.append(none_called("task", name, known))
     if "engine" not in check.unresolved:
         problems += _engine_problems(check, task)
     problems += _wrong_kinds(check)
     if task is not None and not problems:
         problems += await asyncio.to_thread(_dataset_problems, check.spec.get("dataset"), task, check.store)
     return problems
-
-
-def _unknown_task(name: str, known: dict[str, Task]) -> FieldProblem:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    there_are = f"there are {', '.join(sorted(known))}"
-    return FieldProblem(
-        where="spec.task", message=f"no task is called {name!r}",
-        hint=f"did you mean {near[0]!r}? {there_are}" if near else there_are,
-    )  # fmt: skip
 
 
 def _engine_problems(check: Check, task: Task | None) -> list[FieldProblem]:

@@ -4,11 +4,10 @@ A recipe's ``run`` is called in a host as ``run(spec: FineTuningSpec, context: J
 Third parties offer theirs by entry points of the group ``burnish.recipes``.
 """
 
-from importlib.metadata import entry_points
-
 from burnish.components.fine_tuning.recipes import sft
 from burnish.components.fine_tuning.recipes.base import Method, Recipe
 from burnish.core.errors import InvalidRequest
+from burnish.core.plug_points import plugged
 
 __all__ = ["Method", "Recipe", "recipe", "recipes"]
 
@@ -17,13 +16,7 @@ _OURS = (sft.RECIPE,)
 
 def recipes() -> dict[str, Recipe]:
     """Return every recipe by name; ours cannot be replaced by another's of the same name."""
-    found: dict[str, Recipe] = {}
-    for entry in entry_points(group="burnish.recipes"):
-        loaded = entry.load()
-        if not isinstance(loaded, Recipe):
-            raise TypeError(f"the entry point {entry.name} of burnish.recipes is not a Recipe")
-        found[loaded.name] = loaded
-    return found | {ours.name: ours for ours in _OURS}
+    return plugged(Recipe, "burnish.recipes", _OURS)
 
 
 def recipe(name: str) -> Recipe:
