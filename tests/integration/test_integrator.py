@@ -51,7 +51,7 @@ class World:
 
     async def components(self) -> dict[str, ComponentView]:
         async with self.database.read() as session:
-            page = await service.page(session, component_type=None, statuses=(), after=None, limit=100)
+            page = await service.Listing().page(session, store.Wanted(), 100)
         return {one.component_id: one for one in Page[ComponentView].model_validate_json(page).data}
 
     async def register(self, component_id: str, endpoint: str, component_type: str = "fine_tuning") -> None:

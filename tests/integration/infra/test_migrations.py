@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, select, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
 
 from burnish.core.errors import SchemaNewer
 from burnish.infra import migrations
@@ -181,3 +182,33 @@ async def test_instances_of_before_leases_get_one_and_their_node(
     for row in (inside, outside):
         assert now + 20 < row[3] <= now + 30
         assert now - 10 < row[4] <= now
+
+
+async def test_the_documents_of_instances_go_last_and_nothing_else_changes(
+    tmp_path: Path, empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a list that reads through each description; a row, an index or a rule that the new table lacks."""
+    shutil.copytree(history._HISTORY / "versions", tmp_path / "history" / "versions")
+    (tmp_path / "history" / "versions" / "0008_documents_last.py").unlink()
+    metadata = databases.all_tables()
+    with monkeypatch.context() as before:
+        before.setattr(history, "_HISTORY", tmp_path / "history")
+        await migrations.upgrade(empty, metadata)
+    table = metadata.tables["platform_components"]
+    description = {"kinds": ["größer", 1.5, None]}
+    async with empty.write() as session:
+        for n in range(3):
+            values = {"component_id": f"i-{n}", "component_type": "x", "name": "n", "version": "1", "wakes": n}
+            await session.execute(table.insert().values(**values, description=description, state_since=1 / 3))
+    async with empty.read() as session:
+        rows = {tuple(map(str, row._mapping.values())) for row in await session.execute(select(table))}
+    await migrations.upgrade(empty, metadata)
+    assert await migrations.differences(empty, metadata) == []
+    async with empty.write() as session:
+        assert {tuple(map(str, row._mapping.values())) for row in await session.execute(select(table))} == rows
+        found = list((await session.execute(text("SELECT * FROM platform_components"))).keys())
+        assert sorted(found) == sorted(table.c.keys())
+        if empty.dialect == "sqlite":
+            assert found[-3:] == ["evidence", "actions", "description"]
+        with pytest.raises(IntegrityError):
+            await session.execute(table.insert().values(component_id="i-0", component_type="x", name="n", version="1"))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 
 from burnish.core.configuration import Current, defaults
 from burnish.core.errors import Busy, InvalidRequest, Unavailable
-from burnish.core.pages import DEFAULT_LIMIT, MAX_LIMIT, Page
+from burnish.core.pages import DEFAULT_LIMIT, Page
 from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
 from burnish.infra.database import Database
@@ -20,6 +20,7 @@ from burnish.platform.integrator import service
 from burnish.platform.integrator.credentials import RegistrationRate, check_credential
 from burnish.platform.integrator.network import check_endpoint
 from burnish.platform.integrator.schemas import ComponentView, Heartbeat, Registered
+from burnish.platform.integrator.store import Wanted
 
 Reader = Annotated[Principal, Depends(requires("component:read"))]
 Registrar = Annotated[Principal, Depends(requires("component:register"))]
@@ -29,6 +30,8 @@ _REFUSED_SECONDS = 0.25
 """Until one too many is refused: whoever sends as fast as it is answered leaves the process to others meanwhile."""
 _REGISTERED_AT_ONCE = 4
 """A flood of registrations takes no more than so many of the process's connections to the database."""
+_MOST_LISTED = 1000
+"""More than other lists give: most of it is written already, so that all of a large installation are one page."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
 ComponentId = Annotated[str, Path(min_length=1, max_length=255, pattern=_NAME, examples=["fine_tuning-gpu-1"])]
 _EXAMPLE = {
@@ -91,6 +94,8 @@ async def _check(registration: Registration, networks: tuple[str, ...]) -> None:
 
 
 def _listing(routes: APIRouter, database: Database) -> None:
+    listing = service.Listing()
+
     @routes.get(
         "", summary="List instances", operation_id="list_components", response_model=Page[ComponentView],
         responses=problems(401, 403, 422, 503),
@@ -102,13 +107,11 @@ def _listing(routes: APIRouter, database: Database) -> None:
         after: Annotated[
             str | None, Query(max_length=255, pattern=_NAME, description="`next` of the page before")
         ] = None,
-        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
+        limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = DEFAULT_LIMIT,
     ) -> Response:
         """Give every instance that is known, embedded and remote, with its state and the kinds that it offers."""
         async with database.read() as session:
-            found = await service.page(
-                session, component_type=component_type, statuses=status or (), after=after, limit=limit
-            )
+            found = await listing.page(session, Wanted(component_type, tuple(status or ()), after), limit)
         return Response(found, media_type="application/json")
 
     @routes.get(

@@ -1,13 +1,11 @@
 """Rules of instances: register, heartbeat, deregister, and how they are shown."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Literal
 
-from sqlalchemy.engine import Dialect
+import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import Busy, Conflict, NotFound
@@ -260,39 +258,80 @@ async def get(session: AsyncSession, component_id: str, *, lock: bool = False) -
     return row
 
 
-async def page(
-    session: AsyncSession, *, component_type: str | None, statuses: Sequence[str], after: str | None, limit: int
-) -> str:
-    """Return one page of instances, by id, as the JSON of a ``Page[ComponentView]``."""
-    rows = await store.page(session, component_type=component_type, statuses=statuses, after=after, limit=limit)
-    dialect = session.get_bind().dialect
-    listed = Page[tuple[str, str]].of([_listed(dialect, tuple(row)) for row in rows], limit, lambda one: one[0])
-    more, following = json.dumps(listed.has_more), json.dumps(listed.next)
-    return f'{{"data":[{",".join(view for _, view in listed.data)}],"has_more":{more},"next":{following}}}'
+class Listing:
+    """Lists of one database's instances, as JSON: of an instance that is as it was, what was written before is given."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, tuple[str, bytes]] = {}
+        """By id: the state of the row, and the JSON of its view."""
+
+    async def page(self, session: AsyncSession, wanted: store.Wanted, limit: int) -> bytes:
+        """Return one page of instances, by id, as the JSON of a ``Page[ComponentView]``."""
+        states = await store.states(session, wanted, limit + 1)
+        listed = Page[tuple[str, str]].of(states, limit, lambda one: one[0])
+        shown = await self._shown(session, wanted, listed.data)
+        rest = orjson.dumps({"has_more": listed.has_more, "next": listed.next})
+        return b'{"data":[%b],%b' % (b",".join(shown), rest[1:])
+
+    async def _shown(
+        self, session: AsyncSession, wanted: store.Wanted, states: Sequence[tuple[str, str]]
+    ) -> list[bytes]:  # fmt: skip
+        """Return the JSON of these instances; without those that were removed since their states were read."""
+        if len(self._written) > MOST_INSTANCES:  # most of them are gone
+            self._written.clear()
+        kept = ((one, state, self._written.get(one)) for one, state in states)
+        shown = {one: written[1] for one, state, written in kept if written is not None and written[0] == state}
+        if changed := [one for one, _ in states if one not in shown]:
+            for state, row in await store.listed(session, wanted, changed):
+                shown[row.component_id] = _json_of(row)
+                self._written[row.component_id] = (state, shown[row.component_id])
+        return [shown[one] for one, _ in states if one in shown]
 
 
-@lru_cache(maxsize=MOST_INSTANCES)
-def _listed(dialect: Dialect, row: tuple[Any, ...]) -> tuple[str, str]:
-    """Return an instance's id and the JSON of its view: most rows are as they were at the list before."""
-    view = view_of(store.shown(dialect, row))
-    return view.component_id, view.model_dump_json()
+def _json_of(row: store.Listed) -> bytes:
+    values = _shown_of(row)
+    try:
+        return orjson.dumps(values, option=orjson.OPT_UTC_Z)
+    except orjson.JSONEncodeError:  # as an integer of more than 64 bits in its metadata
+        return view_of(row).model_dump_json().encode()
 
 
-def view_of(row: Any) -> ComponentView:
-    """Return the public view of a row, or of the columns that a list shows. What we wrote is not validated again."""
+def view_of(row: ComponentTable | store.Listed) -> ComponentView:
+    """Return the public view of a row. What we wrote is not validated again."""
+    values = _shown_of(row)
     return ComponentView.model_construct(
-        id=row.id, component_id=row.component_id, component_type=row.component_type, name=row.name,
-        version=row.version, status=InstanceState(row.status or InstanceState.STARTING),
-        health_endpoint=row.health_endpoint or "", api_endpoint=row.api_endpoint or "",
-        metadata=row.metadata_ or {}, registered_at=row.registered_at, last_heartbeat=row.last_heartbeat,
-        embedded=row.embedded, kinds=tuple(row.kinds or ()),
-        health=None if row.health is None else health_of(row.health),
-        failures=row.failures, problem=row.problem, problem_kind=row.problem_kind, source=row.source, node=row.node,
-        generation=row.generation, protocol_version=row.protocol_version,
-        weight=1.0 if row.weight is None else row.weight,
-        since=None if row.state_since is None else datetime.fromtimestamp(row.state_since, UTC),
-        restarts=row.restarts, restart_requested_at=row.restart_requested_at,
+        **values
+        | {
+            "status": InstanceState(values["status"]), "kinds": tuple(values["kinds"]),
+            "health": None if values["health"] is None else health_of(values["health"]),
+        }
     )  # fmt: skip
+
+
+def _shown_of(row: ComponentTable | store.Listed) -> dict[str, Any]:
+    """Return what is shown of a row, as and in the order in which :class:`ComponentView` has it, but plain."""
+    return {
+        "id": row.id, "component_id": row.component_id, "component_type": row.component_type, "name": row.name,
+        "version": row.version, "status": row.status or InstanceState.STARTING,
+        "health_endpoint": row.health_endpoint or "", "api_endpoint": row.api_endpoint or "",
+        "metadata": row.metadata_ or {}, "registered_at": row.registered_at, "last_heartbeat": row.last_heartbeat,
+        "embedded": row.embedded, "source": row.source, "node": row.node, "generation": row.generation,
+        "protocol_version": row.protocol_version,
+        "since": None if row.state_since is None else datetime.fromtimestamp(row.state_since, UTC),
+        "weight": 1.0 if row.weight is None else row.weight, "kinds": row.kinds or (),
+        "health": None if row.health is None else _told(row.health),
+        "failures": row.failures, "problem": row.problem, "problem_kind": row.problem_kind, "restarts": row.restarts,
+        "restart_requested_at": row.restart_requested_at, "actions": None,
+    }  # fmt: skip
+
+
+_WELL = Health().model_dump(mode="json")
+"""What a health says where it is not told otherwise; its order is the fields', which PostgreSQL does not keep."""
+
+
+def _told(health: dict[str, Any]) -> dict[str, Any]:
+    told = {name: health.get(name, well) for name, well in _WELL.items()}
+    return told if told["warm"] is not None else told | {"warm": []}
 
 
 def health_of(stored: dict[str, Any]) -> Health:

@@ -1,17 +1,14 @@
 """Queries of instances, and the one function through which an instance's state changes."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
-from types import SimpleNamespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, Float, Row, Select, Text, cast, delete, func, select, type_coerce, update
-from sqlalchemy.engine import Dialect
+from sqlalchemy import ColumnElement, Float, Select, Text, delete, func, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute, undefer
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy.orm import undefer
 
 from burnish.core.states import INSTANCE, InstanceState, check
 from burnish.infra import event_log
@@ -27,23 +24,61 @@ SUPERVISOR = "supervisor"
 _GONE = frozenset({InstanceState.LOST, InstanceState.DRAINING})
 
 _C = ComponentTable
-_SHOWN = (
-    "id", "component_id", "component_type", "name", "version", "status", "health_endpoint", "api_endpoint", "metadata_",
-    "registered_at", "last_heartbeat", "embedded", "kinds", "health", "failures", "problem", "problem_kind", "source",
-    "node", "generation", "protocol_version", "weight", "state_since", "restarts", "restart_requested_at",
-)  # fmt: skip
-_LISTED = tuple(getattr(_C, name) for name in _SHOWN)
-"""What a list shows."""
 
 
-def _as_read(column: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
-    """Return a column as drivers give it: hashable, a document as its text."""
-    if isinstance(column.type, JSON):
-        return cast(column, Text)
-    return type_coerce(column, column.type if isinstance(column.type, Float) else NullType())
+class Listed(NamedTuple):
+    """What a list shows of an instance."""
+
+    id: str
+    component_id: str
+    component_type: str
+    name: str
+    version: str
+    status: str | None
+    health_endpoint: str | None
+    api_endpoint: str | None
+    metadata_: dict[str, Any] | None
+    registered_at: datetime | None
+    last_heartbeat: datetime | None
+    embedded: bool
+    kinds: list[str] | None
+    health: dict[str, Any] | None
+    failures: int
+    problem: str | None
+    problem_kind: str | None
+    source: str
+    node: str | None
+    generation: int
+    protocol_version: str | None
+    weight: float | None
+    state_since: float | None
+    restarts: int
+    restart_requested_at: datetime | None
 
 
-_AS_READ = tuple(_as_read(column) for column in _LISTED)
+_LISTED = tuple(getattr(_C, name) for name in Listed._fields)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which instances a list is asked for."""
+
+    component_type: str | None = None
+    statuses: Sequence[str] = ()
+    after: str | None = None
+    """Only those with a greater id."""
+
+    @property
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """What a query of these has to hold to."""
+        found: list[ColumnElement[bool]] = []
+        if self.component_type is not None:
+            found.append(_C.component_type == self.component_type)
+        if self.statuses:
+            found.append(_C.status.in_(self.statuses))
+        if self.after is not None:
+            found.append(_C.component_id > self.after)
+        return found
 
 
 class Known(NamedTuple):
@@ -180,39 +215,34 @@ async def descriptions(session: AsyncSession, digests: Sequence[str]) -> dict[st
     return {str(digest): description for digest, description in rows.all() if description is not None}
 
 
-async def page(
-    session: AsyncSession, *, component_type: str | None, statuses: Sequence[str], after: str | None, limit: int
-) -> list[Row[Any]]:
-    """Return up to ``limit + 1`` instances by id, behind the id ``after``, as the driver reads what a list shows.
+async def states(session: AsyncSession, wanted: Wanted, limit: int) -> list[tuple[str, str]]:
+    """Return up to ``limit`` instances by id, each with a text that differs as soon as a list would show it otherwise.
 
-    Equal rows show the same; :func:`shown` makes one readable.
+    That much is read for every list; :func:`listed` reads the rest where the text is not the one seen before.
     """
-    statement = select(*_AS_READ)
-    if component_type is not None:
-        statement = statement.where(_C.component_type == component_type)
-    if statuses:
-        statement = statement.where(_C.status.in_(statuses))
-    if after is not None:
-        statement = statement.where(_C.component_id > after)
-    return list((await session.execute(statement.order_by(_C.component_id).limit(limit + 1))).all())
+    statement = select(_C.component_id, _state(session)).where(*wanted.conditions)
+    statement = statement.order_by(_C.component_id).limit(limit)
+    return [(component_id, state) for component_id, state in await session.execute(statement)]
 
 
-def shown(dialect: Dialect, row: Sequence[Any]) -> Any:
-    """Return a row of :func:`page` with its columns by name, as their types give them."""
-    made = (given if make is None else make(given) for make, given in zip(_makers(dialect), row, strict=True))
-    return SimpleNamespace(**dict(zip(_SHOWN, made, strict=True)))
+async def listed(session: AsyncSession, wanted: Wanted, component_ids: Sequence[str]) -> list[tuple[str, Listed]]:
+    """Return those of these instances that still are wanted, each with the text that :func:`states` gives of it."""
+    statement = select(_state(session), *_LISTED).where(*wanted.conditions, _C.component_id.in_(component_ids))
+    return [(state, Listed(*shown)) for state, *shown in await session.execute(statement)]
 
 
-@lru_cache(maxsize=4)
-def _makers(dialect: Dialect) -> list[Callable[[Any], Any] | None]:
-    return [_maker(column.type, dialect) for column in _LISTED]
+def _state(session: AsyncSession) -> ColumnElement[str]:
+    """Return what tells the states of a row apart.
 
-
-def _maker(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
-    """Return what makes a column's value of what was read; None: it is the value."""
-    if isinstance(kind, JSON):
-        return lambda text: None if text is None else json.loads(text)
-    return None if isinstance(kind, Float) else kind.dialect_impl(dialect).result_processor(dialect, None)
+    PostgreSQL says which version of the row it is: which transaction wrote it, and where to. Both are counted by one
+    server; another one that takes its place, from a backup or as its standby, has started at another time. SQLite has
+    no such thing, but reads quickly: there it is all that is shown, floats with all of their digits.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        server = select(func.pg_postmaster_start_time()).scalar_subquery()  # asked once a query, not once a row
+        version = (literal_column(f"{_C.__tablename__}.{name}", Text) for name in ("xmin", "ctid"))
+        return func.concat_ws(" ", server, *version)
+    return func.json_array(*(func.quote(column) if isinstance(column.type, Float) else column for column in _LISTED))
 
 
 async def found_by(session: AsyncSession, sources: Iterable[str]) -> list[ComponentTable]:
