@@ -25,8 +25,6 @@ processes:
   platform: {components: platform}
   fine_tuning: {components: fine_tuning}
 """
-UP = "from burnish.cli import main, supervisor; supervisor.STOP_SECONDS = 1.0; main.main()"
-"""`burnish`, but for the minute that a process has from TERM to KILL."""
 
 
 class Up:
@@ -43,7 +41,7 @@ class Up:
             "BURNISH_ARTIFACT_URL": (home.parent / "artifacts").as_uri(),
         }  # fmt: skip
         with self.log.open("wb") as log:
-            command = [sys.executable, "-c", UP, "up", str(file)]
+            command = [sys.executable, "-m", "burnish.cli", "up", str(file)]
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
     def unit(self, key: str) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def test_a_supervised_process_that_stands_still_is_started_again_and_says_why(up
     assert (after["restarts"], after["restart_requested_at"]) == (1, None)
     said = up.log.read_text()
     assert "fine_tuning: the platform asks for its restart" in said
-    assert "fine_tuning: has not ended within 1 s; killed" in said
+    assert "killed" not in said, "it was woken to end by itself"
     causes = {one["action"]: one["cause"] for one in after["actions"]}
     assert {"route_around", "restart_requested"} <= causes.keys(), causes
     assert "something listens there" in causes["restart_requested"]

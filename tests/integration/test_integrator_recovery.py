@@ -10,19 +10,22 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from burnish.core.configuration import IntegratorConfiguration
+from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
-from burnish.infra.database import utcnow
+from burnish.infra.database import Database, utcnow
 from burnish.platform.integrator import service, store
-from tests.support.integrating import TYPE, World, component, embedded_row, wait_for, world
+from burnish.platform.integrator.health import Sight
+from burnish.platform.integrator.judging import Judge, Look
+from tests.support.integrating import FAST, TYPE, World, component, embedded_row, wait_for, world
 from tests.support.tiny_component import component_processes
 
 
 async def die(found: World) -> None:
     """End a process's loops as SIGKILL would: nobody is told."""
-    for task in found.integrator._tasks:
-        task.cancel()
-    await asyncio.gather(*found.integrator._tasks, return_exceptions=True)
-    found.integrator._tasks = []
+    for loop in found.integrator._loops:
+        await loop.stop()
+    found.integrator._loops = []
     if found.integrator._reconciler is not None:
         await found.integrator._reconciler.stop()
     await found.database.dispose()
@@ -165,25 +168,34 @@ async def test_a_node_with_one_living_process_is_not_lost(database_url: str, hom
         assert not await store.speaks_for_silent_node(session, two, 1.0), "one row speaks for the node"
 
 
-async def test_what_is_supervised_is_asked_to_be_restarted_and_registering_answers_it(
-    database_url: str, home: Path
-) -> None:
-    with component_processes("a") as (a,):
-        async with world(database_url, home) as found:
-            await found.register("a", a.url, metadata={"supervisor": "up-1", "pid": 7})
-            await found.until_known("a")
-            before = utcnow()
-            a.kill()
-            asked = await found.until("a", lambda one: one.restart_requested_at is not None)
-            assert asked.restart_requested_at is not None
-            assert asked.restart_requested_at >= before
-            assert (asked.restarts, asked.status) == (1, "unhealthy")
-            assert "restart_requested" in [one.action for one in asked.actions or ()]
-            a.start()
-            await found.register("a", a.url, metadata={"supervisor": "up-1", "pid": 8})
-            back = await found.until("a", lambda one: one.status == "healthy")
-            assert back.restart_requested_at is None
-            assert back.generation == 2
+async def test_what_is_supervised_is_asked_to_be_restarted_and_registering_answers_it(database: Database) -> None:
+    """Breaks with: a third party's key that has any process of ours restarted, by metadata that it registers."""
+    rules = IntegratorConfiguration(**FAST)
+    judge, supervised = Judge(lambda: rules), {"supervisor": "up-1", "pid": 7}
+    before = utcnow()
+    async with database.write() as session:
+        ours = await embedded_row(session, "x-1")
+        ours.metadata_ = dict(supervised)
+        registration = Registration(
+            component_id="theirs", component_type="x", name="x", version="1", metadata=dict(supervised),
+            health_endpoint="http://127.0.0.1:9/health", api_endpoint="http://127.0.0.1:9",
+        )  # fmt: skip
+        theirs = await service.register(session, registration)
+        for row in (ours, theirs):
+            await store.change_state(session, row, InstanceState.HEALTHY)
+            for _ in range(4):
+                await judge.apply(session, row, Look(Sight.REFUSED, "nothing listens there"))
+        assert ours.restart_requested_at is not None
+        assert ours.restart_requested_at >= before
+        assert (ours.restarts, ours.status) == (1, InstanceState.UNHEALTHY)
+        assert "restart_requested" in [one["action"] for one in ours.actions or ()]
+        assert (theirs.restarts, theirs.status, theirs.restart_requested_at) == (0, InstanceState.UNHEALTHY, None)
+        generation = ours.generation
+        back = await embedded_row(session, "x-1")
+        for _ in range(2):
+            await judge.apply(session, back, Look(Sight.OK), beat=True)
+        assert (back.status, back.restart_requested_at) == (InstanceState.HEALTHY, None)
+        assert back.generation == generation + 1
 
 
 async def test_an_instance_inside_a_process_beats_and_a_second_of_its_id_takes_its_place(

@@ -94,7 +94,8 @@ class RestartIntents:
                 continue
             except (BurnishError, OSError):
                 continue  # the next one, or the next time
-            mine = [one for one in found if one.restart_requested_at and one.metadata.get("supervisor") == supervisor]
+            ours = [one for one in found if one.embedded and one.restart_requested_at]  # a registration says anything
+            mine = [one for one in ours if one.metadata.get("supervisor") == supervisor]
             return {pid for one in mine if (pid := _pid_of(one.metadata)) is not None}
         return set()
 

@@ -181,6 +181,8 @@ class ComponentView(View):
     last_heartbeat: datetime | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     node: str | None = None
+    embedded: bool = False
+    """Inside a process of Burnish's own, which says what its metadata say."""
     protocol_version: str | None = None
     kinds: tuple[str, ...] = ()
     """The job kinds that it offers."""

@@ -234,16 +234,19 @@ def test_the_platform_is_asked_whose_restart_it_wants(tmp_path: Path) -> None:
     mine = {"supervisor": "up-1", "pid": pid, "started_at": started}
     asked = "2026-11-24T12:00:00Z"
     other = os.getppid()
+    theirs = {**mine, "pid": other, "started_at": psutil.Process(other).create_time()}
     rows: list[dict[str, object]] = [
         {"metadata": mine, "restart_requested_at": asked},
-        {"metadata": {**mine, "pid": other, "started_at": psutil.Process(other).create_time()}},
+        {"metadata": theirs},
         {"metadata": {**mine, "supervisor": "up-2", "pid": other}, "restart_requested_at": asked},
         {"metadata": {**mine, "pid": other, "started_at": started - 1e6}, "restart_requested_at": asked},
         {"metadata": {"supervisor": "up-1", "pid": other}, "restart_requested_at": asked},
         {"metadata": {**mine, "pid": 2**30}, "restart_requested_at": asked},
         {"metadata": {}, "restart_requested_at": asked},
+        {"metadata": theirs, "restart_requested_at": asked, "embedded": False},
     ]
-    data = [{"component_id": f"c{n}", "component_type": "t", "status": "lost", **row} for n, row in enumerate(rows)]
+    one: dict[str, object] = {"component_type": "t", "status": "lost", "embedded": True}
+    data = [{"component_id": f"c{n}", **one, **row} for n, row in enumerate(rows)]
     with serving(lambda _: Answer(body={"data": data, "next": None})) as server:
         wanted_restarts = RestartIntents(print)
         away, there = ("http://127.0.0.1:9", tmp_path), (server.url, tmp_path)

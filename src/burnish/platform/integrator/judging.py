@@ -153,7 +153,8 @@ class Judge:
             before=before, now=InstanceState(row.status or before),
             in_state_seconds=now - (row.state_since or now) if settled else 0.0,
             stopped=row.problem_kind == STOPPED,
-            supervised=bool((row.metadata_ or {}).get(store.SUPERVISOR)), restarts=row.restarts,
+            supervised=row.embedded and bool((row.metadata_ or {}).get(store.SUPERVISOR)),  # else it may say anything
+            restarts=row.restarts,
             since_restart=None if row.restart_asked_at is None else now - row.restart_asked_at,
             node_silent=settled and row.status == InstanceState.LOST
             and await store.speaks_for_silent_node(session, row, settings.lost_until_moved_seconds),
