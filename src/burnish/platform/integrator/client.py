@@ -4,7 +4,7 @@ import asyncio
 import json as jsonlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from burnish.infra.asgi import ASGIApp
 from burnish.infra.database import Database
 from burnish.infra.http import Request, Response
 from burnish.infra.logging import new_trace_id, trace_id, traceparent_of
+from burnish.infra.loop import Loop
 from burnish.infra.reconcile import Reconciler
 from burnish.platform.identity import CallerTokens, Principal
 from burnish.platform.integrator import store
@@ -73,7 +74,7 @@ class Integrator:
         self._following.on_read.append(self._prober.keep_only)
         self._discovery = Discovery(database, rules, self._ways.to, resolver=resolver)
         self._reconciler: Reconciler | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops: list[Loop] = []
 
     @property
     def on_lost(self) -> list[OnLost]:
@@ -114,8 +115,10 @@ class Integrator:
         await self._own.start()
         await self._following.reread()
         evidence = partial(self._evidence.run, lambda: self._following.directory, self._routing)
-        loops: dict[str, Callable[[], Coroutine[Any, Any, None]]]
-        loops = {"heartbeats": self._own.run, "rows": self._following.run, "evidence": evidence}
+        self._loops = [
+            Loop(self._own.run, "component-heartbeats"), Loop(self._following.run, "component-rows"),
+            Loop(evidence, "component-evidence"),
+        ]  # fmt: skip
         if self._probing:
             self._reconciler = Reconciler(
                 self._database, ComponentTable, self._prober.turn, name="components", owner=self._settings.node,
@@ -123,16 +126,14 @@ class Integrator:
                 where=store.looked_at(sorted(self._own.ids)),
             )  # fmt: skip
             await self._reconciler.start()
-            loops["interval"] = partial(self._obey, self._reconciler)
-            loops["discovery"] = self._discovery.run
-        self._tasks = [asyncio.create_task(run(), name=f"component-{name}") for name, run in loops.items()]
+            self._loops += [Loop(partial(self._obey, self._reconciler), "component-interval"), self._discovery]
+        for loop in self._loops:
+            await loop.start()
 
     async def stop(self) -> None:
         """Stop the loops, say that the embedded instances are gone, close connections."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*(loop.stop() for loop in self._loops))
+        self._loops = []
         if self._reconciler is not None:
             await self._reconciler.stop()
             self._reconciler = None
@@ -156,7 +157,7 @@ class Integrator:
     @property
     def alive(self) -> bool:
         """Whether every loop runs (readiness)."""
-        loops = bool(self._tasks) and not any(task.done() for task in self._tasks)
+        loops = bool(self._loops) and all(loop.alive for loop in self._loops)
         return loops and (not self._probing or (self._reconciler is not None and self._reconciler.alive))
 
     def send(

@@ -19,11 +19,12 @@ import dns.exception
 import dns.resolver
 
 from burnish.core.configuration import IntegratorConfiguration
-from burnish.core.errors import BurnishError, Conflict, Unavailable
+from burnish.core.errors import BurnishError, Conflict
 from burnish.core.protocol import Registration
 from burnish.core.states import InstanceState
 from burnish.infra.database import Database
 from burnish.infra.http import Transport
+from burnish.infra.loop import Periodic
 from burnish.platform.integrator import network, service, store
 from burnish.platform.integrator.probing import describe
 
@@ -139,29 +140,19 @@ class _Entry:
     """It has been resolved at least once."""
 
 
-class Discovery:
+class Discovery(Periodic):
     """Finds instances, and drains those that vanish."""
 
     def __init__(
         self, database: Database, settings: Callable[[], IntegratorConfiguration],
         transport: Callable[[str, str], Transport], *, resolver: Resolver | None = None,
     ) -> None:  # fmt: skip
+        super().__init__(self.look, _SOONEST_SECONDS, "component-discovery")
         self._database = database
         self._settings = settings
         self._transport = transport
         self._resolver: Resolver = resolver or DnsResolver()
         self._entries: dict[str, _Entry] = {}
-
-    async def run(self) -> None:
-        """Look, for as long as the process lives."""
-        while True:
-            try:
-                await self.look()
-            except Unavailable as error:
-                log.warning("discovery: %s", error.message)
-            except Exception:
-                log.exception("discovery failed")
-            await asyncio.sleep(_SOONEST_SECONDS)
 
     async def look(self) -> None:
         """Resolve what is due, register what is new, drain what has vanished."""
