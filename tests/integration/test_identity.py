@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -45,6 +46,8 @@ async def test_a_project_administrator_gives_roles_in_their_own_project_only(peo
     async with people.database.write() as session:
         given = await service.give(session, boss, NewBinding(subject="ada", role="engineer"))
         again = await service.give(session, boss, NewBinding(subject="ada", role="engineer"))
+        scoped = replace(boss, scopes=ROLES["administrator"] - PLATFORM_WIDE)  # as a key of one project has them
+        assert (await service.give(session, scoped, NewBinding(subject="ada", role="administrator"))).project == "ml"
     assert (given.project, given.id) == ("ml", again.id)
     foreign = await refused(people, NotFound, boss, NewBinding(subject="ada", role="engineer", project="other"))
     missing = await refused(people, NotFound, boss, NewBinding(subject="ada", role="engineer", project="nothing"))
@@ -62,20 +65,20 @@ async def test_a_project_administrator_gives_roles_in_their_own_project_only(peo
 async def test_nobody_gives_more_than_they_have(people: People) -> None:
     """With a key that has few scopes an administrator gives no role, mints no key and rotates none beyond them."""
     boss = await people.user("boss", "administrator", "ml")
-    ada = await people.user("ada", "engineer", "ml")
+    robot = await people.robot("robot", boss)
     few = frozenset({"identity:write", "identity:read", "key:write", "model:read"})
     narrow = Principal("boss", "ml", boss.roles, few)
-    error = await refused(people, Forbidden, narrow, NewBinding(subject="ada", role="viewer"))
+    error = await refused(people, Forbidden, narrow, NewBinding(subject="robot", role="viewer"))
     assert error.where == "component:read"
-    whole = await people.key(ada)
+    whole = await people.key(robot)
     async with people.database.write() as session:
-        with pytest.raises(Forbidden, match="a key of ada allows"):
-            await people.credentials.mint(session, narrow, NewKeyRequest(subject="ada"))
-        with pytest.raises(Forbidden, match="a key of ada allows"):
+        with pytest.raises(Forbidden, match="a key of robot allows"):
+            await people.credentials.mint(session, narrow, NewKeyRequest(subject="robot"))
+        with pytest.raises(Forbidden, match="a key of robot allows"):
             await people.credentials.rotate(session, narrow, whole.id, RotateRequest())
         with pytest.raises(Forbidden, match="a key of boss allows"):
             await people.credentials.mint(session, narrow, NewKeyRequest(scopes=("model:deploy", "model:read")))
-    made = await people.key(narrow, NewKeyRequest(subject="ada", scopes=("model:read",)))
+    made = await people.key(narrow, NewKeyRequest(subject="robot", scopes=("model:read",)))
     assert (await people.come_in(made.key)).permissions() == {"model:read"}
     own = await people.key(narrow)
     assert own.scopes is not None
@@ -84,21 +87,20 @@ async def test_nobody_gives_more_than_they_have(people: People) -> None:
 
 async def test_a_key_minted_for_somebody_else_does_not_grow_with_their_roles(people: People) -> None:
     """Breaks with: keys for others without scopes. Whoever minted one holds its secret."""
-    boss = await people.user("boss", "administrator", "ml")
     await people.user("ada", "viewer", "ml")
-    minted = await people.key(boss, NewKeyRequest(subject="ada"))
+    minted = await people.key(ROOT, NewKeyRequest(subject="ada", project="ml"))
     await people.user("ada", "administrator", "*")
     found = await people.come_in(minted.key)
-    assert found.permissions() == ROLES["viewer"]
+    assert found.permissions() == ROLES["viewer"] - PLATFORM_WIDE
     with pytest.raises(NotFound):
         await people.come_in(minted.key, "other")
 
 
 async def test_a_refusal_says_when_it_is_the_key_that_lacks_what_its_owner_has(people: People) -> None:
     """Breaks with: `ada lacks workflow:run`, while she has it and her old key does not."""
-    boss, asked = await people.user("boss", "administrator", "ml"), NewKeyRequest(subject="ada")
+    asked = NewKeyRequest(subject="ada", project="ml")
     await people.user("ada", "viewer", "ml")
-    old = await people.key(boss, asked)
+    old = await people.key(ROOT, asked)
     await people.user("ada", "engineer", "ml")
     with pytest.raises(Forbidden) as caught:
         authorize(await people.come_in(old.key), "workflow:run")
@@ -106,7 +108,7 @@ async def test_a_refusal_says_when_it_is_the_key_that_lacks_what_its_owner_has(p
         f"the credential {old.id} lacks the permission workflow:run in project ml (ada has it)"
     )
     assert "make another" in str(caught.value.hint)
-    authorize(await people.come_in((await people.key(boss, asked)).key), "workflow:run")
+    authorize(await people.come_in((await people.key(ROOT, asked)).key), "workflow:run")
     with pytest.raises(Forbidden, match="ada lacks the permission identity:write in project ml"):
         authorize(await people.come_in(old.key), "identity:write")
     instance = InstanceOf(component_id="echo-1", component_type="echo")
@@ -282,6 +284,70 @@ async def test_what_is_another_projects_does_not_exist(people: People) -> None:
         assert [one.subject for one in (await service.bindings(session, boss, None, None, 50)).data] == ["boss"]
         assert [one.id for one in (await service.projects(session, boss, None, 50)).data] == ["ml"]
         assert len((await service.projects(session, ROOT, None, 50)).data) == 3
+
+
+async def test_nobody_becomes_somebody_else_but_by_an_administrator_of_every_project(people: People) -> None:
+    """Breaks with: keys that the administrator of one project makes for its users. What is done with them is in the
+    audit log as theirs."""
+    boss, ada = await people.user("boss", "administrator", "ml"), await people.user("ada", "engineer", "ml")
+    async with people.database.write() as session:
+        await service.give(session, boss, NewBinding(subject="root", role="viewer"))
+        await service.add_service_account(session, replace(ROOT, project_id="other"), NewSubject(id="theirs"))
+        await service.give(session, ROOT, NewBinding(subject="theirs", role="viewer", project="ml"))
+    own = await people.key(ada)
+    bound = await people.come_in((await people.key(replace(ROOT, project_id="ml"))).key)
+    async with people.database.write() as session:
+        for caller, names in ((boss, ("ada", "root", "theirs")), (bound, ("ada", "theirs"))):
+            for name in names:
+                with pytest.raises(Forbidden, match=f"acts as {name}") as caught:
+                    await people.credentials.mint(session, caller, NewKeyRequest(subject=name))
+                assert (caught.value.where, "service-account" in str(caught.value.hint)) == ("identity:write", True)
+            with pytest.raises(Forbidden, match="acts as ada"):
+                await people.credentials.rotate(session, caller, own.id, RotateRequest())
+    robot = await people.robot("robot", boss)
+    made = await people.key(boss, NewKeyRequest(subject="robot"))
+    async with people.database.write() as session:
+        made = await people.credentials.rotate(session, boss, made.id, RotateRequest())
+        assert (await people.credentials.rotate(session, ada, own.id, RotateRequest())).subject == "ada"
+    assert (await people.come_in(made.key)).permissions() == robot.permissions()
+    given = await people.key(ROOT, NewKeyRequest(subject="ada", project="ml"))
+    assert (await people.come_in(given.key)).subject == "ada"
+    async with people.database.write() as session:
+        await people.credentials.revoke(session, boss, own.id)  # to end what holds in their project is theirs still
+
+
+@pytest.mark.parametrize("opened", ["key", "session"])
+async def test_what_holds_in_one_project_sees_and_ends_nothing_beyond_it(people: People, opened: str) -> None:
+    """Breaks with: a key of one project that is believed for all of its owner's keys."""
+    ada = await people.user("ada", "engineer", "ml")
+    await people.user("ada", "viewer", "other")
+    wide = await people.key(ada, NewKeyRequest(project="*"))
+    there = await people.key(replace(ada, project_id="other"))
+    here = await people.key(ada)
+    narrow = await people.come_in(here.key)
+    if opened == "session":
+        async with people.database.write() as session:
+            made = await Sessions(people.database).create(session, "ada", key_id=here.id)
+        narrow = replace(narrow, credential=made.id)
+    async with people.database.write() as session:
+        for subject in (None, "ada"):
+            assert [one.id for one in (await keys(session, narrow, subject, None, 50)).data] == [here.id]
+        for action in (people.credentials.revoke, partial(people.credentials.rotate, asked=RotateRequest())):
+            with pytest.raises(Forbidden, match="for project ml only"):
+                await action(session, narrow, wide.id)
+            with pytest.raises(NotFound):
+                await action(session, narrow, there.id)
+        gone = replace(narrow, credential="ses_gone")
+        with pytest.raises(Unauthenticated):
+            await keys(session, gone, None, None, 50)
+        with pytest.raises(Unauthenticated):
+            await people.credentials.revoke(session, gone, wide.id)
+        everywhere = replace(narrow, credential=wide.id)
+        found = {one.id for one in (await keys(session, everywhere, None, None, 50)).data}
+        assert found == {wide.id, there.id, here.id}
+        await people.credentials.revoke(session, everywhere, wide.id)
+    with pytest.raises(Unauthenticated):
+        await people.come_in(wide.key)
 
 
 async def test_a_key_is_rotated_with_an_overlap_and_revoked_at_once(people: People) -> None:

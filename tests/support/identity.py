@@ -47,6 +47,13 @@ class People:
         everywhere = frozenset({role}) if project == "*" else frozenset()
         return Principal(name, "default" if project == "*" else project, frozenset({role}), everywhere=everywhere)
 
+    async def robot(self, name: str, owner: Principal) -> Principal:
+        """Make a service account of the owner's project, an engineer there; return it as it comes in."""
+        async with self.database.write() as session:
+            await service.add_service_account(session, owner, NewSubject(id=name))
+            await service.give(session, owner, NewBinding(subject=name, role="engineer"))
+        return Principal(name, owner.project_id, frozenset({"engineer"}))
+
     async def key(self, caller: Principal, asked: NewKeyRequest | None = None) -> MintedKey:
         async with self.database.write() as session:
             return await self.credentials.mint(session, caller, asked or NewKeyRequest())

@@ -43,7 +43,7 @@ class Credentials:
         Raises:
             InvalidRequest: a scope is no permission.
             NotFound: there is no such subject or project for the caller.
-            Forbidden: the key could do what the caller may not.
+            Forbidden: the key could do what the caller may not, or would let them act as somebody else.
             Conflict: the owner is disabled, has no role there, or may not register the instance.
             Unauthenticated: the credential that was shown is gone.
         """
@@ -80,6 +80,7 @@ class Credentials:
         row = await service.subject(session, caller, subject_id or caller.subject)
         if row.id != caller.subject and not caller.may("identity:write"):
             raise NotFound(f"there is no user {row.id}", where="subject", hint="leave it out for a key of your own")
+        _refuse_impersonation(caller, row)
         if row.disabled_at is not None:
             raise Conflict(f"{row.id} is disabled", where="subject", hint="enable it first")
         return row
@@ -120,7 +121,7 @@ class Credentials:
 
     async def _refuse_bound(self, session: AsyncSession, caller: Principal) -> None:
         """Refuse a key for every project to whoever shows one for a single project."""
-        holds = await store.project_of(session, caller.credential)
+        holds = await _holds_in(session, caller)
         if holds != EVERY_PROJECT:
             raise Forbidden(
                 f"the key that was shown is for project {holds} only", where="project",
@@ -137,7 +138,7 @@ class Credentials:
             return
         opened, key = await store.shown(session, caller.credential)
         if opened is None and key is None:
-            raise Unauthenticated("the credential that was shown is gone", hint="log in again")
+            raise _gone()
         if key is not None and key.created_by == _ITSELF:
             return
         ends = [row.expires_at, None if key is None else key.expires_at]
@@ -175,10 +176,12 @@ class Credentials:
         Raises:
             NotFound: there is no such key for the caller.
             Conflict: the key is revoked, has expired or was rotated already.
-            Forbidden: it can do what the caller may not.
+            Forbidden: it can do what the caller may not, or would let them act as somebody else.
             Unauthenticated: the credential that was shown is gone.
         """
         old = await self._own(session, caller, key_id)
+        if (owner := await store.subject(session, old.subject)) is not None:
+            _refuse_impersonation(caller, owner)
         now = utcnow()
         if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
             raise Conflict(f"key {key_id} does not work any more", where="key_id", hint="mint a new one")
@@ -205,6 +208,8 @@ class Credentials:
 
         Raises:
             NotFound: there is no such key for the caller.
+            Forbidden: it holds in every project, and the credential that was shown in one.
+            Unauthenticated: that credential is gone.
         """
         row = await self._own(session, caller, key_id)
         if row.revoked_at is None:
@@ -215,8 +220,12 @@ class Credentials:
     async def _own(self, session: AsyncSession, caller: Principal, key_id: str) -> ApiKeyRow:
         """Return a key, locked, that is the caller's own or of the project that they administer."""
         row = await store.key(session, key_id, lock=True)
-        if row is not None and row.subject == caller.subject and row.project_id in (caller.project_id, EVERY_PROJECT):
-            return row
+        if row is not None and row.subject == caller.subject:
+            if row.project_id == EVERY_PROJECT:
+                await self._refuse_bound(session, caller)
+                return row
+            if row.project_id == caller.project_id:
+                return row
         mine = row is not None and row.project_id == caller.project_id and caller.may("identity:write")
         if row is not None and (mine or caller.may_everywhere("identity:write")):
             return row
@@ -248,13 +257,20 @@ class Credentials:
 async def keys(
     session: AsyncSession, caller: Principal, subject_id: str | None, after: str | None, limit: int
 ) -> Page[KeyView]:
-    """Return keys by id: the caller's own, those of the project they administer, or all."""
-    if caller.may_everywhere("identity:read") or subject_id == caller.subject:
+    """Return keys by id: the caller's own, those of the project they administer, or all.
+
+    Raises:
+        Unauthenticated: the credential that was shown is gone.
+    """
+    if caller.may_everywhere("identity:read"):
         rows = await store.api_keys(session, None, subject_id, after, limit)
+    elif subject_id is None and caller.may("identity:read"):
+        rows = await store.api_keys(session, caller.project_id, None, after, limit)
+    elif subject_id in (None, caller.subject):
+        holds = await _holds_in(session, caller)
+        rows = await store.api_keys(session, None if holds == EVERY_PROJECT else holds, caller.subject, after, limit)
     elif caller.may("identity:read"):
         rows = await store.api_keys(session, caller.project_id, subject_id, after, limit)
-    elif subject_id is None:
-        rows = await store.api_keys(session, None, caller.subject, after, limit)
     else:
         rows = []
     return Page.of([key_view(row) for row in rows], limit, lambda view: view.id)
@@ -275,6 +291,44 @@ async def bootstrap(database: Database, credentials: Credentials, *, issuer: str
         if administrators and issuer is not None and await store.with_login(session, administrators, issuer):
             return None
         return await credentials.first_key(session)
+
+
+async def _holds_in(session: AsyncSession, caller: Principal) -> str:
+    """Return where the credential that was shown holds: in one project, or (``*``) in every one.
+
+    Raises:
+        Unauthenticated: it is gone.
+    """
+    if caller.credential is None:  # authentication is off, or a login was proven just now
+        return EVERY_PROJECT
+    opened, key = await store.shown(session, caller.credential)
+    if key is not None:
+        return key.project_id
+    if opened is None or opened.key_id is not None:
+        raise _gone()
+    return EVERY_PROJECT
+
+
+def _gone() -> Unauthenticated:
+    return Unauthenticated("the credential that was shown is gone", hint="log in again")
+
+
+def _refuse_impersonation(caller: Principal, owner: SubjectRow) -> None:
+    """Refuse a key of somebody else's, but for service accounts of the caller's project: whoever has seen it is them.
+
+    Raises:
+        Forbidden: the caller does not administer every project.
+    """
+    if owner.id == caller.subject or owner.project_id == caller.project_id:
+        return
+    if not caller.may_everywhere("identity:write"):
+        audit.refused(caller, "identity:write")
+        raise Forbidden(
+            f"whoever has a key of {owner.id} acts as {owner.id}, in the audit log too: only an administrator of every "
+            "project makes one", where="identity:write",
+            hint="they make their own (`burnish key create`); for a program add a service account of the project "
+            "(`burnish service-account add`)",
+        )  # fmt: skip
 
 
 def _own_scopes(caller: Principal, owner: str) -> list[str] | None:

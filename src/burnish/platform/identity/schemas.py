@@ -130,7 +130,11 @@ class NewKeyRequest(_Asked):
     )  # fmt: skip
 
     name: Text = ""
-    subject: SubjectId | None = Field(default=None, description="Whose it is; the caller's own by default")
+    subject: SubjectId | None = Field(
+        default=None,
+        description="Whose it is; the caller's own by default. A user's, or of an account of another project, needs "
+        "`identity:write` in all projects",
+    )
     project: str | None = Field(
         default=None, pattern=r"^([a-z0-9][a-z0-9_-]{0,62}|\*)$",
         description="The one project in which it may be used; `*`: every one in which its owner has a role; "

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from burnish.core.errors import Conflict, Forbidden, NotFound
 from burnish.core.ids import new_id
 from burnish.core.pages import Page
-from burnish.core.permissions import EVERY_PROJECT, PERMISSIONS, permissions_of
+from burnish.core.permissions import EVERY_PROJECT, PERMISSIONS, PLATFORM_WIDE, permissions_of
 from burnish.infra.database import utcnow
 from burnish.platform.identity import audit, store
 from burnish.platform.identity.permission import authorize_everywhere, refusal
@@ -198,7 +198,7 @@ async def give(session: AsyncSession, caller: Principal, asked: NewBinding) -> B
         raise NotFound(
             f"there is no user {asked.subject}", where="subject", hint="an administrator of the platform adds users"
         )
-    refuse_more(caller, permissions_of([asked.role]), project_id, f"the role {asked.role}")
+    refuse_more(caller, _gives(asked.role, project_id), project_id, f"the role {asked.role}")
     found = await store.binding_of(session, asked.subject, project_id, asked.role)
     if found is not None:
         return binding_view(found)
@@ -225,13 +225,19 @@ async def take(session: AsyncSession, caller: Principal, binding_id: str) -> Non
     mine = row is not None and row.project_id == caller.project_id
     if row is None or not (mine or caller.may_everywhere("identity:write")):
         raise NotFound(f"there is no binding {binding_id}", where="binding_id")
-    refuse_more(caller, permissions_of([row.role]), row.project_id, f"the role {row.role}")
+    refuse_more(caller, _gives(row.role, row.project_id), row.project_id, f"the role {row.role}")
     if row.project_id == EVERY_PROJECT and row.role == store.ADMINISTRATOR:
         await _keep_an_administrator(session, without=row.subject)
     await store.delete_row(session, row)
     await store.changed(session)
     told = {"subject": row.subject, "project": row.project_id, "role": row.role}
     await audit.note(session, caller, "role:take", binding_id, told, project_id=row.project_id)
+
+
+def _gives(role: str, project_id: str) -> frozenset[str]:
+    """Return what a role allows there: what is everybody's only a role in every project gives."""
+    found = permissions_of([role])
+    return found if project_id == EVERY_PROJECT else found - PLATFORM_WIDE
 
 
 async def _keep_an_administrator(session: AsyncSession, without: str) -> None:

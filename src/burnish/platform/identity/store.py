@@ -192,13 +192,6 @@ async def shown(session: AsyncSession, credential: str) -> tuple[SessionRow | No
     return opened, None if key_id is None else await key(session, key_id)
 
 
-async def project_of(session: AsyncSession, credential: str | None) -> str:
-    """Return where a credential holds: the project of the key, or of the key that opened the session; else every one."""
-    opened_by = select(SessionRow.key_id).where(SessionRow.id == credential).scalar_subquery()
-    statement = select(ApiKeyRow.project_id).where(or_(ApiKeyRow.id == credential, ApiKeyRow.id == opened_by))
-    return str(await session.scalar(statement) or EVERY_PROJECT)
-
-
 async def key_by_prefix(session: AsyncSession, prefix: str) -> tuple[ApiKeyRow, SubjectRow] | None:
     """Return the key with this prefix and its owner."""
     statement = select(ApiKeyRow, SubjectRow).join(SubjectRow, SubjectRow.id == ApiKeyRow.subject)
