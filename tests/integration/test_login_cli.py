@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -105,6 +106,24 @@ def test_nobody_logs_in_and_the_command_ends(shell: Shell) -> None:
     assert done.returncode == 1
     assert "Open this address in a browser on this machine: http://127.0.0.1" in done.stderr
     assert "--key -" in done.stderr
+
+
+def test_over_ssh_the_port_is_said_and_the_last_address_may_be_opened_here(site: Site, shell: Shell) -> None:
+    """Breaks with: a person without a browser on this machine who is told an address that leads nowhere for theirs."""
+    command = [sys.executable, "-m", "burnish.cli", "login", "--no-browser", "--timeout", "30"]
+    with subprocess.Popen(command, env=shell.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        address = running.stderr.readline().partition(": ")[2].strip()
+        hint = running.stderr.readline()
+        back_to = urlsplit(parse_qs(urlsplit(address).query)["cli"][0])
+        assert f"ssh -N -L {back_to.port}:127.0.0.1:{back_to.port} " in hint
+        assert "burnish login --key -" in hint
+        with Browser() as elsewhere:
+            last = elsewhere.log_in(address, "ada").headers["location"]
+        assert last.startswith(f"http://127.0.0.1:{back_to.port}/")
+        assert "Logged in" in httpx.get(last, trust_env=False).text, "as curl does it here"
+        assert running.wait(30) == 0
+    assert list(shell.kept()) == [site.url]
 
 
 def test_a_key_is_piped_checked_and_never_an_argument(site: Site, shell: Shell, here: Shell) -> None:

@@ -41,11 +41,16 @@ class Listener:
         self._server.server_close()
         self._thread.join(5)
 
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+        return self._server.server_port
+
     def login_url(self, server: str) -> str:
         """Return what the browser opens."""
         challenge = base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).decode().rstrip("=")
         query = {
-            "cli": f"http://127.0.0.1:{self._server.server_port}{self._path}", "challenge": challenge, "state": self.state,
+            "cli": f"http://127.0.0.1:{self.port}{self._path}", "challenge": challenge, "state": self.state,
         }  # fmt: skip
         return f"{server}/platform/auth/login?{urlencode(query)}"
 

@@ -154,6 +154,12 @@ def _by_browser(client: "Client", browser: bool, timeout: float) -> "Credential"
         opened = browser and listener.open(address)
         text = "Logging in with your browser" if opened else "Open this address in a browser on this machine"
         console(stderr=True).print(f"{text}: {address}", soft_wrap=True, markup=False)
+        if not opened:
+            console(stderr=True).print(
+                f"Is the browser on another machine? Have it lead here first, there: ssh -N -L {listener.port}:127.0.0.1:{listener.port} "
+                f"{platform.node()}; or log in by a key: burnish login --key -",
+                soft_wrap=True, markup=False,
+            )  # fmt: skip
         code = listener.wait(timeout)
     name = "".join(one if " " <= one <= "~" else "-" for one in platform.node())[:60]
     made = client.identity.exchange_login_code(code, listener.verifier, f"burnish login on {name}")
