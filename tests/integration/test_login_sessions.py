@@ -1,9 +1,11 @@
 """Sessions and logins on their way, on both databases: renewal, ends, races."""
 
 import asyncio
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
+import jwt
 import pytest
 
 from burnish.core.configuration import Configuration, IdentityConfiguration, OidcConfiguration
@@ -11,12 +13,14 @@ from burnish.core.errors import Forbidden, Unauthenticated, Unavailable
 from burnish.infra.database import Database
 from burnish.platform.identity import arrivals, login_store, sessions, store
 from burnish.platform.identity import logins as logins_module
+from burnish.platform.identity.authentication import Authenticator
 from burnish.platform.identity.credentials import Credentials
 from burnish.platform.identity.keys import KeyDigests
 from burnish.platform.identity.logins import CommandLine, Logins, ProviderAnswer
 from burnish.platform.identity.oidc import Identity, Provider
-from burnish.platform.identity.principal import Principal
-from burnish.platform.identity.sessions import LIVES, Sessions
+from burnish.platform.identity.principal import CallerTokens, Principal
+from burnish.platform.identity.sessions import COOKIE, LIVES, Sessions
+from tests.support.identity import People
 from tests.support.oidc import lying_provider
 
 HOUR = 3600.0
@@ -124,6 +128,29 @@ async def test_a_session_ends_with_its_revocation_its_user_and_its_key(database:
     assert await holder.principal_of(other.token) is None
     for odd in ("", "brn_session_", "brn_session_\udcff", "bk_x", "brn_session_" + "x" * 100_000):
         assert await holder.principal_of(odd) is None
+
+
+async def test_a_session_is_known_to_be_of_the_key_that_opened_it(database: Database) -> None:
+    """Breaks with: limits by key that each new session escapes. No token tells it to anybody."""
+    people = People(database)
+    await people.begin()
+    ada = await people.user("ada", "engineer", "default")
+    key, holder = await people.key(ada), Sessions(database, hours)
+    async with database.write() as session:
+        by_key, plain = await holder.create(session, "ada", key_id=key.id), await holder.create(session, "ada")
+    authenticator = Authenticator(database, people.digests, sessions=holder)
+
+    async def come_in(token: str) -> Principal:
+        return await authenticator.authenticate({"cookie": f"{COOKIE}={token}"}, method="GET")
+
+    found, other = await come_in(by_key.token), await come_in(plain.token)
+    assert (found.credential, found.counted_as, found.counted) == (by_key.id, key.id, key.id)
+    assert (other.counted_as, other.counted) == (None, plain.id)
+    assert (await people.come_in(key.key)).counted == key.id
+    tokens = CallerTokens(b"t" * 32)
+    token = tokens.sign(found, "echo")
+    assert key.id not in json.dumps(jwt.decode(token, options={"verify_signature": False}))
+    assert tokens.verify(token, "echo").counted == by_key.id
 
 
 async def test_a_csrf_token_fits_one_session(database: Database) -> None:

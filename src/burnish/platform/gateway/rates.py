@@ -19,7 +19,8 @@ _RESERVED_BURST, _RESERVED_RATE = 10, 1.0
 class Rates:
     """Counts requests by key, project and route, under the limits that are configured at that moment.
 
-    A key is a credential: with authentication off there is none, and the limits of projects and their routes hold.
+    A key is a credential, and what is done in a session that a key opened counts as that key's: who logs in again has no
+    more. With authentication off there is none, and the limits of projects and their routes hold.
     """
 
     def __init__(self, limiter: Limiter, configuration: Current) -> None:
@@ -39,7 +40,7 @@ class Rates:
         if configuration is not self._of:
             self._follow(configuration)
         route = self._route_of(path) if self._routes else None
-        buckets = self._plans.get((caller.credential, caller.project_id, route))
+        buckets = self._plans.get((caller.counted, caller.project_id, route))
         if buckets is None:
             buckets = self._plan(caller, route, configuration)
         if not buckets:
@@ -47,7 +48,7 @@ class Rates:
         verdict = await self._limiter.take(buckets)
         if verdict.allowed or not _mends(caller, path):
             return verdict
-        bucket = Bucket(_RESERVED, caller.credential or caller.project_id, _RESERVED_BURST, _RESERVED_RATE)
+        bucket = Bucket(_RESERVED, caller.counted or caller.project_id, _RESERVED_BURST, _RESERVED_RATE)
         reserved = await self._reserved.take([bucket])
         return reserved if reserved.allowed else verdict
 
@@ -68,24 +69,23 @@ class Rates:
         return next((template for template, pattern, _ in self._routes if pattern.fullmatch(path)), None)
 
     def _plan(self, caller: Principal, route: str | None, configuration: Configuration) -> tuple[Bucket, ...]:
-        gateway, project = configuration.gateway, caller.project_id
+        gateway, project, key = configuration.gateway, caller.project_id, caller.counted
         buckets: list[Bucket] = []
-        if caller.credential is not None:
-            buckets += _buckets("gateway.per_key", caller.credential, gateway.per_key)
+        if key is not None:
+            buckets += _buckets("gateway.per_key", key, gateway.per_key)
         rate, own = gateway.per_project, gateway.requests_per_day.get(project)
         if own is not None:
             rate = rate.model_copy(update={"requests_per_day": 0})
         buckets += _buckets("gateway.per_project", project, rate)
         if route is not None:
-            who = caller.credential or project
-            buckets += _buckets(f"gateway.per_route.{route}", who, gateway.per_route[route])
+            buckets += _buckets(f"gateway.per_route.{route}", key or project, gateway.per_route[route])
         if own:
             limit = f"gateway.requests_per_day.{project}"
             buckets.append(Bucket(limit, limit, own, None))
         if len(self._plans) > _KEPT:
             self._plans.clear()
         plan = tuple(buckets)
-        self._plans[caller.credential, project, route] = plan
+        self._plans[key, project, route] = plan
         return plan
 
 

@@ -296,8 +296,9 @@ class Authenticator:
             raise no_project(project) if anywhere else _no_role(held)
         everywhere = grant.everywhere if anywhere else frozenset()
         return Principal(
-            held.subject, project, grant.roles | grant.everywhere, held.scopes, everywhere, held.credential
-        )
+            held.subject, project, grant.roles | grant.everywhere, held.scopes, everywhere, held.credential,
+            counted_as=held.counted_as,
+        )  # fmt: skip
 
     async def write_uses(self) -> None:
         """Write down when keys were used since the last time."""

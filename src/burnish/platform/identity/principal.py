@@ -44,6 +44,14 @@ class Principal:
     """Id of the key or session that was shown."""
     component: tuple[str, str] | None = None
     """For the credential of an instance: the one component_id and component_type that it may register."""
+    counted_as: str | None = field(default=None, compare=False)
+    """Of a session that a key opened: that key, whose limits it shares. Known where the session was looked up, and
+    nowhere else: no token carries it."""
+
+    @property
+    def counted(self) -> str | None:
+        """The id under which the requests of this credential are counted against limits."""
+        return self.counted_as or self.credential
 
     def may(self, permission: str) -> bool:
         """Tell whether this caller has a permission."""

@@ -72,8 +72,8 @@ class Sessions:
     async def principal_of(self, token: str) -> Principal | None:
         """Return whose live session it is; None: there is none.
 
-        Its ``credential`` is the session's id; ``project_id`` and ``scopes`` are those of the key that opened it, else
-        every project (``*``) and no limit. Roles are not looked up here.
+        Its ``credential`` is the session's id; ``project_id`` and ``scopes`` are those of the key that opened it, as
+        which it is counted, else every project (``*``) and no limit. Roles are not looked up here.
         """
         if not token.startswith(_PREFIX):
             return None
@@ -89,7 +89,8 @@ class Sessions:
         key = found.key
         scopes = None if key is None or key.scopes is None else frozenset(key.scopes)
         project = EVERY_PROJECT if key is None else key.project_id
-        return Principal(found.row.subject, project, scopes=scopes, credential=found.row.id)
+        row = found.row
+        return Principal(row.subject, project, scopes=scopes, credential=row.id, counted_as=row.key_id)
 
     def _renewal(self, row: SessionRow, now: datetime) -> datetime | None:
         """Return until when a session that is used now lives, if that is to be written."""

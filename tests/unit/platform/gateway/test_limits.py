@@ -1,7 +1,7 @@
 """Token buckets: the contract in memory, and what holds for any sequence of requests."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -179,6 +179,26 @@ async def test_keys_projects_and_routes_have_quotas_a_day() -> None:
         assert [await asked(green) for _ in range(5)] == ["", "", "", "", by_key], "its project has none"
         assert [await rates.check(Principal("local", "green"), "/x") for _ in range(9)] == [None] * 9
         clock.now += DAY_SECONDS  # all begin anew
+
+
+async def test_a_session_counts_as_the_key_that_opened_it() -> None:
+    """Breaks with: a bucket, and a day's quota, for each login with the same key."""
+    current = configured(
+        per_key={"requests_per_second": 0, "requests_per_day": 4},
+        per_route={"/v1/models": {"requests_per_second": 1, "burst": 2}},
+    )
+    rates = Rates(MemoryLimiter(Clock()), lambda: current)
+    sessions = [replace(KEY, credential=f"ses_{number}", counted_as=KEY.credential) for number in range(3)]
+    passed = []
+    for caller in (KEY, *sessions):
+        verdict = await rates.check(caller, "/v1/models")
+        passed.append(verdict is not None and verdict.allowed)
+    assert passed == [True, True, False, False], "a route's limit"
+    passed = []
+    for caller in (*sessions, KEY, replace(KEY, credential="ses_4")):
+        verdict = await rates.check(caller, "/x")
+        passed.append(verdict is not None and verdict.allowed)
+    assert passed == [True, True, False, False, True], "the quota of a day; a login by the provider counts for itself"
 
 
 async def test_without_a_credential_there_is_no_limit_by_key() -> None:
