@@ -112,9 +112,9 @@ async def test_a_list_is_written_anew_only_where_something_changed(
     written, statements = list[str](), list[str]()
     json_of = service._json_of
 
-    def counted(row: store.Listed) -> bytes:
+    def counted(row: store.Listed, *, names: bool) -> bytes:
         written.append(row.component_id)
-        return json_of(row)
+        return json_of(row, names=names)
 
     def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "platform_components" in statement:

@@ -1,11 +1,14 @@
 """Rules of instances: register, heartbeat, deregister, and how they are shown."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import orjson
+from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import Busy, Conflict, NotFound
@@ -259,9 +262,13 @@ async def get(session: AsyncSession, component_id: str, *, lock: bool = False) -
 
 
 class Listing:
-    """Lists of one database's instances, as JSON: of an instance that is as it was, what was written before is given."""
+    """Lists of one database's instances, as JSON: of an instance that is as it was, what was written before is given.
 
-    def __init__(self) -> None:
+    Without ``names`` they leave out what names models and jobs of every project.
+    """
+
+    def __init__(self, *, names: bool = True) -> None:
+        self._names = names
         self._written: dict[str, tuple[str, bytes]] = {}
         """By id: the state of the row, and the JSON of its view."""
 
@@ -283,55 +290,72 @@ class Listing:
         shown = {one: written[1] for one, state, written in kept if written is not None and written[0] == state}
         if changed := [one for one, _ in states if one not in shown]:
             for state, row in await store.listed(session, wanted, changed):
-                shown[row.component_id] = _json_of(row)
+                shown[row.component_id] = _json_of(row, names=self._names)
                 self._written[row.component_id] = (state, shown[row.component_id])
         return [shown[one] for one, _ in states if one in shown]
 
 
-def _json_of(row: store.Listed) -> bytes:
-    values = _shown_of(row)
-    try:
-        return orjson.dumps(values, option=orjson.OPT_UTC_Z)
-    except orjson.JSONEncodeError:  # as an integer of more than 64 bits in its metadata
-        return view_of(row).model_dump_json().encode()
-
-
-def view_of(row: ComponentTable | store.Listed) -> ComponentView:
-    """Return the public view of a row. What we wrote is not validated again."""
-    values = _shown_of(row)
-    return ComponentView.model_construct(
-        **values
-        | {
-            "status": InstanceState(values["status"]), "kinds": tuple(values["kinds"]),
-            "health": None if values["health"] is None else health_of(values["health"]),
-        }
-    )  # fmt: skip
-
-
-def _shown_of(row: ComponentTable | store.Listed) -> dict[str, Any]:
-    """Return what is shown of a row, as and in the order in which :class:`ComponentView` has it, but plain."""
-    return {
+def _json_of(row: store.Listed, *, names: bool) -> bytes:
+    """Return what :func:`view_of` shows of a row, as its model writes it, without making one."""
+    values = {
         "id": row.id, "component_id": row.component_id, "component_type": row.component_type, "name": row.name,
         "version": row.version, "status": row.status or InstanceState.STARTING,
         "health_endpoint": row.health_endpoint or "", "api_endpoint": row.api_endpoint or "",
-        "metadata": row.metadata_ or {}, "registered_at": row.registered_at, "last_heartbeat": row.last_heartbeat,
-        "embedded": row.embedded, "source": row.source, "node": row.node, "generation": row.generation,
-        "protocol_version": row.protocol_version,
-        "since": None if row.state_since is None else datetime.fromtimestamp(row.state_since, UTC),
-        "weight": 1.0 if row.weight is None else row.weight, "kinds": row.kinds or (),
-        "health": None if row.health is None else _told(row.health),
-        "failures": row.failures, "problem": row.problem, "problem_kind": row.problem_kind, "restarts": row.restarts,
+        "metadata": _as_written(json.loads(row.metadata_ or "null") or {}), "registered_at": row.registered_at,
+        "last_heartbeat": row.last_heartbeat, "embedded": row.embedded, "source": row.source, "node": row.node,
+        "generation": row.generation, "protocol_version": row.protocol_version, "since": _since(row.state_since),
+        "weight": 1.0 if row.weight is None else row.weight, "kinds": _kinds(row.kinds),
+        "health": _health(row.health, names=names), "failures": row.failures, "problem": row.problem,
+        "problem_kind": row.problem_kind, "restarts": row.restarts,
         "restart_requested_at": row.restart_requested_at, "actions": None,
     }  # fmt: skip
+    return orjson.dumps(values, option=orjson.OPT_UTC_Z)
 
 
-_WELL = Health().model_dump(mode="json")
-"""What a health says where it is not told otherwise; its order is the fields', which PostgreSQL does not keep."""
+@lru_cache(maxsize=1024)
+def _kinds(text: str | None) -> orjson.Fragment:
+    """Return the JSON of a stored document; of many instances it is the same."""
+    return _as_written(json.loads(text or "null") or [])
 
 
-def _told(health: dict[str, Any]) -> dict[str, Any]:
-    told = {name: health.get(name, well) for name, well in _WELL.items()}
-    return told if told["warm"] is not None else told | {"warm": []}
+@lru_cache(maxsize=1024)
+def _health(text: str | None, *, names: bool) -> orjson.Fragment:
+    return _as_written(_health_view(json.loads(text or "null"), names=names))
+
+
+def _as_written(value: Any) -> orjson.Fragment:
+    """Return JSON as pydantic writes it: orjson has no integers of more than 64 bits."""
+    return orjson.Fragment(to_json(value, inf_nan_mode="null"))
+
+
+def view_of(row: ComponentTable, *, names: bool = True) -> ComponentView:
+    """Return the public view of a row. What we wrote is not validated again.
+
+    Without ``names`` it leaves out what names models and jobs of every project.
+    """
+    return ComponentView.model_construct(
+        id=row.id, component_id=row.component_id, component_type=row.component_type, name=row.name,
+        version=row.version, status=InstanceState(row.status or InstanceState.STARTING),
+        health_endpoint=row.health_endpoint or "", api_endpoint=row.api_endpoint or "",
+        metadata=row.metadata_ or {}, registered_at=row.registered_at, last_heartbeat=row.last_heartbeat,
+        embedded=row.embedded, kinds=tuple(row.kinds or ()),
+        health=_health_view(row.health, names=names),
+        failures=row.failures, problem=row.problem, problem_kind=row.problem_kind, source=row.source, node=row.node,
+        generation=row.generation, protocol_version=row.protocol_version,
+        weight=1.0 if row.weight is None else row.weight, since=_since(row.state_since),
+        restarts=row.restarts, restart_requested_at=row.restart_requested_at,
+    )  # fmt: skip
+
+
+def _since(stored: float | None) -> datetime | None:
+    return None if stored is None else datetime.fromtimestamp(stored, UTC)
+
+
+def _health_view(stored: dict[str, Any] | None, *, names: bool) -> Health | None:
+    if stored is None:
+        return None
+    health = health_of(stored)
+    return health if names else health.model_copy(update={"waiting_for": None, "warm": ()})
 
 
 def health_of(stored: dict[str, Any]) -> Health:
@@ -339,7 +363,7 @@ def health_of(stored: dict[str, Any]) -> Health:
     return Health.model_construct(None, **{**stored, "warm": tuple(stored.get("warm") or ())})
 
 
-def detail_of(row: ComponentTable) -> ComponentView:
-    """Return the public view of a row with what was done about it."""
+def detail_of(row: ComponentTable, *, names: bool = True) -> ComponentView:
+    """Return the public view of a row with what was done about it; ``names`` as in :func:`view_of`."""
     actions = tuple(ActionView.model_validate(one) for one in row.actions or ())
-    return view_of(row).model_copy(update={"actions": actions})
+    return view_of(row, names=names).model_copy(update={"actions": actions})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Float, Select, Text, delete, func, literal_column, select, update
+from sqlalchemy import JSON, ColumnElement, Float, Select, Text, cast, delete, func, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
@@ -27,7 +27,7 @@ _C = ComponentTable
 
 
 class Listed(NamedTuple):
-    """What a list shows of an instance."""
+    """What a list shows of an instance; documents as their text."""
 
     id: str
     component_id: str
@@ -37,12 +37,12 @@ class Listed(NamedTuple):
     status: str | None
     health_endpoint: str | None
     api_endpoint: str | None
-    metadata_: dict[str, Any] | None
+    metadata_: str | None
     registered_at: datetime | None
     last_heartbeat: datetime | None
     embedded: bool
-    kinds: list[str] | None
-    health: dict[str, Any] | None
+    kinds: str | None
+    health: str | None
     failures: int
     problem: str | None
     problem_kind: str | None
@@ -56,7 +56,8 @@ class Listed(NamedTuple):
     restart_requested_at: datetime | None
 
 
-_LISTED = tuple(getattr(_C, name) for name in Listed._fields)
+_COLUMNS = tuple(getattr(_C, name) for name in Listed._fields)
+_LISTED = tuple(cast(column, Text) if isinstance(column.type, JSON) else column for column in _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def _state(session: AsyncSession) -> ColumnElement[str]:
         server = select(func.pg_postmaster_start_time()).scalar_subquery()  # asked once a query, not once a row
         version = (literal_column(f"{_C.__tablename__}.{name}", Text) for name in ("xmin", "ctid"))
         return func.concat_ws(" ", server, *version)
-    return func.json_array(*(func.quote(column) if isinstance(column.type, Float) else column for column in _LISTED))
+    return func.json_array(*(func.quote(column) if isinstance(column.type, Float) else column for column in _COLUMNS))
 
 
 async def found_by(session: AsyncSession, sources: Iterable[str]) -> list[ComponentTable]:
