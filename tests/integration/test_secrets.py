@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import pytest
 from sqlalchemy import text
 
 from burnish.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from burnish.core.permissions import ROLES
 from burnish.infra import event_log
 from burnish.infra import logging as own_logging
 from burnish.infra.database import Database
 from burnish.platform.configuration import Secrets
 from burnish.platform.configuration.keyring import InstallationKey, Keyring, Wrap, new_data_key
-from tests.support.configured import ENGINEER, VIEWER, Configured, configured
+from burnish.platform.configuration.layers import REFERENCES
+from burnish.platform.configuration.service import OVER_LOGIN
+from tests.support.configured import ADMINISTRATOR, BASE, ENGINEER, VIEWER, Configured, configured
 from tests.support.postgres import PostgresServer
 from tests.support.server import Answered, Server, wait_for
 
@@ -115,6 +119,42 @@ async def test_only_administrators_of_everything_set_secrets(one: Configured) ->
         assert (await one.client.post(SECRETS + path)).status_code == 403
     one.caller = VIEWER
     assert (await one.client.get(SECRETS)).status_code == 403
+
+
+async def test_who_may_not_use_a_secret_has_it_sent_nowhere(one: Configured) -> None:
+    """Breaks with: a provider of one's own, to which the next login sends any secret of the installation."""
+    for name in ("oidc", "other"):
+        await put(one, name, VALUE)
+    first = {"identity.oidc.issuer": "https://login.example.org", "identity.oidc.client_secret": "secret://oidc"}
+    version = (await one.change(first))["version"]
+    document = (await one.client.get(BASE + "/export")).text
+    await one.change({"identity.oidc.issuer": "https://staging.example.org"})
+    few = frozenset({"configuration:read", "configuration:write", "identity:write"})
+    everything = frozenset(ROLES["administrator"])
+    for scopes, lacks in (
+        (few, "model:deploy"), (everything - {"secret:write"}, "secret:write"), (everything - {"job:read"}, "job:read"),
+    ):  # fmt: skip
+        one.caller = replace(ADMINISTRATOR, scopes=scopes)
+        refused = [
+            await one.patch({"identity.oidc.client_secret": "secret://other"}),
+            await one.patch({"identity.oidc.issuer": "https://evil.example"}),
+            await one.patch({"identity.oidc.issuer": "https://evil.example"}, environment="production"),
+            await one.patch({"identity.oidc.role_bindings": {"all": "*/administrator"}}),
+            await one.patch(unset=("identity.oidc",)),
+            await one.patch({"identity.oidc.issuer": "https://evil.example"}, dry_run=True),
+            await one.client.post(BASE + "/rollback", json={"to": version}),
+            await one.client.post(BASE + "/import", json={"document": document}),
+        ]
+        assert [answer.status_code for answer in refused] == [403] * 8, [answer.text for answer in refused]
+        assert all(lacks in answer.json()["detail"] for answer in refused)
+        assert (await one.patch({"identity.session_seconds": 60})).status_code == 200, "it says nothing of who is who"
+    one.caller = replace(ADMINISTRATOR, scopes=everything)
+    await one.change({"identity.oidc.client_secret": "secret://other"})
+
+
+def test_a_key_that_refers_to_a_secret_is_changed_by_administrators_alone() -> None:
+    """Breaks with: another such key, whose secret anybody has sent where they like."""
+    assert all(one.startswith(OVER_LOGIN) for one in REFERENCES)
 
 
 async def test_a_value_opens_under_its_own_name_only(one: Configured) -> None:

@@ -61,7 +61,8 @@ class Composed:
 
 Path = tuple[str, ...]
 
-_REFERENCES = frozenset({"identity.oidc.client_secret"})
+REFERENCES = frozenset({"identity.oidc.client_secret"})
+"""Keys whose value refers to a secret."""
 _REFER = "it is kept as a secret, never as it is: set it by `burnish secret set NAME` and write secret://NAME here"
 """Of a key whose value refers to a secret."""
 
@@ -188,7 +189,7 @@ def wrong_values(layer: Layer) -> Iterator[FieldProblem]:
             key, inner = _key_of(tuple(map(str, found["loc"])))
             origin = layer.values[key].origin if key in layer.values else layer.name
             at = f"{key}[{']['.join(inner)}]" if inner else key
-            said = _REFER if found["type"] == "string_pattern_mismatch" and key in _REFERENCES else found["msg"]
+            said = _REFER if found["type"] == "string_pattern_mismatch" and key in REFERENCES else found["msg"]
             yield FieldProblem(where=origin, message=f"{at}: {said}", hint=_what_it_is(key))
 
 

@@ -1,14 +1,15 @@
 """Rules of the configuration: what may be changed by whom, what is checked before, what is told after."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import Configuration, Setting, schema, sections, value_at
-from burnish.core.errors import Conflict, FieldProblem, InvalidRequest, NotFound
+from burnish.core.errors import Conflict, FieldProblem, Forbidden, InvalidRequest, NotFound
+from burnish.core.permissions import ROLES
 from burnish.infra import event_log
 from burnish.infra.storable import unstorable
 from burnish.platform.configuration import environments, secrets, store
@@ -31,6 +32,8 @@ from burnish.platform.identity.permission import authorize, authorize_everywhere
 
 _PROJECT = "default"
 _LARGEST = 1 << 20
+OVER_LOGIN = "identity.oidc."
+"""Keys that say who is let in as whom, and to whom a secret is sent when somebody logs in."""
 
 Values = dict[str, JsonValue]
 
@@ -79,7 +82,7 @@ async def apply(
     """Set and unset keys: checked whole before anything changes, then a new version.
 
     Raises:
-        Forbidden: the caller may not change one of the keys.
+        Forbidden: the caller may not change one of the keys, or decides by it who is an administrator and is none.
         InvalidRequest: a value is wrong, or a part refuses; ``problems`` has every place.
         Conflict: another version than ``expected_version`` is the newest; ``problems`` says what changed.
     """
@@ -230,11 +233,30 @@ async def _replace(
     return view.model_copy(update={"version": number + 1})
 
 
-def _authorize(caller: Principal, changed: Iterable[str]) -> None:
+def _authorize(caller: Principal, changed: Collection[str]) -> None:
     authorize(caller, "configuration:write")
     needed = {permission: key for key in changed for permission in _setting(key).write_permissions}
     for permission in sorted(needed):
         authorize_everywhere(caller, permission)
+    for key in sorted(changed):
+        if key.startswith(OVER_LOGIN):
+            _refuse_lesser(caller, key)
+
+
+def _refuse_lesser(caller: Principal, key: str) -> None:
+    """Refuse whoever may not do all that an administrator of every project may.
+
+    By a provider of their own, or by its groups, they would be let in as one; and the next login would send the
+    provider the secret that is referred to.
+    """
+    lacking = sorted(one for one in ROLES["administrator"] if not caller.may_everywhere(one))
+    if lacking:
+        audit.refused(caller, lacking[0])
+        raise Forbidden(
+            f"{key} decides who is let in as an administrator, and to whom a secret is sent: to change it one needs all that an "
+            f"administrator of every project may; {caller.subject}, with the credential that was shown, lacks {', '.join(lacking)}",
+            where=key, hint="show a key of an administrator of every project that has no fewer scopes, or log in as one",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
