@@ -438,7 +438,7 @@ async def test_without_notices_a_change_is_found_by_polling(database_url: str, h
 
 
 async def test_a_database_that_goes_away_leaves_what_was_obeyed(
-    database: Database, home: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with configured(database, home) as one:
         await one.change({BURST: 5})
@@ -447,7 +447,7 @@ async def test_a_database_that_goes_away_leaves_what_was_obeyed(
             raise Unavailable("the database is away")
 
         monkeypatch.setattr(database, "read", away)
-        await until(lambda: one.live._away)
+        await until(lambda: "configuration: the database is away" in caplog.text)
         assert one.live.current().gateway.per_key.burst == 5
         with pytest.raises(BurnishError):
             await one.live.refresh()
