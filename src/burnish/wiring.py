@@ -43,6 +43,7 @@ from burnish.platform.identity.digest_key import DigestKey
 from burnish.platform.identity.keys import KeyDigests
 from burnish.platform.identity.logins import Logins
 from burnish.platform.identity.oidc import Provider
+from burnish.platform.identity.seal import seal_with
 from burnish.platform.identity.sessions import Sessions
 from burnish.platform.integrator import Integrator
 from burnish.platform.integrator.entry_points import component_builders
@@ -97,7 +98,7 @@ class Installation:
     key: bytes
     """The secret key."""
     digest_key: bytes
-    """By which API keys are known; it outlives the secret key."""
+    """By which API keys are known, and the audit log is sealed; it outlives the secret key."""
     home_lock: HomeLock
 
     async def close(self) -> None:
@@ -252,6 +253,7 @@ async def open_installation(settings: Settings) -> Installation:
         )
         async with database.read() as session:
             digest_key = await DigestKey(key).load(session)
+        seal_with(database, digest_key)
         settings = await settle_node(database, settings)
     except BaseException:
         await database.dispose()

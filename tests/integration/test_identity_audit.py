@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Request
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from burnish.core.errors import Unavailable
@@ -18,8 +18,10 @@ from burnish.platform.identity.guard import Guard
 from burnish.platform.identity.permission import requires, requires_unlogged
 from burnish.platform.identity.refusals import Refusals
 from burnish.platform.identity.relayed import Relayed
-from burnish.platform.identity.tables import AuditRow
+from burnish.platform.identity.seal import seal_with
+from burnish.platform.identity.tables import AuditHeadRow, AuditRow
 
+KEY = b"d" * 32
 CHANGES = {
     "sqlite": ["DROP TRIGGER audit_log_no_update", "DROP TRIGGER audit_log_no_delete"],
     "postgresql": ["DROP TRIGGER audit_log_append_only ON audit_log"],
@@ -51,6 +53,8 @@ async def tamper(database: Database, *statements: str) -> None:
 
 async def test_entries_of_many_writers_are_one_chain(database: Database) -> None:
     others = [Database(database.url) for _ in range(2)] if database.dialect == "postgresql" else []
+    for one in (database, *others):
+        seal_with(one, KEY)
     try:
         await asyncio.gather(*(write(one, n, f"w{w}") for w, one in enumerate([database, *others]) for n in range(40)))
     finally:
@@ -141,6 +145,86 @@ async def test_what_was_changed_removed_or_inserted_is_named(
     problems = (await verdict(database)).problems
     assert [(one.number, one.what) for one in problems][: len(found)] == found
     assert all(str(one.number) in one.message or one.what in {"removed", "inserted"} for one in problems)
+
+
+CUT = "DELETE FROM audit_log WHERE number > 2"
+MOVED = "UPDATE audit_head SET number = 2, hash = (SELECT hash FROM audit_log WHERE number = 2)"
+
+
+@pytest.mark.parametrize(
+    ("statements", "end"),
+    [
+        ((CUT, MOVED), 2),
+        ((CUT, f"{MOVED}, seal = NULL"), 2),
+        ((CUT, f"{MOVED}, seal = '{'0' * 64}'"), 2),
+        (("UPDATE audit_head SET seal = NULL",), 5),
+        (("DELETE FROM audit_log", "DELETE FROM audit_head"), 0),
+    ],
+)
+async def test_with_the_database_alone_nobody_cuts_the_log_unseen(
+    database: Database, statements: tuple[str, ...], end: int
+) -> None:
+    """Breaks with: an end that anybody can move; and with one that the next entry covers up."""
+    seal_with(database, KEY)
+    for n in range(5):
+        await write(database, n)
+    assert (await verdict(database)).problems == ()
+    await tamper(database, *statements)
+    assert [(one.number, one.what) for one in (await verdict(database)).problems] == [(end, "unsealed")]
+    for n in (5, 6):
+        await write(database, n)
+    found = await verdict(database)
+    assert [(one.number, one.what) for one in found.problems] == [(end, "unsealed")], "it is told for good, and once"
+    assert f"found when entry {end + 1} was written" in found.problems[0].message
+    assert found.entries == end + 3
+
+
+async def test_with_the_database_alone_nobody_writes_the_log_anew(database: Database) -> None:
+    """Breaks with: hashes alone, which need no key."""
+    seal_with(database, KEY)
+    for n in range(4):
+        await write(database, n)
+    async with database.read() as session:
+        rows = [
+            {c.key: getattr(row, c.key) for c in AuditRow.__table__.columns} async for row in store.audit_rows(session)
+        ]
+    await tamper(database)
+    async with database.write() as session:
+        previous = audit.BEGINNING
+        for row in rows:
+            row |= {"actor": "eve", "previous": previous}
+            previous = row["hash"] = audit.digest(row)
+            await session.execute(update(AuditRow).where(AuditRow.number == row["number"]).values(**row))
+        await session.execute(update(AuditHeadRow).values(hash=previous))
+    assert [(one.number, one.what) for one in (await verdict(database)).problems] == [(4, "unsealed")]
+
+
+async def test_a_running_process_knows_how_far_the_log_had_come(database: Database) -> None:
+    """Breaks with: an old end, put back with its own seal. What was rolled back had not come into the log."""
+    seal_with(database, KEY)
+    await write(database, 1)
+    async with database.read() as session:
+        old = await store.head(session)
+    assert old is not None
+
+    async def rolled_back() -> None:
+        async with database.write() as session:
+            await audit.append(session, [audit.Entry("ada", "model:deploy", "ml")])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await rolled_back()
+    assert (await verdict(database)).problems == ()
+    await write(database, 2)
+    await tamper(
+        database, "DELETE FROM audit_log WHERE number = 2",
+        f"UPDATE audit_head SET number = 1, hash = '{old.hash}', seal = '{old.seal}'",
+    )  # fmt: skip
+    assert [(one.number, one.what) for one in (await verdict(database)).problems] == [(1, "unsealed")]
+    for n in (3, 4):
+        await write(database, n)
+    found = await verdict(database)
+    assert ([(one.number, one.what) for one in found.problems], found.entries) == ([(1, "unsealed")], 4)
 
 
 async def test_one_entry_in_anothers_place_is_found(database: Database) -> None:

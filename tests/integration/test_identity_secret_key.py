@@ -7,9 +7,11 @@ from burnish.core.errors import Unauthenticated, Unavailable
 from burnish.infra.database import Database
 from burnish.platform.configuration.keyring import InstallationKey
 from burnish.platform.configuration.secrets import Secrets
+from burnish.platform.identity import audit
 from burnish.platform.identity.digest_key import DigestKey
 from burnish.platform.identity.keys import KeyDigests
 from burnish.platform.identity.schemas import NewKeyRequest
+from burnish.platform.identity.seal import seal_with
 from tests.support.identity import ROOT, People
 
 KEYS = [bytes([number]) * 32 for number in range(3)]
@@ -39,6 +41,23 @@ async def test_a_key_works_whatever_secret_keys_follow(database: Database) -> No
     strange = People(database, await opened(database, b"x" * 32))
     with pytest.raises(Unauthenticated):
         await strange.come_in(key)
+
+
+async def test_the_audit_log_keeps_its_seal_whatever_secret_keys_follow(database: Database) -> None:
+    """Breaks with: a seal by a key that is derived from the present secret key."""
+    people = People(database)
+    for number, secret in enumerate((KEYS[0], KEYS[1], KEYS[2])):
+        if number:
+            await rewrap(database, KEYS[number - 1], secret)
+        async with database.read() as session:
+            seal_with(database, await DigestKey(secret).load(session))
+        async with database.read() as session:
+            assert (await audit.verify(session)).problems == ()
+        if not number:
+            await people.begin()
+    seal_with(database, b"x" * 32)
+    async with database.read() as session:
+        assert [one.what for one in (await audit.verify(session)).problems] == ["unsealed"]
 
 
 async def test_what_was_handed_over_cannot_be_changed_unseen(database: Database) -> None:

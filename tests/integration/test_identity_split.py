@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.postgres import PostgresServer
 from tests.support.server import Server
 
 pytestmark = pytest.mark.postgres
@@ -40,7 +41,18 @@ def servers(postgres_url: str, tmp_path: Path) -> Iterator[list[Server]]:
             server.end_everything()
 
 
-def test_processes_share_who_may_come_in(servers: list[Server]) -> None:
+CUT = (
+    "SELECT id FROM audit_head FOR UPDATE; "  # first, as whoever appends
+    "ALTER TABLE audit_log DISABLE TRIGGER ALL; "
+    "DELETE FROM audit_log WHERE number > (SELECT max(number) - 3 FROM audit_log); "
+    "UPDATE audit_head SET (number, hash) = (SELECT number, hash FROM audit_log ORDER BY number DESC LIMIT 1)"
+)
+
+
+def test_processes_share_who_may_come_in(
+    servers: list[Server], postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """Breaks with, among others: a process that appends to the log without its seal."""
     printed = [re.findall(r"^    (bk_\S+)$", server.log.read_text(), re.MULTILINE) for server in servers]
     assert sorted(map(len, printed)) == [0, 0, 1], "one of them makes the first key, once"
     root = {"authorization": f"Bearer {next(key for keys in printed for key in keys)}"}
@@ -73,4 +85,7 @@ def test_processes_share_who_may_come_in(servers: list[Server]) -> None:
         verdict = client.get(f"{there}/platform/identity/audit/verify", headers=root).json()
         assert verdict["ok"] is True
         told = client.get(f"{there}/platform/identity/audit", headers=root).json()["data"]
+        postgres_server.execute(CUT, postgres_url.rpartition("/")[2])
+        verdict = client.get(f"{there}/platform/identity/audit/verify", headers=root).json()
+        assert (verdict["ok"], {one["what"] for one in verdict["problems"]}) == (False, {"unsealed"})
     assert ("ada", "dataset:write", "d@1") in {(one["actor"], one["action"], one["object_id"]) for one in told}

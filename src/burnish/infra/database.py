@@ -153,6 +153,8 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 10, lock_seconds: float = _LOCK_SECONDS) -> None:
         self.url = url
+        self.info: dict[str, object] = {}
+        """What parts of this process keep with the database, by names of their own."""
         self._lock_seconds = lock_seconds
         self._topics: dict[str, Topic] = {}
         self._outgoing: set[str] = set()
@@ -361,9 +363,14 @@ def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
     session.info.setdefault(_CALLBACKS, []).append(callback)
 
 
+def database_of(session: AsyncSession) -> Database:
+    """Return the database that gave the session."""
+    return cast(Database, session.info["burnish_database"])
+
+
 async def notify(session: AsyncSession, topic: str) -> None:
     """Wake waiters on ``topic`` after the commit: at once in this process, soon in others."""
-    database = cast(Database, session.info["burnish_database"])
+    database = database_of(session)
     sent: set[str] = session.info.setdefault("burnish_topics", set())
     if topic not in sent:
         sent.add(topic)

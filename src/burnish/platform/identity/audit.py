@@ -1,7 +1,7 @@
 """The audit log: who did what, append-only and hash-chained.
 
 An entry is written in the transaction of the change that it tells of, as the last thing before the commit: the end of
-the chain is locked only from there to the commit, so that nothing else waits for it for long.
+the chain is locked only from there to the commit, so that nothing else waits for it for long. The end bears a seal.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import JsonValue
@@ -26,12 +27,15 @@ from burnish.infra.storable import cleaned_text
 from burnish.platform.identity import store
 from burnish.platform.identity.principal import Principal
 from burnish.platform.identity.refusals import Refusal, Refusals
+from burnish.platform.identity.seal import seal_of
 from burnish.platform.identity.tables import AuditRow
 
 log = logging.getLogger(__name__)
 
 BEGINNING = "0" * 64
 """What the first entry continues."""
+UNSEALED = "audit:unsealed"
+"""Of the entry that says that the log before it was cut or written anew."""
 _QUEUE = "burnish_audit"
 _WRITE_SECONDS = 1.0
 _LONGEST = 255
@@ -145,17 +149,30 @@ async def _write_queued(session: AsyncSession) -> None:
 
 
 async def append(session: AsyncSession, entries: Sequence[Entry]) -> None:
-    """Append entries at the end of the chain, which stays locked until the unit of work ends."""
+    """Append entries at the end of the chain, which stays locked until the unit of work ends.
+
+    Where that end does not bear the installation's seal, an entry before them says so.
+    """
     await session.flush()
     head = await store.lock_head(session, BEGINNING)
     number, previous = head.number, head.hash
+    seal = seal_of(session)
+    if seal is not None and not seal.fits(number, previous, head.seal, seal.newest):
+        log.error("the audit log ends with entry %d without this installation's seal: `burnish audit verify`", number)
+        entries = [_unsealed(number, previous), *entries]
     rows = []
     for entry in entries:
         number += 1
         row = _row_of(entry, number, previous)
         previous = row["hash"]
         rows.append(row)
-    await store.append_audit(session, rows, number, previous)
+    await store.append_audit(session, rows, number, previous, None if seal is None else seal.of(number, previous))
+    if seal is not None:
+        after_commit(session, partial(seal.wrote, number))
+
+
+def _unsealed(number: int, hash_: str) -> Entry:
+    return Entry("burnish", UNSEALED, store.DEFAULT_PROJECT, details={"ended_with": number, "hash": hash_})
 
 
 def _row_of(entry: Entry, number: int, previous: str) -> dict[str, Any]:
@@ -208,7 +225,7 @@ class Tampering:
 
     number: int
     what: str
-    """``changed``, ``removed``, ``inserted`` or ``cut``."""
+    """``changed``, ``removed``, ``inserted``, ``cut`` or ``unsealed``."""
     message: str
 
 
@@ -223,11 +240,15 @@ class Verdict:
 
 async def verify(session: AsyncSession, most: int = 100) -> Verdict:
     """Check every entry of the chain, in one view of the database; name up to ``most`` places where it does not hold."""
-    check = _Chain()
+    check, seal = _Chain(), seal_of(session)
+    newest = 0 if seal is None else seal.newest  # before anything is read: others append meanwhile
     async for row in store.audit_rows(session):
         check.next(row)
     head = await store.head(session)
-    check.end(0 if head is None else head.number, BEGINNING if head is None else head.hash)
+    number, hash_ = (0, BEGINNING) if head is None else (head.number, head.hash)
+    check.end(number, hash_)
+    if seal is not None and not seal.fits(number, hash_, None if head is None else head.seal, newest):
+        check.unsealed(number)
     return Verdict(check.entries, check.previous, tuple(check.problems[:most]))
 
 
@@ -259,6 +280,8 @@ class _Chain:
                 "changed",
                 f"entry {row.number} does not continue entry {row.number - 1}: one was put in another's place",
             )
+        if row.action == UNSEALED:
+            self.unsealed(row.number - 1, f", was found when entry {row.number} was written")
         self.number, self.previous = row.number, row.hash
 
     def end(self, number: int, hash: str) -> None:  # noqa: A002 - the column's name
@@ -268,6 +291,14 @@ class _Chain:
             self._say(number + 1, "inserted", f"the entries from {number + 1} to {self.number} were put behind the end")
         elif self.previous != hash:
             self._say(number, "changed", f"entry {number} is not the one that was written last")
+
+    def unsealed(self, number: int, found: str = "") -> None:
+        self._say(
+            number,
+            "unsealed",
+            f"an end of the log without this installation's seal, entry {number}{found}: entries were cut off, or the log was "
+            "written anew, by somebody who has the database alone",
+        )
 
     def _say(self, number: int, what: str, message: str) -> None:
         self.problems.append(Tampering(number, what, message))

@@ -255,7 +255,7 @@ class AuditProblem(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     number: int
-    what: Literal["changed", "removed", "inserted", "cut"]
+    what: Literal["changed", "removed", "inserted", "cut", "unsealed"]
     message: str
 
 

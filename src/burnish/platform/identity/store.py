@@ -282,14 +282,16 @@ async def lock_head(session: AsyncSession, beginning: str) -> AuditHeadRow:
     return found
 
 
-async def append_audit(session: AsyncSession, rows: Sequence[Mapping[str, Any]], number: int, hash_: str) -> None:
+async def append_audit(
+    session: AsyncSession, rows: Sequence[Mapping[str, Any]], number: int, hash_: str, seal: str | None
+) -> None:
     """Insert entries and move the end of the chain behind them."""
     statement: Insert = insert(AuditRow.__table__)  # type: ignore[arg-type]
     await session.execute(statement, [dict(row) for row in rows])
     await session.execute(
         update(AuditHeadRow)
         .where(AuditHeadRow.id == 1)
-        .values(number=number, hash=hash_)
+        .values(number=number, hash=hash_, seal=seal)
         .execution_options(synchronize_session=False)
     )
 

@@ -146,13 +146,17 @@ class AuditRow(Base):
 
 
 class AuditHeadRow(Base):
-    """The end of the chain: who appends locks it; entries cut off the end are missed by it."""
+    """The end of the chain: who appends locks it; entries cut off the end are missed by it.
+
+    ``seal`` is an HMAC over both other columns, by a key that is not in the database (:mod:`burnish.platform.identity.seal`).
+    """
 
     __tablename__ = "audit_head"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     number: Mapped[int] = mapped_column(BigInteger, default=0)
     hash: Mapped[str] = mapped_column(String(64))
+    seal: Mapped[str | None] = mapped_column(String(64), default=None)
 
 
 _ONLY_APPENDED = {
