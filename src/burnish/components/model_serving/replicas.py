@@ -121,7 +121,7 @@ class ReplicaProcesses:
     def _reap(self, replica_id: str) -> None:
         child = _children.get(replica_id)
         if child is not None and child.poll() is not None:
-            del _children[replica_id]
+            _children.pop(replica_id, None)  # a check in another thread may have been first
 
     def end(self, replica_id: str, process: ProcessId | None, grace_seconds: float, *, keep_log: bool) -> None:
         """End a replica's process and whatever it started; it can never be started again. Safe to repeat."""
