@@ -46,6 +46,7 @@ async def exchange(stand: Stand, data: bytes) -> tuple[bytes, bool]:
 
 
 SMUGGLED = {
+    "another protocol": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "two lengths": POST + b"Content-Length: 3\r\nContent-Length: 5\r\n\r\nabcde",
     "the same length twice": POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
     "a list of lengths": POST + b"Content-Length: 3, 3\r\n\r\nabc",
@@ -66,10 +67,25 @@ SMUGGLED = {
     "two hosts": GET + b"Host: y\r\n\r\n",
     "no host": b"GET /platform/health HTTP/1.1\r\n\r\n",
     "a proxy's method": b"CONNECT evil.example:80 HTTP/1.1\r\nHost: x\r\n\r\n",
-    "another protocol": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a chunk with bare line feeds": POST + b"Transfer-Encoding: chunked\r\n\r\n3\nabc\n0\n\n",
     "a chunk without measure": POST + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nabc",
 }
+
+
+OTHER_VERSIONS = {
+    "2.0": GET.replace(b"HTTP/1.1", b"HTTP/2.0") + b"\r\n",
+    "0.9": GET.replace(b"HTTP/1.1", b"HTTP/0.9") + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VERSIONS)
+async def test_another_version_is_not_answered_as_if_it_were_ours(stand: Stand, name: str) -> None:
+    """Breaks with: a message framed by other rules that is read by those of HTTP/1.1."""
+    got, closed = await exchange(stand, OTHER_VERSIONS[name])
+    assert got.startswith(b"HTTP/1.1 505 ")
+    assert b"http_version_not_supported" in got
+    assert closed
+    assert stand.component.begun == 0
 
 
 @pytest.mark.parametrize("name", SMUGGLED)

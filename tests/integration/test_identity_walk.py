@@ -69,7 +69,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    server = Server(tmp_path_factory.mktemp("walk") / "home", environment={"BURNISH_AUTH": "on"})
+    unlimited = {"BURNISH_CONFIGURATION__gateway__anonymous__per_address__requests_per_second": "0"}
+    server = Server(tmp_path_factory.mktemp("walk") / "home", environment={"BURNISH_AUTH": "on", **unlimited})
     try:
         server.start()
         found = re.findall(r"^    (bk_\S+)$", server.log.read_text(), re.MULTILINE)

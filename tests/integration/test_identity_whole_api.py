@@ -16,7 +16,8 @@ SELF_HARM = r"/(disable|rotate|rewrap|rotate-key|finish)$|^/platform/auth/"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_burnish(tmp_path_factory.mktemp("roles") / "home", {"BURNISH_AUTH": "on"}) as found:
+    unlimited = {"BURNISH_CONFIGURATION__gateway__anonymous__per_address__requests_per_second": "0"}
+    with running_burnish(tmp_path_factory.mktemp("roles") / "home", {"BURNISH_AUTH": "on", **unlimited}) as found:
         yield found
 
 
@@ -36,6 +37,7 @@ def keys(server: Server) -> dict[str, str]:
     return found
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "role",
     [
@@ -53,7 +55,7 @@ def test_whatever_is_sent_is_answered_as_documented(
     (tmp_path / "openapi.json").write_text(json.dumps(document))  # not each role may read it
     fuzz(
         "openapi.json", tmp_path, "--url", server.url, "--exclude-operation-id", "revoke_key", "--exclude-operation-id", "take_role",
-        examples=30 if FULL else 1, phases="examples,coverage,fuzzing" if FULL else "examples,fuzzing",
+        examples=12 if FULL else 1, phases="examples,coverage,fuzzing" if FULL else "examples,fuzzing",
         left_out=[SELF_HARM], configuration=tolerances(),
         headers={"Authorization": f"Bearer {keys[role]}"},
     )  # fmt: skip

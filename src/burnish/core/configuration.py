@@ -52,6 +52,7 @@ class AnonymousConfiguration(Section):
         Rate(requests_per_second=20, burst=200), "Limit of each client address; of IPv6, of each /64 network"
     )
     max_in_flight: int = hot(100, "Of them, that one process answers at once; they take no other's place", ge=1)
+    address_share: float = hot(0.1, "Share of them that one client address may take (of IPv6, one network)", gt=0, le=1)
     max_body_bytes: int = hot(4096, "Largest body", ge=1024)
     body_seconds: float = hot(5.0, "Longest silence inside a body", gt=0)
 
@@ -72,6 +73,9 @@ class GatewayConfiguration(Section):
         1000, "Requests that one process answers at once; above it batch requests are refused first", ge=1
     )
     batch_share: float = hot(0.5, "Share of `max_in_flight` that batch requests may take", gt=0, le=1)
+    caller_share: float = hot(
+        0.5, "Share of `max_in_flight` that one user or service account may take, with all keys together", gt=0, le=1
+    )
     max_body_bytes: int = hot(16 << 20, "Largest body of a request that is not an upload", ge=1024)
     max_upload_bytes: int = hot(10 << 30, "Largest upload", ge=1024)
     max_response_bytes: int = hot(0, "Largest answer that is not a stream; 0 lifts the limit", ge=0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from burnish.core.configuration import Current
-from burnish.core.errors import MalformedRequest, Unavailable
+from burnish.core.errors import MalformedRequest, RateLimited, Unavailable
 from burnish.infra import signals
 
 Priority = Literal["control", "interactive", "batch", "anonymous"]
@@ -65,6 +65,8 @@ class Admission:
         self._configuration = configuration
         self._wait = wait
         self._in_flight = dict.fromkeys(_PRIORITIES, 0)
+        self._held: dict[str, int] = {}
+        """Places, waiting ones included, by who has them."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._idle = asyncio.Event()
@@ -75,23 +77,35 @@ class Admission:
         """Requests that were let in and are being answered."""
         return sum(self._in_flight.values())
 
-    async def enter(self, priority: Priority) -> None:
+    async def enter(self, priority: Priority, who: str | None = None) -> None:
         """Let a request in, interactive ones after a short wait if need be. Each has its :meth:`leave`.
+
+        Args:
+            priority: its class.
+            who: whoever asks (a subject; without a credential, an address): nobody takes every place. None: not counted.
 
         Raises:
             Stopping: nobody new is let in.
+            RateLimited: whoever asks has as many places as one may.
             Overloaded: there is no place for it.
         """
         if self._stopping:
             signals.SHED.labels(priority).inc()
             raise Stopping("this server is stopping", hint="send it again: another server takes it", retry_after=1)
+        if who is not None and priority != "control":
+            self._hold(priority, who)
         if self._has_place(priority):
             self._take(priority)
-        else:
+            return
+        try:
             await self._wait_for_place(priority)
+        except BaseException:
+            self._release(priority, who)
+            raise
 
-    def leave(self, priority: Priority) -> None:
+    def leave(self, priority: Priority, who: str | None = None) -> None:
         """Give the place back; whoever waits longest has it."""
+        self._release(priority, who)
         self._in_flight[priority] -= 1
         _levels[priority].value -= 1
         while self._waiting and self._taken < self._configuration().gateway.max_in_flight:
@@ -101,6 +115,32 @@ class Admission:
                 waiter.set_result(None)
         if not any(self._in_flight.values()):
             self._idle.set()
+
+    def _hold(self, priority: Priority, who: str) -> None:
+        gateway = self._configuration().gateway
+        if priority == "anonymous":
+            setting, places = "gateway.anonymous.address_share", gateway.anonymous.max_in_flight
+            share = gateway.anonymous.address_share
+        else:
+            setting, places, share = "gateway.caller_share", gateway.max_in_flight, gateway.caller_share
+        held, most = self._held.get(who, 0), max(1, int(places * share))
+        if held >= most:
+            signals.LIMITED.labels(setting).inc()
+            raise RateLimited(
+                f"{held} requests of yours are being answered here, as many as one caller may have at once", where=setting,
+                hint="wait for some of them to end; the setting says which share of a server's places one caller may take",
+                retry_after=_RETRY_SECONDS,
+            )  # fmt: skip
+        self._held[who] = held + 1
+
+    def _release(self, priority: Priority, who: str | None) -> None:
+        if who is None or priority == "control":
+            return
+        held = self._held[who] - 1
+        if held:
+            self._held[who] = held
+        else:
+            del self._held[who]
 
     def _take(self, priority: Priority) -> None:
         self._in_flight[priority] += 1

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from burnish.core.configuration import Current, GatewayConfiguration, of_settings
-from burnish.core.errors import BurnishError, Unauthenticated
+from burnish.core.errors import BurnishError, Unauthenticated, Unavailable
 from burnish.core.settings import Settings
 from burnish.infra import signals
 from burnish.infra.asgi import ASGIApp, Receive, Send
@@ -33,7 +33,7 @@ from burnish.platform.gateway.exchange import (
     openai_route,
     platform_route,
 )
-from burnish.platform.gateway.limits import Limiter, MemoryLimiter
+from burnish.platform.gateway.limits import Limiter, MemoryLimiter, Verdict
 from burnish.platform.gateway.proxies import address_of
 from burnish.platform.gateway.rates import Rates, headers_of, refusal
 from burnish.platform.gateway.timeouts import Watchdog
@@ -159,7 +159,7 @@ class Gateway:
                 await exchange.answer(204, cors.preflight(exchange.headers, gateway.cors_origins))
                 return
             exchange.added += cors.allowance(exchange.headers, gateway.cors_origins)
-        caller = exchange.caller = await self._authenticated(exchange)
+        caller = exchange.caller = await self._known(exchange)
         bind(project_id=caller.project_id)
         await self._within_limits(exchange, caller)
         component = None if exchange.is_openai else self._integrator.route_of(exchange.path)
@@ -169,13 +169,25 @@ class Gateway:
         if anonymous and priority != "control":
             priority = "anonymous"
         exchange.priority = priority
-        await self._admission.enter(priority)
+        who = None if self._open else _address(exchange) if anonymous else caller.subject
+        await self._admission.enter(priority, who)
         try:
             exchange.body = body_of(receive, exchange.headers, gateway, upload=upload, anonymous=anonymous)
             exchange.response_limit = gateway.max_response_bytes
             await self._in_time(exchange, caller, exchange.body, gateway, component, upload)
         finally:
-            self._admission.leave(priority)
+            self._admission.leave(priority, who)
+
+    async def _known(self, exchange: Exchange) -> Principal:
+        """Return who asks. Whoever is not known is counted by where it comes from, as if it showed no credential."""
+        try:
+            return await self._authenticated(exchange)
+        except Unavailable:
+            raise
+        except BurnishError:
+            if exchange.path not in PROBES:
+                self._hold_to(await self._rates.check_address(_address(exchange)), exchange)
+            raise
 
     async def _authenticated(self, exchange: Exchange) -> Principal:
         if self._open:
@@ -193,8 +205,11 @@ class Gateway:
         if caller is not ANONYMOUS:
             verdict = await self._rates.check(caller, exchange.path)
         else:
-            address = address_of(exchange.scope.get("client"), exchange.headers, exchange.trusted_proxies)
-            verdict = await self._rates.check_address(address)
+            verdict = await self._rates.check_address(_address(exchange))
+        self._hold_to(verdict, exchange)
+
+    @staticmethod
+    def _hold_to(verdict: Verdict | None, exchange: Exchange) -> None:
         if verdict is None:
             return
         exchange.added += headers_of(verdict)
@@ -248,6 +263,10 @@ class Gateway:
             scope = exchange.inner_scope(outward=False, deadline=deadline)
             await self._platform(scope, body, exchange.send)
             exchange.route = platform_route(scope)
+
+
+def _address(exchange: Exchange) -> str:
+    return address_of(exchange.scope.get("client"), exchange.headers, exchange.trusted_proxies)
 
 
 class _Lateness:

@@ -147,7 +147,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Check the headers together and start to answer."""
         self._in_headers, self._fed = False, 0
         self._stop_waiting()
-        problem = _problem(self.url, self.headers, self.parser.get_http_version())
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            detail = f"the request is HTTP/{version}; what is spoken here is HTTP/1.1"
+            self._refusal = (505, "http_version_not_supported", detail)
+            raise _Refused
+        problem = _problem(self.url, self.headers, version)
         if problem is not None:
             self._refusal = (400, "malformed_request", problem)
             raise _Refused

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burnish.core.configuration import Configuration, GatewayConfiguration
-from burnish.core.errors import MalformedRequest
+from burnish.core.errors import MalformedRequest, RateLimited
 from burnish.platform.gateway.admission import Admission, Overloaded, Priority, Stopping, priority_of
 
 
@@ -30,6 +30,30 @@ async def test_batch_is_refused_first() -> None:
         await full.enter("interactive")
     await full.enter("control")
     assert full.in_flight == 5
+
+
+async def test_one_caller_has_its_share_and_gets_it_back() -> None:
+    full = admission(4, wait=5)
+    await full.enter("interactive", "a")
+    await full.enter("batch", "a")
+    with pytest.raises(RateLimited, match="2 requests of yours"):
+        await full.enter("interactive", "a")
+    await full.enter("control", "a")
+    await full.enter("interactive", "b")
+    await full.enter("interactive", "b")
+    waits = asyncio.create_task(full.enter("interactive", "c"))
+    await asyncio.sleep(0)
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    waits = asyncio.create_task(full.enter("interactive", "c"))
+    await asyncio.sleep(0)
+    full.leave("batch", "a")
+    await waits
+    full.leave("control", "a")
+    for who in "abbc":
+        full.leave("interactive", who)
+    assert (full.in_flight, full._held) == (0, {})
 
 
 async def test_interactive_waits_for_a_place_and_batch_does_not_take_it() -> None:

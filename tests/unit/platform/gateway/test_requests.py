@@ -153,7 +153,7 @@ async def test_with_authentication_off_a_listed_origin_opens_nothing(open_stand:
 
 
 async def test_when_full_batch_goes_first(stand: Stand) -> None:
-    stand.configure(max_in_flight=2, batch_share=0.5)
+    stand.configure(max_in_flight=2, batch_share=0.5, caller_share=1)
     async with asyncio.TaskGroup() as group:
         first = group.create_task(stand.client.post("/platform/datasets/a", headers=ONE, content=slowly(stand, 1)))
         await until(lambda: stand.component.running == 1)
@@ -165,27 +165,29 @@ async def test_when_full_batch_goes_first(stand: Stand) -> None:
         assert (await stand.client.get("/platform/health")).status_code == 200
         wrong = await stand.client.get("/platform/things", headers={**ONE, "burnish-priority": "urgent"})
         assert wrong.status_code == 400
-        stand.configure(max_in_flight=10)
+        stand.configure(max_in_flight=10, caller_share=1)
     assert first.result().status_code == 200
 
 
 LOGIN = "/platform/auth/exchange"
 
 
-async def idle_posts(stand: Stand, count: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def idle_posts(
+    stand: Stand, count: int, *, addresses: int = 1
+) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Begin requests to log in whose bodies never come."""
     found = []
-    head = f"POST {LOGIN} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{{"
-    for _ in range(count):
+    head = f"POST {LOGIN} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\nx-forwarded-for: 192.0.2."
+    for number in range(count):
         found.append(await asyncio.open_connection("127.0.0.1", stand.port))
-        found[-1][1].write(head.encode())
+        found[-1][1].write(f"{head}{number % addresses}\r\n\r\n{{".encode())
     return found
 
 
 async def test_without_a_credential_nobody_takes_anothers_place(stand: Stand) -> None:
     """Breaks with: idle requests to open routes that leave no place to whoever has a key."""
-    stand.configure(max_in_flight=3, anonymous={"max_in_flight": 2, "body_seconds": 0.3})
-    idle = await idle_posts(stand, 5)
+    stand.configure(max_in_flight=3, anonymous={"max_in_flight": 2, "address_share": 0.5, "body_seconds": 0.3})
+    idle = await idle_posts(stand, 5, addresses=5)
     try:
         await until(lambda: stand.gateway._admission.in_flight == 2)
         for _ in range(3):
@@ -201,6 +203,51 @@ async def test_without_a_credential_nobody_takes_anothers_place(stand: Stand) ->
     finally:
         for _, writer in idle:
             writer.close()
+
+
+async def test_nobody_takes_every_place(stand: Stand) -> None:
+    """Breaks with: a viewer's slow bodies, or one address's, that leave no place to anybody else."""
+    few = {"max_in_flight": 10, "address_share": 0.2, "body_seconds": 0.3}
+    stand.configure(max_in_flight=4, anonymous=few)
+    async with asyncio.TaskGroup() as group:
+        slow = [
+            group.create_task(stand.client.post("/platform/datasets/a", headers=ONE, content=slowly(stand, 2)))
+            for _ in range(2)
+        ]
+        await until(lambda: stand.component.running == 2)
+        refused = await stand.client.get("/platform/things", headers=ONE)
+        assert (refused.status_code, refused.json()["where"], refused.headers["retry-after"]) == (
+            429, "gateway.caller_share", "1",
+        )  # fmt: skip
+        assert (await stand.client.get("/platform/things", headers=TWO)).status_code == 200
+        assert (await stand.client.get("/platform/health", headers=ONE)).status_code == 200
+        stand.configure(max_in_flight=10, anonymous=few)
+    assert [one.result().status_code for one in slow] == [200, 200]
+    assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200, "they were given back"
+    idle = await idle_posts(stand, 3)
+    try:
+        await until(lambda: stand.gateway._admission.in_flight == 2)
+        assert (await stand.client.post(LOGIN, content=b"{}")).status_code == 200, "from another address"
+        answers = [(await asyncio.wait_for(reader.readline(), 5)).split()[1] for reader, _ in idle]
+        assert sorted(answers) == [b"408", b"408", b"429"]
+    finally:
+        for _, writer in idle:
+            writer.close()
+    assert stand.gateway._admission.in_flight == 0
+    assert not stand.gateway._admission._held
+
+
+async def test_whoever_is_not_known_has_the_rate_of_an_address(stand: Stand) -> None:
+    """Breaks with: guesses at keys, each of them a question to the database, without end."""
+    stand.configure(anonymous={"per_address": {"requests_per_second": 0.01, "burst": 3}})
+    wrong = {"authorization": "Bearer sk-unknown"}
+    answers = [(await stand.client.get("/platform/things", headers=wrong)).status_code for _ in range(5)]
+    assert answers == [401, 401, 401, 429, 429]
+    assert (await stand.client.get("/platform/things")).status_code == 429, "with no credential, too"
+    assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200, "a good key is not held up"
+    assert (await stand.client.get("/platform/health", headers=wrong)).status_code == 401, "what asks often: a probe"
+    elsewhere = {**wrong, "x-forwarded-for": "192.0.2.7"}
+    assert (await stand.client.get("/platform/things", headers=elsewhere)).status_code == 401
 
 
 async def test_without_a_credential_a_body_is_small(stand: Stand) -> None:
