@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
 
 from prometheus_client import Counter, Histogram
 
@@ -47,16 +48,21 @@ class Calls:
     tokens: CallerTokens
     settings: Callable[[], IntegratorConfiguration]
 
-    @asynccontextmanager
-    async def send(
+    def send(
         self, component_type: str, request: Request, principal: Principal, body: Body, prefer: str | None
-    ) -> AsyncIterator[Response]:
+    ) -> AbstractAsyncContextManager[Response]:
         """Send a request whose content is ``body``, signed for whom it goes to, and give the answer as it comes.
 
         Raises:
             Unavailable: no instance of the type can take it now.
             DeadlineExceeded: the request's deadline passed.
         """
+        return _Call(self, component_type, request, principal, body, prefer)
+
+    async def begin(
+        self, component_type: str, request: Request, principal: Principal, body: Body, prefer: str | None
+    ) -> "_Begun":
+        """Send a request, to others too while that is allowed, until its answer begins."""
         call, repeatable = class_of(request), is_repeatable(request)
         tried: frozenset[str] = frozenset()
         failure: BurnishError | None = None
@@ -65,35 +71,44 @@ class Calls:
             tried |= {made.instance.component_id}
             way: Way | None = None
             try:
-                try:
-                    transport, way = self._way(made.instance)
-                    patience = self._patience(made, tried, request, body) if repeatable else None
-                    sending = transport.send(self._signed(request, principal, made.instance))
-                    is_worth_it = partial(self._is_worth_it, made, tried)
-                    response = await _answer(sending, patience, is_worth_it, made.instance)
-                except (Unreachable, GivenUp, DeadlineExceeded) as error:
-                    self._learn(made, error)
-                    if not self._goes_on(made, error, tried, body, repeatable=repeatable):
-                        raise
-                    failure = error
-                    continue
-                self._note_head(made, response.status)
-                went_well = response.status not in _FAILED
-                try:
-                    yield response
-                except BaseException as error:
-                    went_well = went_well and not _is_its_fault(error, response)
-                    if not await sending.__aexit__(type(error), error, error.__traceback__):
-                        raise
+                transport, way = self._way(made.instance)
+                patience = self._patience(made, tried, request, body) if repeatable else None
+                sending = transport.send(self._signed(request, principal, made.instance))
+                if patience is None:
+                    response = await sending.__aenter__()
                 else:
-                    await sending.__aexit__(None, None, None)
-                finally:
-                    self._note_end(made, went_well=went_well)
-                return
-            finally:
-                self.routing.end(made)
-                if way is not None:
-                    self.ways.ended(way)
+                    response = await _answer(sending, patience, partial(self._is_worth_it, made, tried), made.instance)
+            except (Unreachable, GivenUp, DeadlineExceeded) as error:
+                self._learn(made, error)
+                goes_on = self._goes_on(made, error, tried, body, repeatable=repeatable)
+                self._end(made, way)
+                if not goes_on:
+                    raise
+                failure = error
+            except BaseException:
+                self._end(made, way)
+                raise
+            else:
+                self._note_head(made, response.status)
+                return _Begun(made, way, sending, response)
+
+    async def end(self, begun: "_Begun", error: BaseException | None) -> None:
+        """Leave an answer, read to its end or not, and note how the call went."""
+        went_well = begun.response.status not in _FAILED
+        try:
+            if error is None:
+                await begun.sending.__aexit__(None, None, None)
+            else:
+                went_well = went_well and not _is_its_fault(error, begun.response)
+                await begun.sending.__aexit__(type(error), error, error.__traceback__)
+        finally:
+            self._note_end(begun.made, went_well=went_well)
+            self._end(begun.made, begun.way)
+
+    def _end(self, made: Try, way: Way | None) -> None:
+        self.routing.end(made)
+        if way is not None:
+            self.ways.ended(way)
 
     def pick(self, component_type: str) -> Instance:
         """Return an instance that can be called.
@@ -206,19 +221,45 @@ class Calls:
             self.routing.failed(made, time.monotonic())
 
 
+@dataclass(slots=True)
+class _Begun:
+    """A call whose answer has begun."""
+
+    made: Try
+    way: Way | None
+    sending: AbstractAsyncContextManager[Response]
+    response: Response
+
+
+class _Call(AbstractAsyncContextManager[Response]):
+    """One call as a context: a class, since a generator costs every request three times as much."""
+
+    __slots__ = ("_begun", "_calls", "_what")
+
+    def __init__(
+        self, calls: Calls, component_type: str, request: Request, principal: Principal, body: Body, prefer: str | None
+    ) -> None:
+        self._calls = calls
+        self._what = (component_type, request, principal, body, prefer)
+
+    async def __aenter__(self) -> Response:
+        self._begun = await self._calls.begin(*self._what)
+        return self._begun.response
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._calls.end(self._begun, error)
+
+
 async def _answer(
-    sending: AbstractAsyncContextManager[Response],
-    patience: float | None,
-    is_worth_it: Callable[[], bool],
-    instance: Instance,
+    sending: AbstractAsyncContextManager[Response], patience: float, is_worth_it: Callable[[], bool], instance: Instance
 ) -> Response:
     """Wait until the answer begins; each ``patience`` seconds, see whether it is worth it to ask another instead.
 
     Raises:
         GivenUp: not in time; the request was broken off.
     """
-    if patience is None:
-        return await sending.__aenter__()
     try:
         async with asyncio.timeout(None) as limit:
             loop = asyncio.get_running_loop()
