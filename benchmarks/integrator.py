@@ -126,7 +126,7 @@ async def _measure(url: str, home: Path, instances: int, rounds: int) -> dict[st
 
     async def touch(names: str) -> None:
         async with database.write() as session:
-            statement = text("UPDATE platform_components SET restarts = 1 - restarts WHERE name LIKE :names")
+            statement = text("UPDATE platform_components SET restarts = restarts + 1 WHERE name LIKE :names")
             await session.execute(statement, {"names": names})
 
     try:

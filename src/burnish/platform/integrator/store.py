@@ -56,8 +56,8 @@ class Listed(NamedTuple):
     restart_requested_at: datetime | None
 
 
-_COLUMNS = tuple(getattr(_C, name) for name in Listed._fields)
-_LISTED = tuple(cast(column, Text) if isinstance(column.type, JSON) else column for column in _COLUMNS)
+_SHOWN = tuple(getattr(_C, name).property.columns[0] for name in Listed._fields)
+_LISTED = tuple(cast(column, Text) if isinstance(column.type, JSON) else column for column in _SHOWN)
 
 
 @dataclass(frozen=True)
@@ -239,11 +239,16 @@ def _state(session: AsyncSession) -> ColumnElement[str]:
     server; another one that takes its place, from a backup or as its standby, has started at another time. SQLite has
     no such thing, but reads quickly: there it is all that is shown, floats with all of their digits.
     """
-    if session.get_bind().dialect.name == "postgresql":
-        server = select(func.pg_postmaster_start_time()).scalar_subquery()  # asked once a query, not once a row
-        version = (literal_column(f"{_C.__tablename__}.{name}", Text) for name in ("xmin", "ctid"))
-        return func.concat_ws(" ", server, *version)
-    return func.json_array(*(func.quote(column) if isinstance(column.type, Float) else column for column in _COLUMNS))
+    return _VERSION if session.get_bind().dialect.name == "postgresql" else _CONTENT
+
+
+_VERSION: ColumnElement[str] = literal_column(
+    "concat_ws(' ', (SELECT pg_postmaster_start_time()), platform_components.xmin, platform_components.ctid)", Text
+)
+_CONTENT: ColumnElement[str] = literal_column(
+    f"json_array({', '.join(f'quote({one})' if isinstance(one.type, Float) else str(one) for one in _SHOWN)})", Text
+)
+"""As text, which is quicker to make a statement of than 25 columns are."""
 
 
 async def found_by(session: AsyncSession, sources: Iterable[str]) -> list[ComponentTable]:
