@@ -57,7 +57,7 @@ def refuse_anonymous(caller: Principal) -> None:
     Raises:
         Unauthenticated: nobody in particular calls.
     """
-    if caller == ANONYMOUS:
+    if caller.subject == ANONYMOUS.subject and caller == ANONYMOUS:
         raise Unauthenticated("the request carries no credential", hint="send a key: `Authorization: Bearer bk_...`")
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jwt
@@ -55,8 +56,12 @@ class Principal:
 
     def may(self, permission: str) -> bool:
         """Tell whether this caller has a permission."""
-        roles = self.everywhere if permission in PLATFORM_WIDE else self.roles | self.everywhere
-        return permission in permissions_of(roles) and (self.scopes is None or permission in self.scopes)
+        allowed = permissions_of(self.everywhere) if permission in PLATFORM_WIDE else self._here
+        return permission in allowed and (self.scopes is None or permission in self.scopes)
+
+    @cached_property
+    def _here(self) -> frozenset[str]:
+        return permissions_of(self.roles | self.everywhere)
 
     def may_everywhere(self, permission: str) -> bool:
         """Tell whether this caller has a permission in every project."""
