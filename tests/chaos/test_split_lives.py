@@ -1,6 +1,5 @@
 """The split form runs the demo workflow to its right end while each of its processes is killed once, in turn."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def test_the_demo_workflow_survives_the_death_of_every_process(
         else:
             killed.append(name)
         fleet[name].kill()
-        time.sleep(0.5)
+        wait_for(lambda name=name: fleet.missed(name), 60, fleet.tails)  # type: ignore[misc]
         fleet.restart(name)
     view = lifecycle.wait_until_ended(gateway, workflow_id)
     wrong = lifecycle.broken_promises(gateway, view, reference.outputs, host_kills={})

@@ -172,6 +172,15 @@ class Fleet:
                 return False
         return True
 
+    def missed(self, name: str) -> bool:
+        """Tell whether another process has noticed that a member's components are gone (a gateway has none)."""
+        other = next(one for one in self.gateways if one.name != name and one.running)
+        found = self.instances(other.name)
+        healthy = [one.component_type for one in found if one.status == "healthy"]
+        types = [role.split(",") for role in self.roles.values()]
+        mine = [one for one in self.roles[name].split(",") if one != "platform"]
+        return bool(found) and all(healthy.count(one) < sum(one in those for those in types) for one in mine)
+
     def passed(self, name: str) -> dict[str, float]:
         """Return the keys of the load's requests that were sent to a process, and when, as their senders say."""
         if name in GATEWAYS:
