@@ -72,7 +72,8 @@ class Application:
         """Take no new request from now on, and wait until those in flight are answered (SIGTERM); bounded."""
         process = self.state.process
         if self._edge is not None and process is not None:
-            await self._edge.finish(process.configuration().gateway.drain_seconds)
+            seconds = process.configuration().gateway.drain_seconds
+            await asyncio.gather(process.integrator.sign_off(), self._edge.finish(seconds))
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -179,10 +180,18 @@ def gateway(process: Process, parts: PlatformParts) -> Gateway:
     )
 
 
+def _app() -> FastAPI:
+    """Return an app without routes. It never redirects by itself: that would lead wherever the request's Host says."""
+    app = FastAPI(
+        title="Burnish", version=__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    install_problems(app)
+    return app
+
+
 def about_app(process: Process) -> FastAPI:
     """Return what a process says of itself, whatever its roles: health, readiness, metrics."""
-    app = FastAPI(title="Burnish", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
-    install_problems(app)
+    app = _app()
     app.include_router(monitoring_api.router(process.checks(), metrics))
 
     @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False, dependencies=[Depends(anyone())])
@@ -199,8 +208,7 @@ async def metrics() -> bytes:
 
 def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
     """Return the platform's own routes."""
-    app = FastAPI(title="Burnish", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
-    install_problems(app)
+    app = _app()
     database, events = process.database, process.events
     app.include_router(monitoring_api.router(process.checks(), metrics))
     app.include_router(integrator_api.router(database, process.configuration))

@@ -68,6 +68,7 @@ async def offered(server: Server, component_type: str) -> None:
 REFUSED = {
     "describe garbage": "without JSON", "describe endless": "", "describe huge": "", "describe version": "version 2",
     "schema": "no JSON type", "schema of nothing": "no JSON Schema", "name": "printable", "route": "platform's own",
+    "schema deep": "deeper than 100", "permission": "at most 100 printable",
 }  # fmt: skip
 """What a component does wrong in its /describe, and what is told of it."""
 
@@ -90,6 +91,18 @@ async def test_descriptions_that_lie_are_refused_with_the_reason_and_bring_nothi
     assert missing.value.status == 404
     assert (await ask(server, "GET", "/platform/ready"))["status"] == "ready"
     assert (await ask(server, "POST", "/platform/workflows/run", {"workflow_type": "noop"}))["workflow_id"]
+
+
+async def test_a_health_beyond_its_bounds_is_told_and_not_kept(server: Server) -> None:
+    """Breaks with: names without number that every list carries, and every process reads again and again."""
+    jwks = await ask(server, "GET", "/platform/identity/jwks")
+    async with registered(server, PlainComponent(jwks, "health names").app, "full"):
+        found = await shown(server, "full", lambda view: view["problem"])
+    assert found["status"] != "healthy"
+    assert found["problem"] == (
+        "its /health does not validate: warm: Tuple should have at most 1000 items after validation, not 1001"
+    )
+    assert not (found["health"] or {}).get("warm")
 
 
 async def test_an_honest_one_of_another_language_runs_a_step(server: Server) -> None:

@@ -1,6 +1,7 @@
 """Registering, beating and deregistering, by HTTP, as administrators and with the credential of an instance."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -72,6 +73,54 @@ async def test_it_is_registered_as_the_mission_says(routes: Api) -> None:
     assert (found["status"], found["source"], found["generation"]) == ("starting", "registered", 1)
     listed = (await routes.client.get(ALL, params={"component_type": "echo_metric"})).json()
     assert [one["component_id"] for one in listed["data"]] == ["gpu-1"]
+
+
+def nested(levels: int) -> Any:
+    found: Any = "x"
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+TOO_MUCH: list[tuple[dict[str, Any], str, str]] = [
+    ({"metadata": {"a": "ü" * 32_764}}, "body.metadata", "it has 65537 bytes as JSON; at most 65536 are kept"),
+    ({"metadata": {"a": nested(20)}}, "body.metadata", "it is nested deeper than 20 levels"),
+    ({"metadata": {"a": nested(240)}}, "body.metadata", "it is nested deeper than 20 levels"),
+    ({"metadata": {"a": float("nan")}}, "body.metadata", "it holds a number that JSON has no form for"),
+    ({"health": {"warm": ["a"] * 1001}}, "body.health.warm", "at most 1000 items after validation, not 1001"),
+    ({"health": {"warm": ["a", "b" * 256]}}, "body.health.warm.1", "at most 255 characters"),
+    ({"health": {"warm": [1] * 100_000}}, "body.health.warm.0", "valid string"),
+    ({"health": {"waiting_for": "a" * 1001}}, "body.health.waiting_for", "at most 1000 characters"),
+    ({"health": {"waiting_for": "a\0"}}, "body.health.waiting_for", "match pattern"),
+    ({"health": {"running_jobs": 10**30}}, "body.health.running_jobs", "less than or equal to 2147483647"),
+    ({"health": {"queued_jobs": -1}}, "body.health.queued_jobs", "greater than or equal to 0"),
+    ({"health": {"load": float("inf")}}, "body.health.load", "finite number"),
+]
+"""Of a registration or a heartbeat, with the place and what is told of it."""
+
+
+async def test_what_would_burden_every_list_is_refused_with_how_much_it_is(routes: Api) -> None:
+    assert (await routes.register()).status_code == 200
+    for said, where, message in TOO_MUCH:
+        path, body = ("/register", BODY | said) if "metadata" in said else ("/gpu-1/heartbeat", said)
+        json_type = {"content-type": "application/json"}  # httpx itself writes no NaN
+        answer = await routes.client.post(path, content=json.dumps(body), headers=json_type)
+        assert answer.status_code == 422, said
+        problems = answer.json()["problems"]
+        assert [(one["where"], message in one["message"]) for one in problems] == [(where, True)], problems
+    assert (await routes.get()).json()["health"] is None
+    for fits in ({"metadata": {"a": "ü" * 32_763}}, {"metadata": {"a": nested(19)}}):
+        assert (await routes.register(**fits)).status_code == 200
+    most = {"load": 7.5, "warm": ["ü" * 255] * 1000, "waiting_for": "ü" * 1000, "running_jobs": 2**31 - 1}
+    answer = await routes.client.post("/gpu-1/heartbeat", json={"health": most})
+    assert answer.status_code == 200
+    assert answer.json()["health"] == most | {"status": "ok", "queued_jobs": 0}
+
+
+async def test_of_a_request_that_is_wrong_everywhere_a_part_is_told(routes: Api) -> None:
+    answer = await routes.client.post("/register", json={f"odd-{n}": n for n in range(5000)})
+    assert (answer.status_code, len(answer.json()["problems"])) == (422, 100)
+    assert "100 of 5006 problems are told" in answer.json()["detail"]
 
 
 async def test_registering_the_same_again_writes_nothing(routes: Api, database: Database) -> None:

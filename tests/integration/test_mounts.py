@@ -1,5 +1,6 @@
 """What stands open beside the gateway: a process's components, and what it says of itself."""
 
+import asyncio
 import subprocess
 import sys
 import urllib.error
@@ -13,14 +14,17 @@ import httpx
 import pytest
 from fastapi import WebSocket
 from pydantic import SecretStr
+from sqlalchemy import Engine, event
 
 from burnish.app import Edge
-from burnish.core.errors import InvalidRequest
-from burnish.core.protocol import CALLER_HEADER
+from burnish.core.errors import InvalidRequest, Unavailable
+from burnish.core.protocol import CALLER_HEADER, Health
 from burnish.core.settings import Settings
 from burnish.infra.http import AsgiTransport
 from burnish.platform.identity import ANONYMOUS, LOCAL, CallerTokens
 from burnish.platform.integrator.probing import get_health, prober
+from burnish.platform.jobs import component_app
+from burnish.platform.jobs import service as jobs_service
 from burnish.wiring import build, open_installation, refuse_open_bind
 from tests.support.server import Server
 
@@ -78,6 +82,49 @@ async def test_a_component_says_what_it_holds_to_the_platform_alone(tmp_path: Pa
         assert "/health" in (await client.get(f"{MOUNT}/openapi.json", headers=token)).json()["paths"]
 
 
+async def test_strangers_who_ask_for_health_cost_one_small_question_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: counts of jobs and nodes for each of whoever can reach the port; a status that says nothing."""
+    asked: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    async with edge_of(tmp_path, components="platform,evaluation") as (client, tokens, _):
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            answers = await asyncio.gather(*(client.get(f"{MOUNT}/health") for _ in range(50)))
+            assert {answer.json()["status"] for answer in answers} == {"ok"}
+            assert [one.partition(" ")[0] for one in asked] == ["BEGIN", "SELECT"], asked
+            asked.clear()
+            token = {CALLER_HEADER: tokens.sign(LOCAL, "evaluation")}
+            assert (await client.get(f"{MOUNT}/health", headers=token)).json()["status"] == "ok"
+            assert len(asked) > 2, "the platform is told everything"
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+
+    async def away(session: Any) -> None:
+        raise Unavailable("it is away")
+
+    async def hangs(session: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(component_app, "_PING_SECONDS", 0.05)
+    for ping in (away, hangs):
+        monkeypatch.setattr(jobs_service, "ping", ping)
+        async with edge_of(tmp_path, components="platform,evaluation") as (client, _, _):
+            assert (await client.get(f"{MOUNT}/health")).json()["status"] == "degraded"
+
+
+def test_what_a_component_has_loaded_is_told_within_bounds() -> None:
+    names = ["x" * 256, *(f"model-{n}" for n in range(2000))]
+    told = component_app._within_bounds(Health(), names)
+    assert told.warm == tuple(names[1:1001])
+    long = component_app._within_bounds(Health.model_construct(waiting_for="y" * 5000), [])
+    assert Health.model_validate(long.model_dump()) == long
+
+
 async def test_the_platforms_probes_show_who_asks_and_may_do_nothing(tmp_path: Path) -> None:
     """Breaks with: a probe that no longer learns what is warm; one whose token opens more than health."""
     async with edge_of(tmp_path, components="platform,evaluation") as (_, tokens, edge):
@@ -129,6 +176,25 @@ async def test_an_open_process_without_the_platform_says_how_it_is_and_no_more(t
             assert (answer.status_code, "BURNISH_AUTH=on" in answer.json()["hint"]) == (401, True)
     async with edge_of(tmp_path, components="evaluation") as (client, _, _):
         assert (await client.get("/platform/metrics")).status_code == 200, "on loopback as ever"
+
+
+async def test_a_path_with_a_slash_too_many_leads_nowhere(tmp_path: Path) -> None:
+    """Breaks with: a redirect to wherever the Host header says."""
+    async with edge_of(tmp_path, components="platform,evaluation") as (client, tokens, _):
+        headers = {"host": "evil.localhost:1", CALLER_HEADER: tokens.sign(LOCAL, "evaluation")}
+        for path in (
+            "/platform/jobs/",
+            "/platform/health/",
+            "/platform/components/",
+            f"{MOUNT}/health/",
+            f"{MOUNT}/jobs/",
+        ):
+            answer = await client.get(path, headers=headers)
+            assert (path, answer.status_code, answer.headers.get("location")) == (path, 404, None)
+            assert answer.headers["content-type"] == "application/problem+json"
+    async with edge_of(tmp_path, components="evaluation") as (client, _, _):
+        answer = await client.get("/platform/ready/")
+        assert (answer.status_code, answer.headers.get("location")) == (404, None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", "127.0.0.1.example.org"])

@@ -92,6 +92,8 @@ class PlainComponent:
             await asyncio.sleep(self.slow_seconds)
         if self.is_("health late garbage") and self.jobs:
             return Response(b"fine, thanks")
+        if self.is_("health names") and "burnish-caller" in request.headers:
+            return JSONResponse({"warm": [f"model-{n}" for n in range(1001)]})
         return JSONResponse({"status": "very ok" if self.is_("health status") else "ok"})
 
     async def describe(self, request: Request) -> Response:
@@ -115,6 +117,14 @@ class PlainComponent:
             found["kinds"] = [{**kind, "spec_schema": {**SPEC, "properties": {"text": {"type": "strnig"}}}}]
         if self.is_("schema of nothing"):
             found["kinds"] = [{**kind, "result_schema": {"text": "string"}}]
+        if self.is_("schema deep"):
+            deep: Any = 1
+            for _ in range(150):
+                deep = [deep]
+            text = {"type": "string", "default": deep}
+            found["kinds"] = [{**kind, "spec_schema": {**SPEC, "properties": {"text": text}}}]
+        if self.is_("permission"):
+            found["kinds"] = [{**kind, "permission": "p" * 5000}]
         if self.is_("name"):
             found["kinds"] = [{**kind, "summary": "loud\x1b[31m"}]
         if self.is_("route"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from burnish.core.errors import FieldProblem, InvalidRequest
-from burnish.core.protocol import Description, KindOffer
+from burnish.core.protocol import Description, KindOffer, is_deeper
 
 RESERVED_TYPE = "platform"
 """The engine's own steps are named by it."""
@@ -19,6 +19,9 @@ MAX_KINDS = 200
 MAX_ROUTES = 20
 MAX_SCHEMA_BYTES = 256 << 10
 MAX_SCHEMA_DEPTH = 40
+"""Of schemas in schemas."""
+MAX_JSON_DEPTH = 100
+"""Of whatever a schema holds, as a default; what is much deeper can be read and not be written again."""
 
 PLATFORM_ROUTES = (
     "/v1", "/docs", "/api", "/openapi.json", "/assets", "/components", "/health", "/metrics", "/platform/audit",
@@ -118,6 +121,8 @@ def _kind_problems(offer: KindOffer, where: str) -> Iterator[FieldProblem]:
         )  # fmt: skip
     if len(offer.summary) > 1000 or _CONTROL.search(offer.summary):
         yield FieldProblem(where=f"{where}.summary", message="a summary has at most 1000 printable characters")
+    if offer.permission is not None and (len(offer.permission) > 100 or _CONTROL.search(offer.permission)):
+        yield FieldProblem(where=f"{where}.permission", message="a permission has at most 100 printable characters")
     for part, schema in (("spec_schema", offer.spec_schema), ("result_schema", offer.result_schema)):
         problem = schema_problem(schema)
         if problem is not None:
@@ -135,6 +140,8 @@ def schema_problem(schema: Mapping[str, Any]) -> tuple[str, str] | None:
         return "", f"it is no JSON: {error}"
     if size > MAX_SCHEMA_BYTES:
         return "", f"the schema has {size >> 10} KiB; at most {MAX_SCHEMA_BYTES >> 10} KiB are kept"
+    if is_deeper(dict(schema), MAX_JSON_DEPTH):
+        return "", f"what it holds is nested deeper than {MAX_JSON_DEPTH} levels"
     if "type" not in schema and not {"$ref", "anyOf", "oneOf", "allOf", "properties"} & schema.keys():
         return "", "this is no JSON Schema of an object: it has no `type`"
     if schema.get("type", "object") != "object":

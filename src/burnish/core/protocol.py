@@ -3,6 +3,7 @@
 :data:`PROTOCOL` lists its routes with what they take, answer and promise; the reference page is generated from it.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -39,17 +40,30 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+MAX_NAME = 255
+MAX_WARM = 1000
+MAX_WAITING_FOR = 1000
+MAX_METADATA_BYTES = 64 << 10
+MAX_METADATA_DEPTH = 20
+_STORABLE = r"^[^\x00]*$"
+"""No NUL: no database keeps one."""
+_Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
 class Health(Message):
-    """Liveness and load."""
+    """Liveness and load. Kept with the instance and shown in lists, so nothing in it is of any size."""
 
     status: Literal["ok", "degraded"] = "ok"
-    load: float = Field(default=0.0, ge=0, description="Admitted work by capacity; 1 is full")
-    running_jobs: int = 0
-    queued_jobs: int = 0
-    waiting_for: str | None = Field(default=None, description="What it waits for, in words")
-    warm: tuple[str, ...] = Field(
-        default=(), description="What it has loaded (names of models and deployments): calls about these are cheap here"
+    load: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Admitted work by capacity; 1 is full")
+    running_jobs: _Count = 0
+    queued_jobs: _Count = 0
+    waiting_for: str | None = Field(
+        default=None, max_length=MAX_WAITING_FOR, pattern=_STORABLE, description="What it waits for, in words"
     )
+    warm: tuple[Annotated[str, Field(max_length=MAX_NAME, pattern=_STORABLE)], ...] = Field(
+        default=(), max_length=MAX_WARM, fail_fast=True,
+        description="What it has loaded (names of models and deployments): calls about these are cheap here",
+    )  # fmt: skip
 
 
 class KindOffer(Message):
@@ -167,6 +181,28 @@ def _no_dots(url: str) -> str:
     return url
 
 
+def _bounded(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Refuse metadata that is no JSON, or more than a list of instances should carry."""
+    deep = f"it is nested deeper than {MAX_METADATA_DEPTH} levels"
+    try:
+        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass"))
+    except RecursionError as error:
+        raise ValueError(deep) from error
+    except ValueError as error:
+        raise ValueError("it holds a number that JSON has no form for (NaN or an infinity)") from error
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"it has {size} bytes as JSON; at most {MAX_METADATA_BYTES} are kept")
+    if is_deeper(metadata, MAX_METADATA_DEPTH):
+        raise ValueError(deep)
+    return metadata
+
+
+def is_deeper(value: JsonValue, levels: int) -> bool:
+    """Tell whether objects and lists are nested in each other more than ``levels`` times; it looks no deeper."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or is_deeper(one, levels - 1) for one in inner)
+
+
 class Registration(Message):
     """Body of `POST /platform/components/register`."""
 
@@ -182,7 +218,11 @@ class Registration(Message):
     api_endpoint: Annotated[str, AfterValidator(_no_dots)] = Field(
         max_length=500, pattern=_BASE, description="What the protocol's paths are below"
     )
-    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(_bounded)] = Field(
+        default_factory=dict,
+        description=f"Whatever else is to be shown with it; at most {MAX_METADATA_BYTES >> 10} KiB of JSON, and "
+        f"{MAX_METADATA_DEPTH} levels deep",
+    )
 
 
 @dataclass(frozen=True)
@@ -205,7 +245,8 @@ PROTOCOL: tuple[ProtocolRoute, ...] = (
     ProtocolRoute(
         "GET", "/health",
         "Says that it lives, how much it has to do and what it waits for. Fast: the platform waits 3 s. It shows a token; "
-        "whoever shows none needs to learn no more than `status`.",
+        "whoever shows none needs to learn no more than `status`. What breaks a bound below is no health: the instance is "
+        "listed as broken, with the reason.",
         answer=Health, open=True,
     ),
     ProtocolRoute(

@@ -153,6 +153,13 @@ async def token_accepted(probe: Probe) -> None:
         raise Fault(f"an unknown job, with a good token: {answer.told()}", "status 404")
 
 
+async def health_told(probe: Probe) -> None:
+    """`GET /health` as the platform asks for it."""
+    answer = await probe.called("GET", "/health", timeout=FAST_SECONDS * 2)
+    _expect(answer, 200, "GET /health with a token")
+    answer.as_model(Health, "GET /health with a token")
+
+
 async def token_expired(probe: Probe) -> None:
     """A token of yesterday."""
     late = Principal("conformance-late", "default").acting()  # its own: tokens that are good still are re-used
@@ -468,6 +475,7 @@ POINTS: tuple[Point, ...] = (
     Point("token-garbage", "What is no signed token is refused: 401", token_garbage),
     Point("token-foreign", "A token of another key is refused: 401", token_foreign),
     Point("token-accepted", "A token of the platform is believed", token_accepted),
+    Point("health-told", "With a token GET /health answers a Health, too, within its bounds", health_told),
     Point("token-expired", "A token that has expired is refused: 401", token_expired),
     Point("token-audience", "A token that is meant for another component type is refused: 401", token_audience),
     Point("token-instance", "A token that was sent to another instance of its type is refused: 401", token_instance),

@@ -48,6 +48,8 @@ def test_our_own_components_may_say_what_they_say(component_type: str, kinds: An
         ({"kind": {"summary": "red\x1b[0m"}}, "kinds[0].summary", "printable"),
         ({"kind": {"summary": "\u202egnp.exe"}}, "kinds[0].summary", "printable"),
         ({"kind": {"summary": "x" * 1001}}, "kinds[0].summary", "at most 1000"),
+        ({"kind": {"permission": "p" * 101}}, "kinds[0].permission", "at most 100"),
+        ({"kind": {"permission": "a:b\x1b"}}, "kinds[0].permission", "printable"),
         ({"kind": {"spec_schema": {}}}, "kinds[0].spec_schema", "no `type`"),
         ({"kind": {"spec_schema": {"type": "array"}}}, "kinds[0].spec_schema.type", "is an object"),
         ({"kind": {"result_schema": {"type": "object", "properties": []}}}, "kinds[0].result_schema.properties", "object of schemas"),
@@ -131,6 +133,11 @@ def test_a_schema_may_refer_to_itself_but_not_be_endless() -> None:
     for _ in range(60):
         deep = {"type": "object", "properties": {"in": deep}}
     assert "deeper than" in str(schema_problem(deep))
+    default: Any = 1
+    for _ in range(98):
+        default = [default]
+    assert schema_problem({**OBJECT, "default": default}) is None
+    assert "deeper than 100" in str(schema_problem({**OBJECT, "default": [[default]]}))
 
 
 _JSON = st.recursive(

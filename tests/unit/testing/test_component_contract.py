@@ -18,14 +18,17 @@ KEY = b"k" * 32
 
 FAULTS = {
     "health slow": {"health", "still-healthy"},
-    "health status": {"health", "still-healthy"},
+    "health status": {"health", "health-told", "still-healthy"},
     "health late garbage": {"still-healthy"},
+    "health names": {"health-told"},
     "describe garbage": {"describe"},
     "describe version": {"describe"},
     "describe endless": {"describe"},
     "describe huge": {"describe"},
     "schema": {"schemas"},
     "schema of nothing": {"schemas"},
+    "schema deep": {"schemas"},
+    "permission": {"names-and-routes"},
     "name": {"names-and-routes"},
     "route": {"names-and-routes"},
     "no token": {"token-required"},

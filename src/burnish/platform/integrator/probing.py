@@ -132,7 +132,14 @@ async def get(
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise UpstreamFailed(f"its {path} does not validate: {error.errors()[0]['msg']}", where=path) from error
+        raise UpstreamFailed(f"its {path} does not validate: {_first(error)}", where=path) from error
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first of what is wrong, with its place."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])[:200]
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 @dataclass

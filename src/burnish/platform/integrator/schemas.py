@@ -1,7 +1,7 @@
 """The public contract of components' instances."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -20,19 +20,6 @@ class Registered(BaseModel):
     component_id: str
 
 
-_Storable = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-"""No NUL: no database keeps one."""
-
-
-class ToldHealth(Health):
-    """A health that is sent to us, so that what cannot be stored is wrong in it."""
-
-    waiting_for: _Storable | None = Field(default=None, description="What it waits for, in words")
-    warm: tuple[_Storable, ...] = Field(
-        default=(), description="What it has loaded (names of models and deployments): calls about these are cheap here"
-    )
-
-
 class Heartbeat(BaseModel):
     """What an instance says with its heartbeat; all of it may be left out."""
 
@@ -42,7 +29,7 @@ class Heartbeat(BaseModel):
         default=None, ge=0, le=2**31 - 1,
         description="The `Burnish-Generation` that registering answered: after a restart the older process's heartbeats are refused",
     )  # fmt: skip
-    health: ToldHealth | None = Field(default=None, description="As its `/health` would answer")
+    health: Health | None = Field(default=None, description="As its `/health` would answer")
 
 
 class ActionView(BaseModel):
@@ -94,7 +81,11 @@ class ComponentView(BaseModel):
     since: datetime | None = Field(default=None, description="When it came into this status")
     weight: float = Field(default=1.0, description="Its share of the calls; 1 is everybody's")
     kinds: tuple[str, ...] = Field(default=(), description="The job kinds that it offers")
-    health: Health | None = None
+    health: Health | None = Field(
+        default=None,
+        description="As it said last. `waiting_for` and `warm` name jobs and models of every project: whoever may not see "
+        "components in all of them (`component:read` in the project `*`) finds them empty",
+    )
     failures: int = Field(default=0, description="Health checks failed in a row")
     problem: str | None = Field(default=None, description="Why it is not healthy, in words")
     problem_kind: str | None = Field(default=None, description="The same as a code: refused, silent, late, unfit, ...")

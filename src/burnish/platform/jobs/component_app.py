@@ -30,6 +30,9 @@ from burnish.core.errors import (
 )
 from burnish.core.protocol import (
     CALLER_HEADER,
+    MAX_NAME,
+    MAX_WAITING_FOR,
+    MAX_WARM,
     TRACE_HEADER,
     Description,
     Health,
@@ -42,8 +45,9 @@ from burnish.core.version import __version__
 from burnish.infra import event_log
 from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.event_log import SSE_HEADERS, stream
+from burnish.infra.fresh import Fresh
 from burnish.infra.home import require_disk
-from burnish.infra.logging import bound, trace_id_of
+from burnish.infra.logging import bound, trace_id_of, tracing
 from burnish.infra.problems import problem_body, problems
 from burnish.infra.storable import storable
 from burnish.platform.identity import ANONYMOUS, Principal, audit
@@ -58,8 +62,13 @@ from burnish.platform.jobs.validation import validate
 __all__ = ["Check", "Kind", "LightJob", "Wait", "component_app", "install_problems"]
 
 _ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+MAX_PROBLEMS = 100
+"""So many are told of one request."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _OPEN_PATHS = frozenset({"/health", "/describe"})
+_PING_SECONDS = 2.0
+_PING_EVERY_SECONDS = 1.0
+"""Whoever is asked without a token, however often, asks the database no more often."""
 
 Warm = Callable[[], Awaitable[tuple[str, ...]]]
 Caller = Annotated[Principal, Depends(requires_unlogged("component:work"))]
@@ -100,6 +109,7 @@ def component_app(
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     install_problems(app)
     app.include_router(_protocol(describe(component_type, kinds, routes, version), kinds, runtime, warm))
@@ -144,7 +154,10 @@ class _CallerCheck:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         token = headers.get(CALLER_HEADER.encode(), b"").decode("latin-1")
-        trace = trace_id_of(headers.get(TRACE_HEADER.encode(), b"").decode("latin-1"))
+        traceparent, tracestate = (
+            headers.get(name, b"").decode("latin-1") for name in (TRACE_HEADER.encode(), b"tracestate")
+        )
+        trace = trace_id_of(traceparent)
         if scope["path"] in _OPEN_PATHS:
             await self._app({**scope, SCOPE_KEY: self._caller_if_known(token)}, receive, send)
             return
@@ -159,7 +172,7 @@ class _CallerCheck:
             await problem_response(error, trace)(scope, receive, send)
             return
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:100] or None
-        with bound(trace_id=trace, project_id=principal.project_id, request_id=request_id):
+        with tracing(traceparent, tracestate), bound(project_id=principal.project_id, request_id=request_id):
             await self._app(scope, receive, send)
 
     def _caller_if_known(self, token: str) -> Principal:
@@ -194,28 +207,48 @@ def _protocol(description: Description, kinds: Mapping[str, Kind], runtime: JobR
 
 
 def _about(router: APIRouter, description: Description, runtime: JobRuntime, warm: Warm | None) -> None:
+    lives = Fresh(lambda: _lives(runtime), _PING_EVERY_SECONDS, f"{description.component_type}-ping")
+
     @router.get("/health", summary="Liveness and load", responses=problems(503))
     async def health(caller: Annotated[Principal, _OPEN]) -> Health:
         """Say that the component lives, how much it has to do, what its queue waits for, and what it has loaded.
 
-        Whoever shows no caller token learns its status alone: the rest names other people's models and jobs.
-        Without its database it lives all the same, degraded: what is loaded goes on serving.
+        Whoever shows no caller token learns its status alone, up to a second old: the rest names other people's models
+        and jobs, and costs something. Without its database it lives all the same, degraded: what is loaded goes on
+        serving.
         """
+        if caller == ANONYMOUS:
+            return Health(status="ok" if await lives.get() else "degraded")
         loaded: tuple[str, ...] = ()
         try:
             loaded = loaded if warm is None else await warm()
             async with runtime.database.read() as session:
                 found = await service.health(session, description.component_type, runtime.settings.node)
         except Unavailable as error:
-            found = Health(status="degraded", waiting_for=error.message)
-        if caller == ANONYMOUS:
-            return Health(status=found.status)
-        return found.model_copy(update={"warm": loaded})
+            found = Health(status="degraded", waiting_for=error.message[:MAX_WAITING_FOR])
+        return _within_bounds(found, loaded)
 
     @router.get("/describe", summary="What the component is and offers", dependencies=[_OPEN])
     async def describe_component() -> Description:
         """Give type, version, protocol version, and each job kind with the JSON Schemas of its spec and result."""
         return description
+
+
+def _within_bounds(found: Health, loaded: Sequence[str]) -> Health:
+    """Return a health that the protocol allows; names that are left out are not preferred here, no more than that."""
+    waiting_for = None if found.waiting_for is None else found.waiting_for[:MAX_WAITING_FOR]
+    names = tuple(name for name in loaded if len(name) <= MAX_NAME)[:MAX_WARM]
+    return found.model_copy(update={"waiting_for": waiting_for, "warm": names})
+
+
+async def _lives(runtime: JobRuntime) -> bool:
+    """Tell whether the database answers."""
+    try:
+        async with asyncio.timeout(_PING_SECONDS), runtime.database.read() as session:
+            await service.ping(session)
+    except (BurnishError, TimeoutError):
+        return False
+    return True
 
 
 def _submitting(router: APIRouter, component_type: str, kinds: Mapping[str, Kind], runtime: JobRuntime) -> None:
@@ -365,13 +398,23 @@ def problem_response(
 
 
 def _invalid(error: RequestValidationError) -> BurnishError:
-    found = [
-        FieldProblem(where=".".join(str(part) for part in detail["loc"]), message=str(detail["msg"]))
-        for detail in error.errors()
+    errors = error.errors()
+    if any(detail["type"] == "json_invalid" for detail in errors):
+        return MalformedRequest("the body is not JSON", problems=_problems(errors), hint="send a JSON object")
+    more = f"; {MAX_PROBLEMS} of {len(errors)} problems are told" if len(errors) > MAX_PROBLEMS else ""
+    return InvalidRequest(
+        f"the request is wrong{more}", problems=_problems(errors), hint="each problem names the place"
+    )
+
+
+def _problems(errors: Sequence[Any]) -> list[FieldProblem]:
+    return [
+        FieldProblem(
+            where=".".join(str(part) for part in detail["loc"])[:500],
+            message=str(detail["msg"]).removeprefix("Value error, "),
+        )
+        for detail in errors[:MAX_PROBLEMS]
     ]
-    if any(detail["type"] == "json_invalid" for detail in error.errors()):
-        return MalformedRequest("the body is not JSON", problems=found, hint="send a JSON object")
-    return InvalidRequest("the request is wrong", problems=found, hint="each problem names the place")
 
 
 def _by_status(error: HTTPException, request: Request) -> BurnishError:

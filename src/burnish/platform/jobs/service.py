@@ -214,6 +214,11 @@ async def health(session: AsyncSession, component_type: str, node: str) -> Healt
     return Health(load=load, running_jobs=running, queued_jobs=queued, waiting_for=reason)
 
 
+async def ping(session: AsyncSession) -> None:
+    """Ask the database something trivial."""
+    await store.database_now(session)
+
+
 async def page(
     session: AsyncSession, project_id: str, *, states: Sequence[str] = (), kind: str | None = None,
     origin: str | None = None, component_type: str | None = None, after: str | None = None, limit: int = 50,
