@@ -15,7 +15,7 @@ from burnish.core.pages import Page
 from burnish.core.protocol import Health, Registration
 from burnish.core.states import InstanceState
 from burnish.infra.database import Database
-from burnish.platform.identity import LOCAL
+from burnish.platform.identity import LOCAL, Principal
 from burnish.platform.identity.principal import SCOPE_KEY
 from burnish.platform.integrator import api, service, store
 from burnish.platform.integrator.schemas import ActionView, ComponentView
@@ -44,16 +44,26 @@ ODD: dict[str, dict[str, Any]] = {
 """What is odd about rows, by their ids."""
 
 
+CALLERS = {
+    "local": LOCAL,
+    "of red": Principal("ada", "red", roles=frozenset({"administrator"})),
+    "of all": Principal("eva", "red", everywhere=frozenset({"viewer"})),
+    "no viewer of all": Principal("ivo", "red", roles=frozenset({"viewer"}), everywhere=frozenset({"component"})),
+}
+
+
 @pytest.fixture
 async def client(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the routes; the header `as` says who asks."""
     app = FastAPI()
     install_problems(app)
     app.include_router(api.router(database))
 
-    async def as_administrator(scope: Any, receive: Any, send: Any) -> None:
-        await app({**scope, SCOPE_KEY: LOCAL}, receive, send)
+    async def asked(scope: Any, receive: Any, send: Any) -> None:
+        caller = CALLERS[dict(scope["headers"]).get(b"as", b"local").decode()]
+        await app({**scope, SCOPE_KEY: caller}, receive, send)
 
-    transport = httpx.ASGITransport(as_administrator)
+    transport = httpx.ASGITransport(asked)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
         yield opened
 
@@ -142,6 +152,26 @@ async def test_a_list_shows_what_has_just_changed(client: httpx.AsyncClient, dat
             async with database.read() as session:
                 wanted = json.loads(expected(await service.get(session, "one")).model_dump_json())
             assert await listed(client) == {"one": wanted, "other": before["other"]}, (column, value)
+
+
+async def test_what_others_have_is_named_to_who_sees_every_project(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    """Breaks with: names of another project's models and jobs in a list, of one instance, or in what was kept for others."""
+    await register(database, ODD)
+    whole = await listed(client)
+    assert (whole["loaded"]["health"]["warm"], whole["loaded"]["health"]["waiting_for"]) == (["a", "b"], "memory")
+    nameless = {
+        name: one | {"health": one["health"] and one["health"] | {"warm": [], "waiting_for": None}}
+        for name, one in whole.items()
+    }
+    assert nameless["loaded"]["health"]["running_jobs"] == 3
+    for who, seen in (("of red", nameless), ("of all", whole), ("no viewer of all", nameless), ("local", whole)) * 2:
+        client.headers["as"] = who
+        assert await listed(client) == seen, who
+        for component_id, one in seen.items():
+            alone = (await client.get(f"{ALL}/{component_id}")).json()
+            assert alone | {"actions": None} == one, who
 
 
 async def test_all_of_many_are_one_page(client: httpx.AsyncClient, database: Database) -> None:

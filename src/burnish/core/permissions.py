@@ -32,7 +32,7 @@ PERMISSIONS: Mapping[str, str] = MappingProxyType(
         "secret:read": "See the names of secrets (never their values)",
         "secret:write": "Set and remove secrets, rotate their keys",
         "identity:read": "See users, service accounts, projects, roles and keys",
-        "identity:write": "Change users, service accounts, projects and roles; mint and revoke anyone's keys",
+        "identity:write": "Change users, service accounts, projects and roles; mint keys of service accounts (in all projects: of anyone); revoke keys",
         "key:write": "Mint, rotate and revoke one's own keys",
         "audit:read": "Read and verify the audit log",
     }
@@ -62,8 +62,8 @@ anybody: Burnish's own processes act under it on behalf of whoever submitted the
 GIVEN_ROLES = ("viewer", "engineer", "administrator")
 """The roles that people and service accounts are given."""
 
-PLATFORM_WIDE = frozenset({"configuration:write", "secret:write", "component:register"})
-"""Permissions that only a binding to all projects gives: what they change is everybody's."""
+PLATFORM_WIDE = frozenset({"configuration:write", "secret:write", "component:register", "metrics:read"})
+"""Permissions that only a binding to all projects gives: what they change or show is everybody's."""
 
 EVERY_PROJECT = "*"
 """The project of a binding that holds in all of them."""

@@ -94,7 +94,7 @@ async def _check(registration: Registration, networks: tuple[str, ...]) -> None:
 
 
 def _listing(routes: APIRouter, database: Database) -> None:
-    listing = service.Listing()
+    whole, nameless = service.Listing(), service.Listing(names=False)
 
     @routes.get(
         "", summary="List instances", operation_id="list_components", response_model=Page[ComponentView],
@@ -110,6 +110,7 @@ def _listing(routes: APIRouter, database: Database) -> None:
         limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = DEFAULT_LIMIT,
     ) -> Response:
         """Give every instance that is known, embedded and remote, with its state and the kinds that it offers."""
+        listing = whole if _sees_names(caller) else nameless
         async with database.read() as session:
             found = await listing.page(session, Wanted(component_type, tuple(status or ()), after), limit)
         return Response(found, media_type="application/json")
@@ -121,7 +122,12 @@ def _listing(routes: APIRouter, database: Database) -> None:
     async def get_component(component_id: ComponentId, caller: Reader) -> ComponentView:
         """Give one instance, with the last things that were done about it."""
         async with database.read() as session:
-            return service.detail_of(await service.get(session, component_id))
+            return service.detail_of(await service.get(session, component_id), names=_sees_names(caller))
+
+
+def _sees_names(caller: Principal) -> bool:
+    """Tell whether somebody may see what other projects' models and jobs are called."""
+    return caller.may_everywhere("component:read")
 
 
 def _keeping(routes: APIRouter, database: Database, configuration: Current) -> None:
@@ -135,8 +141,6 @@ def _keeping(routes: APIRouter, database: Database, configuration: Current) -> N
         """Note that the instance lives; one that was thought lost starts anew."""
         check_credential(caller, component_id)
         lease = configuration().integrator.lease_seconds
-        if odd := tuple(unstorable(said.model_dump(), "body")) if said is not None else ():
-            raise InvalidRequest("the heartbeat cannot be stored", problems=odd)
         return await service.beaten(database, component_id, said, lease)
 
     @routes.delete(

@@ -133,7 +133,7 @@ class Judge:
             row.expires_at, row.last_heartbeat = now + lease * _LONGER, utcnow()
         if beat and (row.beat_until or 0) - now < lease:
             row.beat_until = now + lease * _LONGER
-        if health is not None and (old is None or _differs(Health.model_validate(old), health)):
+        if health is not None and (old is None or _differs(service.health_of(old), health)):
             row.health = health.model_dump(mode="json")
 
     async def _alert(self, session: AsyncSession, row: ComponentTable, verdict: Verdict) -> None:
@@ -255,8 +255,8 @@ def _reason(row: ComponentTable, look: Look, verdict: Verdict) -> str | None:
         return "its process has fallen silent"
     if look.reason is not None:
         return look.reason
-    if look.health is not None and look.health.waiting_for is not None:
-        return look.health.waiting_for
+    if look.sight is Sight.DEGRADED:  # what it waits for may name what is others': that is told apart
+        return "it says so itself"
     if look.sight is Sight.OK and verdict.state is not InstanceState.HEALTHY:
         return "it answers again; a few more answers and it is healthy"
     return row.problem if look.sight is Sight.NOT_LOOKED else None

@@ -7,17 +7,21 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from burnish.core.version import __version__
+from burnish.infra.fresh import Fresh
 from burnish.platform.identity.permission import anyone, requires
 from burnish.platform.identity.principal import Principal
-from burnish.platform.monitoring.readiness import Check, Readiness
+from burnish.platform.monitoring.readiness import Check, problems
 from burnish.platform.monitoring.schemas import HealthView, ReadyView
+
+READY_SECONDS = 1.0
+"""Whoever asks again this soon is told the same: each check costs something."""
 
 
 def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes]]) -> APIRouter:
     """Return the routes; ``checks`` are what readiness means for this process."""
     routes = APIRouter(prefix="/platform", tags=["platform"])
     started = time.monotonic()
-    readiness = Readiness(checks)
+    readiness = Fresh(lambda: problems(checks), READY_SECONDS, "readiness")
 
     @routes.get("/health", summary="Is the process alive", operation_id="health", dependencies=[Depends(anyone())])
     async def health() -> HealthView:
@@ -34,7 +38,7 @@ def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes
         What a failure is about is told to callers with `metrics:read`; others see `failed`. An answer is up to a second
         old.
         """
-        found = await readiness.problems()
+        found = await readiness.get()
         fine = not any(found.values())
         response.status_code = 200 if fine else 503
         if not caller.may("metrics:read"):
@@ -47,7 +51,11 @@ def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes
         responses={200: {"content": {"text/plain": {"example": 'platform_active_training_jobs 1.0\n'}}, "description": "Prometheus text format"}},
     )  # fmt: skip
     async def metrics() -> Response:
-        """Every metric of the catalogue in the Prometheus text format."""
+        """Every metric of the catalogue in the Prometheus text format.
+
+        They are the whole platform's, and name deployments and workflows of every project: a role in all of them is
+        needed, or a key of one (`burnish key create prometheus --for ... --project '*' --scope metrics:read`).
+        """
         return Response(await render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return routes
