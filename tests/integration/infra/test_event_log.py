@@ -3,6 +3,7 @@ import random
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from sqlalchemy import text, update
@@ -11,7 +12,7 @@ from burnish.core.errors import MalformedRequest
 from burnish.core.protocol import Event
 from burnish.infra import event_log
 from burnish.infra.database import Database, utcnow
-from burnish.infra.event_log import EventLog
+from burnish.infra.event_log import EventLog, store
 from burnish.infra.event_log.tables import EventRow
 from tests.support.postgres import PostgresServer
 
@@ -132,6 +133,33 @@ async def test_data_that_databases_refuse_is_kept_readable(database: Database) -
     assert first.data["deep"] == [{"k": [1, 2]}]
     assert str(first.data["long"]).endswith("(4464 characters cut)")
     assert "hunter22" not in str(second.data)
+
+
+async def test_of_a_long_text_no_more_is_looked_through_than_is_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: one line of a job that has the server look through 20 MB for secrets; half a secret, cut in two."""
+    seen: list[int] = []
+    redact = store.redact_fields
+
+    def counted(text: str, name: str = "") -> Any:
+        seen.append(len(text))
+        return redact(text, name)
+
+    monkeypatch.setattr(store, "redact_fields", counted)
+    line = "x" * 65_520 + " password=hunter22-" + "y" * 20_000_000
+    async with database.write() as session:
+        data = {"message": line, "api_key": "z" * 100_000, "list": ["token=abcdef"]}
+        await event_log.append(session, project_id="p", subject="s", type="log", data=data)
+    async with database.read() as session:
+        (found,) = await event_log.read(session)
+    assert max(seen) <= 128 << 10
+    message = str(found.data["message"])
+    assert message.endswith(f"({len(line) - 65_536} characters cut)")
+    assert len(message) < 66_000
+    assert "hunter22" not in message
+    assert str(found.data["api_key"]).startswith("***...")
+    assert "abcdef" not in str(found.data["list"])
 
 
 async def test_follow_catches_up_then_lives(database: Database, log: EventLog) -> None:

@@ -8,7 +8,7 @@ After restoring a dump into another PostgreSQL cluster, cursors start anew (tran
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -114,7 +114,7 @@ async def append_all(session: AsyncSession, events: Sequence[NewEvent]) -> None:
     now = utcnow()
     rows = [
         {"project_id": one.project_id, "subject": one.subject, "origin": one.origin, "type": one.type, "at": now,
-         "data": _storable(redact_fields(one.data) if one.type in _REDACTED else one.data)}
+         "data": _storable(one.data, redact_fields if one.type in _REDACTED else _as_it_is)}
         for one in events
     ]  # fmt: skip
     await session.execute(insert(EventRow.__table__).values(xid=_current_xid()), rows)  # type: ignore[arg-type]
@@ -236,16 +236,28 @@ def _event(row: Any) -> Event:
     )  # fmt: skip
 
 
-def _storable(value: Any) -> Any:
-    """Return ``value`` as JSON that both databases keep."""
+def _storable(value: Any, clean: Callable[[str, str], str], name: str = "") -> Any:
+    """Return ``value`` as JSON that both databases keep. ``clean`` is given each text, and the name under which it stands."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, str):
-        if len(value) > _LONGEST_STRING:
-            value = f"{value[:_LONGEST_STRING]}... ({len(value) - _LONGEST_STRING} characters cut)"
-        return cleaned_text(value)
+        return cleaned_text(_shortened(value, clean, name))
     if isinstance(value, Mapping):
-        return {_storable(str(key)): _storable(inner) for key, inner in value.items()}
+        return {
+            cleaned_text(_shortened(str(key), _as_it_is, "")): _storable(inner, clean, str(key))
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_storable(inner) for inner in value]
+        return [_storable(inner, clean) for inner in value]
     return value
+
+
+def _shortened(text: str, clean: Callable[[str, str], str], name: str) -> str:
+    """Return a text cleaned, and cut: it is cleaned first, for half a secret looks like none, but no more of it than that takes."""
+    left_out = len(text) - _LONGEST_STRING
+    text = clean(text[: 2 * _LONGEST_STRING], name)
+    return text if left_out <= 0 else f"{text[:_LONGEST_STRING]}... ({left_out} characters cut)"
+
+
+def _as_it_is(text: str, name: str) -> str:
+    return text

@@ -20,11 +20,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from burnish.core.errors import ErrorBody
+from burnish.core.errors import ErrorBody, TooLarge
+from burnish.core.job import LogLevel
 from burnish.core.protocol import EventType
 from burnish.core.specs.base import ArtifactRef, Resources
 
@@ -32,6 +33,11 @@ EVENTS_FILE = "events.jsonl"
 LOG_FILE = "host.log"
 LOCK_FILE = "lock"
 SCRATCH = "scratch"
+LONGEST_EVENT = 16 << 20
+"""In bytes: a line of ``events.jsonl``. Larger things are artifacts."""
+LONGEST_LOG_LINE = 8_000
+"""In characters."""
+_BLOCK_BYTES = 1 << 20
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -177,13 +183,22 @@ def is_locked(folder: Path) -> bool:
 
 
 def read_events(folder: Path, offset: int, limit_bytes: int) -> tuple[list[HostEvent], int]:
-    """Return the complete lines from ``offset`` on, at most ``limit_bytes`` of them, and the offset after the last."""
+    """Return the complete lines from ``offset`` on, at most ``limit_bytes`` of them, and the offset after the last.
+
+    A line longer than :data:`LONGEST_EVENT` is told to have been left out, and passed over: then the offset may lie
+    within it for as long as it has no end.
+    """
     try:
         with (folder / EVENTS_FILE).open("rb") as stream:
-            stream.seek(offset)
-            chunk = stream.read(limit_bytes)
-            while chunk and b"\n" not in chunk and (more := stream.read(limit_bytes)):
+            if _is_within_a_line(stream, offset):
+                return [], _after_the_line(stream)
+            chunk = bytearray(stream.read(limit_bytes))
+            ended = b"\n" in chunk
+            while not ended and len(chunk) <= LONGEST_EVENT and (more := stream.read(limit_bytes)):
+                ended = b"\n" in more
                 chunk += more
+            if not ended and len(chunk) > LONGEST_EVENT:
+                return [_left_out(chunk)], _after_the_line(stream)
     except FileNotFoundError:
         return [], offset
     end = chunk.rfind(b"\n") + 1
@@ -191,12 +206,49 @@ def read_events(folder: Path, offset: int, limit_bytes: int) -> tuple[list[HostE
     return events, offset + end
 
 
-def _parse(line: bytes) -> HostEvent:
+def _is_within_a_line(stream: BinaryIO, offset: int) -> bool:
+    """Go to an offset, and tell whether the line before it has no end there."""
+    stream.seek(max(0, offset - 1))
+    return offset > 0 and stream.read(1) not in (b"\n", b"")
+
+
+def _after_the_line(stream: BinaryIO) -> int:
+    """Return the offset after the line in which the stream is, or where the stream ends, if it does so first."""
+    while block := stream.read(_BLOCK_BYTES):
+        if (found := block.find(b"\n")) >= 0:
+            return stream.tell() - len(block) + found + 1
+    return stream.tell()
+
+
+def _left_out(beginning: bytearray) -> HostEvent:
+    shown = bytes(beginning[:200]).decode("utf-8", "replace")
+    what = f"a line of events of more than {LONGEST_EVENT >> 20} MiB was left out; it begins with {shown!r}"
+    return HostEvent(type="log", data={"level": "warning", "message": what})
+
+
+def _parse(line: bytes | bytearray) -> HostEvent:
     try:
-        return HostEvent.model_validate_json(line)
+        event = HostEvent.model_validate_json(line)
     except ValidationError:  # not ours, but never silent and never in the way
-        shown = line[:200].decode("utf-8", "replace")
+        shown = bytes(line[:200]).decode("utf-8", "replace")
         return HostEvent(type="log", data={"level": "warning", "message": f"an unreadable line of events: {shown!r}"})
+    return _log_line(event) if event.type == "log" else event
+
+
+def _log_line(event: HostEvent) -> HostEvent:
+    """Return a line of a log as whoever reads it counts on: the job's own code may have written it past the context."""
+    level, message = event.data.get("level"), event.data.get("message")
+    told = message if isinstance(message, str) else json.dumps(event.data, ensure_ascii=False)
+    return HostEvent(
+        type="log", data={"level": level if level in get_args(LogLevel) else "info", "message": shortened(told)}
+    )
+
+
+def shortened(message: str) -> str:
+    """Return a message of a log; a very long one is cut, and says so."""
+    if len(message) <= LONGEST_LOG_LINE:
+        return message
+    return f"{message[:LONGEST_LOG_LINE]} ... ({len(message) - LONGEST_LOG_LINE} characters cut)"
 
 
 def events_end(folder: Path) -> int:
@@ -221,9 +273,18 @@ class EventWriter:
         os.ftruncate(self._descriptor, _last_line_end(self._descriptor, content_end))
 
     def write(self, kind: EventType, data: Mapping[str, Any], *, durable: bool = False) -> None:
-        """Append one event; ``durable`` makes it survive a power cut."""
+        """Append one event; ``durable`` makes it survive a power cut.
+
+        Raises:
+            TooLarge: it is longer than :data:`LONGEST_EVENT`, and would be left out.
+        """
         line = json.dumps({"type": kind, "data": dict(data)}, separators=(",", ":"), ensure_ascii=False, default=str)
         content = _finite(line).encode("utf-8", "replace") + b"\n"
+        if len(content) > LONGEST_EVENT:
+            raise TooLarge(
+                f"what the job reports as one {kind} has {len(content)} bytes; at most {LONGEST_EVENT >> 20} MiB are kept",
+                where=EVENTS_FILE, hint="publish it as a file of an artifact",
+            )  # fmt: skip
         size = os.fstat(self._descriptor).st_size
         written = 0
         try:

@@ -10,10 +10,9 @@ from burnish.core.errors import NotFound
 from burnish.core.job import LogLevel, Stopped
 from burnish.core.specs.base import ArtifactKind, ArtifactRef, Resources
 from burnish.infra.artifact_store.protocol import ArtifactStore
-from burnish.platform.jobs.files import SCRATCH, EventWriter, JobOrder
+from burnish.platform.jobs.files import SCRATCH, EventWriter, JobOrder, shortened
 
 _PROGRESS_SECONDS = 0.25
-_LONGEST_LINE = 8_000
 
 
 class HostContext:
@@ -110,10 +109,8 @@ class HostContext:
 
     def log(self, message: str, level: LogLevel = "info") -> None:
         """Write one line to the job's log; a very long one is cut, and says so."""
-        if len(message) > _LONGEST_LINE:
-            message = f"{message[:_LONGEST_LINE]} ... ({len(message) - _LONGEST_LINE} characters cut)"
         with self._lock:
-            self._events.write("log", {"level": level, "message": message})
+            self._events.write("log", {"level": level, "message": shortened(message)})
 
     def request_stop(self, reason: Literal["pause", "cancel"]) -> None:
         """Make :meth:`check_stop` raise; a cancel is not undone by a later pause. Called by signal handlers."""

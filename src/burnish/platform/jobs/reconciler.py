@@ -251,7 +251,7 @@ class JobTurns:
         return True
 
     async def _follow(self, turn: Turn, watched: _Watched) -> bool:
-        """Move a host's new events into the event log; True if there were any.
+        """Move a host's new events into the event log; True if there was anything to read.
 
         Now and then it is written down that all are read, so that a sweep knows that no artifact of the host's is unheard of.
         """
@@ -259,19 +259,19 @@ class JobTurns:
         mark = watched.followed_at >= watched.mark_at
         end = await self._in_thread(self._backend.events_end, self._folder(watched.job)) if mark else 0
         found, offset = await self._new_events(watched.job)
-        mark = mark and offset >= end
-        if not found and not mark:
+        mark, moved = mark and offset >= end, offset != watched.job.events_offset
+        if not moved and not mark:
             return False
         async with turn.write() as session:
             row = await self._row(session, watched.job)
-            if found:
+            if moved:
                 await recording.events(session, row, found, offset)
             if mark:
                 row.followed_at = await store.database_now(session)
         watched.job, watched.read_at = row, time.monotonic()
         if mark:
             watched.mark_at = watched.read_at + _MARK_SECONDS
-        return bool(found)
+        return moved
 
     async def _new_events(self, job: JobTable) -> tuple[list[HostEvent], int]:
         return await self._in_thread(self._backend.events, self._folder(job), job.events_offset, _BATCH_BYTES)
