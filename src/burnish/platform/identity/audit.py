@@ -39,6 +39,9 @@ UNSEALED = "audit:unsealed"
 _QUEUE = "burnish_audit"
 _WRITE_SECONDS = 1.0
 _LONGEST = 255
+_LONGEST_DETAIL = 4000
+_LONGEST_SECRET = 8 << 10
+"""Private keys are the longest."""
 
 REFUSALS = Refusals()
 """Of this process; :class:`RefusalWriter` writes them down."""
@@ -180,7 +183,7 @@ def _row_of(entry: Entry, number: int, previous: str) -> dict[str, Any]:
         "number": number, "at": entry.at or utcnow(), "actor": _text(entry.actor), "credential": entry.credential,
         "project_id": entry.project_id, "action": _name(entry.action)[:100], "object_id": _name(entry.object_id),
         "route": _text(entry.route), "request_id": None if entry.request_id is None else _text(entry.request_id)[:100],
-        "details": _plain(own_logging.redact_fields(entry.details)), "previous": previous,
+        "details": _plain(entry.details), "previous": previous,
     }  # fmt: skip
     row["hash"] = digest(row)
     return row
@@ -204,19 +207,21 @@ def _name(value: str) -> str:
     return value if value in PERMISSIONS else _text(value)
 
 
-def _text(value: str) -> str:
-    return cleaned_text(own_logging.redact(value))[:_LONGEST]
+def _text(value: str, name: str = "", longest: int = _LONGEST) -> str:
+    """Return a text that can be kept, without secrets; no more of it is looked through than decides on what is kept."""
+    looked_at = value[: longest + _LONGEST_SECRET]  # one that lies across the cut is seen whole
+    return cleaned_text(str(own_logging.redact_fields(looked_at, name)))[:longest]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, name: str = "") -> Any:
     """Return JSON that reads back as it was written from both databases: numbers with a fraction become text."""
     if isinstance(value, Mapping):
-        return {cleaned_text(str(key)): _plain(inner) for key, inner in value.items()}
+        return {cleaned_text(str(key)): _plain(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(inner) for inner in value]
     if value is None or isinstance(value, bool | int):
         return value
-    return cleaned_text(str(value))[:4000]
+    return _text(str(value), name, _LONGEST_DETAIL)
 
 
 @dataclass(frozen=True)
