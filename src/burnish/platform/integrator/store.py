@@ -118,7 +118,7 @@ async def by_key(session: AsyncSession, key: str, *, lock: bool = False) -> Comp
 async def _one(session: AsyncSession, statement: Select[Any], *, lock: bool) -> ComponentTable | None:
     if lock:
         statement = statement.with_for_update()
-    statement = statement.options(undefer(_C.description), undefer(_C.actions))
+    statement = statement.options(undefer(_C.actions))  # its description is long, and only ever written here
     found: ComponentTable | None = (
         await session.execute(statement.execution_options(populate_existing=True))
     ).scalar_one_or_none()
