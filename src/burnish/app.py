@@ -72,7 +72,8 @@ class Application:
         """Take no new request from now on, and wait until those in flight are answered (SIGTERM); bounded."""
         process = self.state.process
         if self._edge is not None and process is not None:
-            await self._edge.finish(process.configuration().gateway.drain_seconds)
+            seconds = process.configuration().gateway.drain_seconds
+            await asyncio.gather(process.integrator.sign_off(), self._edge.finish(seconds))
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

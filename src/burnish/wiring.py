@@ -190,6 +190,7 @@ class Process:
 
         What another process of this home goes on with, on PostgreSQL, is left to it.
         """
+        await self.integrator.sign_off()
         if self.platform is not None:
             await self.platform.workflow_reconciler.stop()
         alone = {name for name, lock in self.offers.items() if lock.only_holder()}

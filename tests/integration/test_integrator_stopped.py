@@ -1,11 +1,17 @@
 """Instances whose process somebody ends: the list says so, and nobody is alarmed."""
 
+import asyncio
 import re
 from pathlib import Path
 
+import pytest
+
+from burnish.app import create_app
 from burnish.core.configuration import IntegratorConfiguration
+from burnish.core.settings import Settings
 from burnish.core.states import InstanceState
 from burnish.infra import event_log
+from burnish.infra.asgi import Message
 from burnish.infra.database import Database
 from burnish.platform.integrator import service, store
 from burnish.platform.integrator.health import Sight
@@ -99,3 +105,23 @@ async def test_a_process_that_ends_calls_its_own_components_until_then(database_
         view = await found.view(mine)
         assert view is not None
         assert (view.status, view.problem_kind) == (InstanceState.DRAINING, "stopped")
+
+
+@pytest.mark.parametrize("how", ["finish", "drain"])
+async def test_a_process_that_is_told_to_end_says_so_before_it_has_answered_what_is_in_flight(
+    home: Path, how: str
+) -> None:
+    """Breaks with: listeners that are closed for as long as that takes, and an alert that nobody answers there."""
+    app = create_app(Settings(home=home, node="here"))
+    asked, said = asyncio.Queue[Message](), asyncio.Queue[Message]()
+    life = asyncio.create_task(app({"type": "lifespan"}, asked.get, said.put))
+    asked.put_nowait({"type": "lifespan.startup"})
+    assert (await said.get())["type"] == "lifespan.startup.complete"
+    process = app.state.process
+    await (app.finish() if how == "finish" else process.drain())
+    async with process.database.read() as session:
+        listed = await store.known(session)
+    assert {one.status for one in listed} == {"draining"}
+    assert all(one.problem and SAID.fullmatch(one.problem) for one in listed)
+    asked.put_nowait({"type": "lifespan.shutdown"})
+    await life

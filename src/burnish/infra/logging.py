@@ -26,6 +26,8 @@ import orjson
 Level = Literal["debug", "info", "warning", "error"]
 
 _context: ContextVar[Mapping[str, str]] = ContextVar("burnish_log_context", default=MappingProxyType({}))
+_passed_on: ContextVar[tuple[str, str | None]] = ContextVar("burnish_trace", default=("01", None))
+"""Flags and ``tracestate`` of the trace that this code works for: passed on, not logged."""
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
     "message",
@@ -199,9 +201,35 @@ def trace_id_of(traceparent: str | None) -> str | None:
     return None if found is None else found[0]
 
 
-def traceparent_of(trace: str) -> str:
-    """Return a ``traceparent`` header that continues the trace with a new span."""
-    return f"00-{trace}-{secrets.token_hex(8)}-01"
+def bind_trace(flags: str, state: str | None) -> None:
+    """Have the calls that this task makes from here on say what its own caller said of the trace besides its id."""
+    _passed_on.set((flags, state))
+
+
+@contextmanager
+def tracing(traceparent: str | None, tracestate: str | None) -> Iterator[None]:
+    """Work for the trace of these headers inside, if they are valid; else for the one that was worked for."""
+    found = trace_of(traceparent)
+    if found is None:
+        yield
+        return
+    token = _passed_on.set((found[1], tracestate or None))
+    try:
+        with bound(trace_id=found[0]):
+            yield
+    finally:
+        _passed_on.reset(token)
+
+
+def trace_headers() -> dict[str, str]:
+    """Return the headers of a call that continues the trace that this code works for with a new span, or begins one.
+
+    Flags and state are those of who began it, as W3C Trace Context has it.
+    """
+    trace = trace_id()
+    flags, state = _passed_on.get() if trace is not None else ("01", None)
+    headers = {"traceparent": f"00-{trace or new_trace_id()}-{secrets.token_hex(8)}-{flags}"}
+    return headers if state is None else {**headers, "tracestate": state}
 
 
 def configure(level: Level = "info", format: Literal["json", "text"] = "json", stream: TextIO | None = None) -> None:  # noqa: A002

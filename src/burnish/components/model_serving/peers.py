@@ -13,10 +13,10 @@ from typing import Any
 
 from burnish.components.model_serving.naming import Route
 from burnish.core.errors import BurnishError, Unavailable
-from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER, TRACE_HEADER
+from burnish.core.protocol import CALLER_HEADER, DEADLINE_HEADER
 from burnish.infra.http import Request, Unreachable
 from burnish.infra.http_client import HttpTransport
-from burnish.infra.logging import new_trace_id, trace_id, traceparent_of
+from burnish.infra.logging import trace_headers
 from burnish.platform.identity import CallerTokens, Principal
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Peers:
         return {
             "content-type": "application/json",
             CALLER_HEADER: self._tokens.sign(principal, self._component_type),
-            TRACE_HEADER: traceparent_of(trace_id() or new_trace_id()),
+            **trace_headers(),
             _FORWARDED: "1",
         }
 

@@ -12,7 +12,7 @@ from burnish.core.errors import BurnishError, Unauthenticated, Unavailable
 from burnish.core.settings import Settings
 from burnish.infra import signals
 from burnish.infra.asgi import ASGIApp, Receive, Send
-from burnish.infra.logging import bind, bind_only
+from burnish.infra.logging import bind, bind_only, bind_trace
 from burnish.platform.gateway import cors
 from burnish.platform.gateway.admission import PROBES, Admission, Stopping, priority_of
 from burnish.platform.gateway.checks import (
@@ -120,6 +120,8 @@ class Gateway:
     async def _answer(self, exchange: Exchange, receive: Receive) -> None:
         _in_progress.value += 1
         bind_only(trace_id=exchange.trace, request_id=exchange.request_id)
+        if exchange.continued:
+            bind_trace(*exchange.passed_on)
         try:
             await self._guarded(exchange, receive)
         finally:

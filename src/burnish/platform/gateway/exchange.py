@@ -64,7 +64,7 @@ class Exchange:
         self.request_id = given if given is not None and self._named else f"req_{_chance.getrandbits(100):025x}"
         """What the client calls it, or we."""
         traced = trace_of(self.headers.get(TRACE_HEADER))
-        self._continued = traced is not None
+        self.continued = traced is not None
         self.trace, self._flags = traced or (f"{_chance.getrandbits(128):032x}", "01")
         self.began = time.monotonic()
         self.sent_at = 0.0
@@ -93,6 +93,14 @@ class Exchange:
         """Whether its errors go into OpenAI's envelope."""
         return self.path == "/v1" or self.path.startswith("/v1/")
 
+    @property
+    def passed_on(self) -> tuple[str, str | None]:
+        """The flags and the ``tracestate`` of its trace, for calls that are made on its behalf."""
+        if not self.continued or "tracestate" not in self.headers:
+            return self._flags, None
+        given = [value.decode("latin-1") for name, value in self.scope["headers"] if name == b"tracestate"]
+        return self._flags, ",".join(given)
+
     def inner_scope(self, *, outward: bool, deadline: float | None) -> MutableMapping[str, Any]:
         """Return the scope that an app gets: with the caller and the trace, HEAD as GET.
 
@@ -101,7 +109,7 @@ class Exchange:
             deadline: unix time after which the client does not wait.
         """
         headers = [one for one in self.scope["headers"] if _passes(one[0], outward)]
-        if not self._continued and "tracestate" in self.headers:  # it says something of a trace that we do not know
+        if not self.continued and "tracestate" in self.headers:  # it says something of a trace that we do not know
             headers = [one for one in headers if one[0] != b"tracestate"]
         traceparent = f"00-{self.trace}-{_chance.getrandbits(64) or 1:016x}-{self._flags}"
         headers.append((_TRACE, traceparent.encode()))
@@ -216,7 +224,7 @@ class Exchange:
             "status": status, "seconds": round(seconds, 4), "bytes": self.sent_bytes,
             "bytes_in": self.body.received if self.body is not None else 0, "priority": self.priority,
         }  # fmt: skip
-        tell(access, f"{method} {_shown(self.path)} {status}", fields, clean=not (self._named or self._continued))
+        tell(access, f"{method} {_shown(self.path)} {status}", fields, clean=not (self._named or self.continued))
 
 
 @lru_cache(1024)

@@ -17,7 +17,7 @@ from burnish.core.settings import Settings
 from burnish.infra.asgi import ASGIApp
 from burnish.infra.database import Database
 from burnish.infra.http import Request, Response
-from burnish.infra.logging import new_trace_id, trace_id, traceparent_of
+from burnish.infra.logging import trace_headers
 from burnish.infra.loop import Loop
 from burnish.infra.reconcile import Reconciler
 from burnish.platform.identity import CallerTokens, Principal
@@ -130,6 +130,10 @@ class Integrator:
         for loop in self._loops:
             await loop.start()
 
+    async def sign_off(self) -> None:
+        """Say that this process ends: others send its instances nothing new, and call their silence no failure."""
+        await self._own.sign_off()
+
     async def stop(self) -> None:
         """Stop the loops, say that the embedded instances are gone, close connections."""
         await asyncio.gather(*(loop.stop() for loop in self._loops))
@@ -229,5 +233,5 @@ class Integrator:
         """Return the request with our trace and deadline; what came from outside under these names or the caller's goes."""
         headers = {name: value for given, value in request.headers.items() if (name := given.lower()) not in _OURS}
         if TRACE_HEADER not in headers:
-            headers[TRACE_HEADER] = traceparent_of(trace_id() or new_trace_id())
+            headers.update(trace_headers())
         return Request(request.method, request.path, headers, body.content, request.deadline)

@@ -47,7 +47,7 @@ from burnish.infra.asgi import ASGIApp, Receive, Send
 from burnish.infra.event_log import SSE_HEADERS, stream
 from burnish.infra.fresh import Fresh
 from burnish.infra.home import require_disk
-from burnish.infra.logging import bound, trace_id_of
+from burnish.infra.logging import bound, trace_id_of, tracing
 from burnish.infra.problems import problem_body, problems
 from burnish.infra.storable import storable
 from burnish.platform.identity import ANONYMOUS, Principal, audit
@@ -154,7 +154,10 @@ class _CallerCheck:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         token = headers.get(CALLER_HEADER.encode(), b"").decode("latin-1")
-        trace = trace_id_of(headers.get(TRACE_HEADER.encode(), b"").decode("latin-1"))
+        traceparent, tracestate = (
+            headers.get(name, b"").decode("latin-1") for name in (TRACE_HEADER.encode(), b"tracestate")
+        )
+        trace = trace_id_of(traceparent)
         if scope["path"] in _OPEN_PATHS:
             await self._app({**scope, SCOPE_KEY: self._caller_if_known(token)}, receive, send)
             return
@@ -169,7 +172,7 @@ class _CallerCheck:
             await problem_response(error, trace)(scope, receive, send)
             return
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:100] or None
-        with bound(trace_id=trace, project_id=principal.project_id, request_id=request_id):
+        with tracing(traceparent, tracestate), bound(project_id=principal.project_id, request_id=request_id):
             await self._app(scope, receive, send)
 
     def _caller_if_known(self, token: str) -> Principal:
