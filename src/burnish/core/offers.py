@@ -7,6 +7,7 @@ these sees it.
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from burnish.core.errors import FieldProblem, InvalidRequest
@@ -135,13 +136,24 @@ def schema_problem(schema: Mapping[str, Any]) -> tuple[str, str] | None:
     References must lead into the same schema: nothing is fetched from elsewhere.
     """
     try:
-        size = len(json.dumps(schema, allow_nan=False))
+        text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         return "", f"it is no JSON: {error}"
-    if size > MAX_SCHEMA_BYTES:
-        return "", f"the schema has {size >> 10} KiB; at most {MAX_SCHEMA_BYTES >> 10} KiB are kept"
-    if is_deeper(dict(schema), MAX_JSON_DEPTH):
-        return "", f"what it holds is nested deeper than {MAX_JSON_DEPTH} levels"
+    if len(text) > MAX_SCHEMA_BYTES:
+        return "", f"the schema has {len(text) >> 10} KiB; at most {MAX_SCHEMA_BYTES >> 10} KiB are kept"
+    return _problem_in(text)
+
+
+@lru_cache(maxsize=128)
+def _problem_in(text: str) -> tuple[str, str] | None:
+    """Look through a schema, once: every instance of a type offers the same, and says so again every minute."""
+    deep = "", f"what it holds is nested deeper than {MAX_JSON_DEPTH} levels"
+    try:
+        schema = json.loads(text)
+    except RecursionError:
+        return deep
+    if is_deeper(schema, MAX_JSON_DEPTH):
+        return deep
     if "type" not in schema and not {"$ref", "anyOf", "oneOf", "allOf", "properties"} & schema.keys():
         return "", "this is no JSON Schema of an object: it has no `type`"
     if schema.get("type", "object") != "object":

@@ -10,6 +10,7 @@ from burnish.components.compression.kinds import KINDS as COMPRESSION
 from burnish.components.data_management.kinds import KINDS as DATA
 from burnish.components.evaluation.kinds import KINDS as EVALUATION
 from burnish.components.fine_tuning.kinds import KINDS as TUNING
+from burnish.core import offers
 from burnish.core.errors import InvalidRequest
 from burnish.core.offers import check_offer, route_problem, schema_problem
 from burnish.core.protocol import Description
@@ -158,3 +159,15 @@ _JSON = st.recursive(
 def test_no_schema_whatever_makes_the_check_fail_itself(schema: dict[str, Any]) -> None:
     found = schema_problem(schema)
     assert found is None or (isinstance(found[0], str) and found[1])
+
+
+def test_the_same_schema_is_looked_through_once_and_a_changed_one_again() -> None:
+    """Breaks with: a minute's work for every thousand instances that offer the same; a schema known by what it was."""
+    schema: dict[str, Any] = {"type": "object", "properties": {"once": {"type": "string"}}}
+    assert schema_problem(schema) is None
+    before = offers._problem_in.cache_info()
+    assert schema_problem({**schema}) is None
+    after = offers._problem_in.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (1, 0)
+    schema["properties"]["once"]["type"] = "text"
+    assert schema_problem(schema) == (".properties.once.type", "'text' is no JSON type")
