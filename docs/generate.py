@@ -188,6 +188,11 @@ def _protocol_rules() -> list[str]:
         f"{offers.MAX_SCHEMA_BYTES >> 10} KiB whose references stay inside; names and texts without control characters; at most "
         f"{offers.MAX_ROUTES} path prefixes under `/platform/` that are neither the platform's ({reserved}) nor another "
         "component's. Whatever breaks a rule is refused with the reason, which `burnish components` shows."), "",
+        (f"**What a health may say.** At most {protocol.MAX_WARM:,} names of at most {protocol.MAX_NAME} characters in `warm`, at "
+        f"most {protocol.MAX_WAITING_FOR:,} characters in `waiting_for`: more than that is no health, on `/health` as in a heartbeat, "
+        "and the instance is listed with the reason. Both are shown only to whoever may see components in every project. A "
+        f"registration's `metadata` has at most {protocol.MAX_METADATA_BYTES >> 10} KiB of JSON, at most "
+        f"{protocol.MAX_METADATA_DEPTH} levels deep (422)."), "",
         ("**Registering.** `POST /platform/components/register` with a [Registration](#registration) and a key of the role "
         "`component` that is bound to this id and type; then `POST /platform/components/{id}/heartbeat` every few seconds "
         "(404: register again), and `DELETE /platform/components/{id}` at the end. No work comes before `/describe` was read."), "",

@@ -16,7 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import IntegratorConfiguration
 from burnish.core.errors import Conflict
+from burnish.core.protocol import Health
 from burnish.core.states import InstanceState
+from burnish.infra import event_log
 from burnish.infra.database import Database
 from burnish.infra.reconcile import Reconciler, Turn, _Ended
 from burnish.platform.identity import LOCAL
@@ -52,6 +54,27 @@ async def test_a_clock_that_is_set_back_keeps_nothing_dead_alive(database: Datab
         row.expires_at = row.beat_until = now - 0.1  # a lease later
         await judge.apply(session, row, Look(Sight.NOT_LOOKED))
         assert row.status == InstanceState.LOST, "what was answered in another time proves nothing"
+
+
+async def test_what_an_instance_waits_for_is_not_told_as_its_problem(database: Database) -> None:
+    """Breaks with: other people's jobs in what everybody may read; a row of before the bounds that ends each turn."""
+    judge = _judge([True])
+    queue = Health(waiting_for="waits for 1 cpu; job_of_red holds 2")
+    async with database.write() as session:
+        row = await embedded_row(session, "x-1")
+        row.health = {"warm": ["n" * 300] * 2000, "waiting_for": "w" * 5000, "running_jobs": -1}
+        await store.change_state(session, row, InstanceState.UNHEALTHY)
+        await judge.apply(session, row, Look(Sight.OK, None, None, queue))
+        assert row.status != InstanceState.HEALTHY
+        assert row.problem is not None
+        assert "job_of_red" not in row.problem
+        assert row.health == queue.model_dump(mode="json")
+        await judge.apply(
+            session, row, Look(Sight.DEGRADED, None, None, queue.model_copy(update={"status": "degraded"}))
+        )
+        assert (row.status, row.problem) == (InstanceState.DEGRADED, "it says so itself")
+        said = await event_log.read(session, subject="x-1")
+    assert "job_of_red" not in str([*said, row.actions])
 
 
 async def test_after_an_outage_of_the_database_nothing_is_moved_or_forgotten_for_a_lease(database: Database) -> None:

@@ -14,6 +14,7 @@ from burnish.infra import event_log
 from burnish.infra.database import Database, utcnow
 from burnish.infra.event_log import EventLog, store
 from burnish.infra.event_log.tables import EventRow
+from burnish.infra.logging import redact_fields
 from tests.support.postgres import PostgresServer
 
 
@@ -140,7 +141,7 @@ async def test_of_a_long_text_no_more_is_looked_through_than_is_kept(
 ) -> None:
     """Breaks with: one line of a job that has the server look through 20 MB for secrets; half a secret, cut in two."""
     seen: list[int] = []
-    redact = store.redact_fields
+    redact = redact_fields
 
     def counted(text: str, name: str = "") -> Any:
         seen.append(len(text))

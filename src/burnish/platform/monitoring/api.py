@@ -54,7 +54,7 @@ def router(checks: Sequence[Check], render_metrics: Callable[[], Awaitable[bytes
         """Every metric of the catalogue in the Prometheus text format.
 
         They are the whole platform's, and name deployments and workflows of every project: a role in all of them is
-        needed, or a key of one (`burnish key create prometheus --for ... --project '*' --scope metrics:read`).
+        needed, as a key has it that is made with `burnish key create prometheus --project '*' --scope metrics:read`.
         """
         return Response(await render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
