@@ -8,7 +8,7 @@ one look-up, and one answer.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,9 +32,15 @@ log = logging.getLogger(__name__)
 FRESH_SECONDS = 3.0
 _AHEAD_SECONDS = 1.0
 """So long before an answer is no longer fresh it is asked for again, while requests still go on with what is known."""
-_LOOKUP_SECONDS = 1.0
+_STRANGER_SECONDS = 1.0
+"""So long a credential that was not good lately waits for its look-up."""
+_LOOKUP_SECONDS = 5.0
+"""So long one that was good waits: longer than it takes to find that the database is away, which ends the look-up."""
+_TROUBLE_SECONDS = 30.0
+"""So long an answer is believed while look-ups fail although the database is not away, if nobody told of a change."""
 _AWAY_SECONDS = 1.0
 """After a look-up that failed nobody waits for another one for this long."""
+_STOP_SECONDS = 1.0
 _STRANGERS = 8
 """Looked up at once: whoever sends made-up keys does not take the database away from those who are known."""
 _REMEMBERED = 10_000
@@ -114,7 +120,7 @@ class Authenticator:
         self._stopping = True
         await self._use_writer.stop()
         if running := set(self._running.values()):  # a statement that is cut off would leave its connection half-open
-            _, late = await asyncio.wait(running, timeout=_LOOKUP_SECONDS)
+            _, late = await asyncio.wait(running, timeout=_STOP_SECONDS)
             for look_up in late:
                 look_up.cancel()
             await asyncio.gather(*running, return_exceptions=True)
@@ -126,36 +132,43 @@ class Authenticator:
         """Whether its loops run."""
         return self._use_writer.alive and self._refusals.alive
 
-    async def authenticate(self, headers: Mapping[str, str], *, method: str) -> Principal:
+    async def authenticate(
+        self, headers: Mapping[str, str], *, method: str, unknown: Callable[[], Awaitable[None]] | None = None
+    ) -> Principal:
         """Return who sent a request.
 
         Args:
             headers: the request's, with lower-case names.
             method: the request's.
+            unknown: awaited before a credential is looked up of which nothing is known here; may refuse.
 
         Raises:
             Unauthenticated: no credential, or none that is good: whatever is wrong with it, the answer is the same.
             NotFound: the project that was asked for is none, or one in which the caller has no role.
             Forbidden: a page's request that changes something lacks the token against cross-site requests.
-            Unavailable: the database is away, and the credential was not seen lately.
+            Unavailable: the database is away, and the credential was not good lately; or it takes too long to ask it.
         """
         token = _bearer(headers)
         if token is not None:
-            return await self._principal(token, _project(headers))
+            return await self._principal(token, _project(headers), unknown)
         cookie = _cookie(headers)
         if cookie is None or self._sessions is None:
             raise Unauthenticated(
                 "the request carries no credential", where="Authorization",
                 hint="log in (`burnish login`), or send a key: `Authorization: Bearer bk_...`",
             )  # fmt: skip
-        principal = await self._principal(cookie, _project(headers))
+        principal = await self._principal(cookie, _project(headers), unknown)
         if method not in _SAFE_METHODS:
             await self._sessions.check_csrf(cookie, headers.get("x-csrf-token"))
         return principal
 
-    async def _principal(self, token: str, project: str | None) -> Principal:
+    async def _principal(
+        self, token: str, project: str | None, unknown: Callable[[], Awaitable[None]] | None
+    ) -> Principal:
         digest = self._digests.of(token)
         known = self._known.get((digest, project)) or self._refused.get((digest, project))
+        if known is None and unknown is not None:
+            await unknown()
         if known is None or not self._fresh(known):
             known = await self._renewed(digest, project, token, known)
         elif self._is_due(known):
@@ -182,26 +195,35 @@ class Authenticator:
         return time.monotonic() - known.at > FRESH_SECONDS - _AHEAD_SECONDS
 
     async def _renewed(self, digest: str, project: str | None, token: str, known: _Known | None) -> _Known:
-        """Ask the database; while it is away, honour what it said not long ago."""
+        """Ask the database; while it is away, honour what it said not long ago. That it is slow makes nothing good."""
         key = (digest, project)
-        now = time.monotonic()
-        if now >= self._away_until:
+        failed = True
+        if time.monotonic() >= self._away_until:
+            patience = _LOOKUP_SECONDS if key in self._known else _STRANGER_SECONDS
             task = self._look_up_soon(key, token)
-            await asyncio.wait({task}, timeout=_LOOKUP_SECONDS)
+            await asyncio.wait({task}, timeout=patience)
             if _succeeded(task) and task.result().version != self._topic.version:  # begun before the last change
                 task = self._look_up_soon(key, token)
-                await asyncio.wait({task}, timeout=_LOOKUP_SECONDS)
+                await asyncio.wait({task}, timeout=patience)
             if _succeeded(task):
                 return self._remember(key, task.result())
-            if task.done() or key in self._known:  # a stranger may only have waited for other strangers
+            failed = task.done() or self._database.away
+            if failed:  # what has not ended may only have waited for others
                 self._away_until = time.monotonic() + _AWAY_SECONDS
-        stale = self._configuration().gateway.authenticated_stale_seconds
-        if known is not None and isinstance(known.answer.found, Principal) and now - known.at < stale:
+        if known is not None and failed and self._honoured(known):
             return known
         raise Unavailable(
             "who you are cannot be looked up: the database does not answer", retry_after=2,
             hint="send the request again in a moment; keys that were used lately go on working meanwhile",
         )  # fmt: skip
+
+    def _honoured(self, known: _Known) -> bool:
+        """Tell whether an answer counts although it cannot be had again: told of a change, only while none can be read."""
+        age = time.monotonic() - known.at
+        stale = self._configuration().gateway.authenticated_stale_seconds
+        if not isinstance(known.answer.found, Principal) or age >= stale:
+            return False
+        return self._database.away or (known.version == self._topic.version and age < _TROUBLE_SECONDS)
 
     def _look_up_soon(self, key: tuple[str, str | None], token: str) -> "asyncio.Task[_Known]":
         """Return the task that asks the database for a credential: one at a time for each."""
