@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from burnish.platform.gateway import wire
 from burnish.platform.identity import Principal
 from tests.support.gateway import Stand, gateway_stand
 
@@ -229,6 +230,33 @@ async def test_a_body_cut_short_is_none(stand: Stand) -> None:
     whole, _ = await exchange(stand, POST + b"Content-Length: 3\r\n\r\nabc")
     assert whole.startswith(b"HTTP/1.1 200")
     assert stand.component.stored == [3]
+
+
+async def test_requests_that_are_not_waited_for_have_a_limit(stand: Stand) -> None:
+    """Breaks with: one read of a connection becomes thousands of requests, each some kilobytes, before one is answered."""
+    some, closed = await exchange(stand, (GET + b"\r\n") * wire.PIPELINED)
+    assert (some.count(b"HTTP/1.1 200 "), closed) == (wire.PIPELINED, False)
+    begun = stand.component.begun
+    got, closed = await exchange(stand, (GET + b"\r\n") * 5000)
+    assert closed
+    assert b"HTTP/1.1 400 " not in got, "it would be taken for the answer to an earlier request"
+    assert stand.component.begun - begun <= 1 + wire.PIPELINED
+
+
+async def test_who_hangs_up_is_noticed_though_requests_wait(stand: Stand) -> None:
+    """Breaks with: the stream before them goes on for nobody."""
+    writers = []
+    for _ in range(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+        writer.write(GET.replace(b"/echo", b"/stall") + b"\r\n" + GET + b"\r\n")
+        assert (await reader.readuntil(b"data: 0\n\n")).startswith(b"HTTP/1.1 200 ")
+        writers.append(writer)
+    assert stand.component.running == 10
+    for writer in writers:
+        writer.close()
+    async with asyncio.timeout(5):
+        while stand.component.running:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_thousand_hang_ups_leak_nothing(stand: Stand) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -119,9 +119,14 @@ class Keys:
     def __init__(self, keys: Mapping[str, Principal]) -> None:
         self.keys = dict(keys)
 
-    async def authenticate(self, headers: Mapping[str, str], *, method: str) -> Principal:
-        found = self.keys.get(headers.get("authorization", "").removeprefix("Bearer "))
+    async def authenticate(
+        self, headers: Mapping[str, str], *, method: str, unknown: Callable[[], Awaitable[None]] | None = None
+    ) -> Principal:
+        shown = headers.get("authorization")
+        found = self.keys.get((shown or "").removeprefix("Bearer "))
         if found is None:
+            if shown is not None and unknown is not None:
+                await unknown()
             raise Unauthenticated("no such key")
         return found
 

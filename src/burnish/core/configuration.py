@@ -51,6 +51,10 @@ class AnonymousConfiguration(Section):
     per_address: Rate = hot(
         Rate(requests_per_second=20, burst=200), "Limit of each client address; of IPv6, of each /64 network"
     )
+    unknown_keys: Rate = hot(
+        Rate(requests_per_second=50, burst=500),
+        "Limit of each client address for keys that a process has to look up: those that it has not seen lately",
+    )
     max_in_flight: int = hot(100, "Of them, that one process answers at once; they take no other's place", ge=1)
     address_share: float = hot(0.1, "Share of them that one client address may take (of IPv6, one network)", gt=0, le=1)
     max_body_bytes: int = hot(4096, "Largest body", ge=1024)

@@ -340,12 +340,19 @@ class TextFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         fields = {**_context.get(), **_extra(record), **record.__dict__.get("checked", {})}
         tail = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
-        line = (
-            f"{time} {record.levelname.lower():7} {record.name.removeprefix('burnish.')}: {record.getMessage()}{tail}"
-        )
+        said = _UNPRINTABLE.sub(_escaped, f"{record.getMessage()}{tail}")
+        line = f"{time} {record.levelname.lower():7} {record.name.removeprefix('burnish.')}: {said}"
         if trouble := _trouble(record):
             line += f"\n{trouble}"
         return redact_known(line) if "checked" in record.__dict__ else redact(line)
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+"""What would begin a line of its own in a terminal, or command it."""
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "\n    " if found[0] == "\n" else found[0].encode("unicode_escape").decode()
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

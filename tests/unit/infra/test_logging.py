@@ -3,6 +3,7 @@ import base64
 import io
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def lines() -> Iterator[io.StringIO]:
     level = root.level
     stream = io.StringIO()
     logs.configure("info", "json", stream)
+    logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # other tests silence it
     yield stream
     for handler in root.handlers[:]:
         if getattr(handler, "burnish", False):
@@ -149,6 +151,19 @@ def test_what_is_told_often_is_the_line_that_a_record_makes(monkeypatch: pytest.
         "level": "info", "logger": "burnish.told", "message": "GET /x?%s *** 200", "trace_id": "t1", "n": 1, "who": None,
         "id": str(uuid.UUID(int=0)),
     }  # fmt: skip
+
+
+def test_nobody_writes_lines_of_their_own_into_a_terminal(lines: io.StringIO) -> None:
+    """Breaks with: a path with an encoded line feed in it that looks like a record of ours, or one that clears the screen."""
+    out = io.StringIO()
+    logs.configure("info", "text", out)
+    evil = "/x\n12:00:00 error   burnish: all is lost\x1b[2J\r\u2028\x9b1m"
+    logging.getLogger("burnish.access").info("GET %s 404", evil, extra={"route": "a\nb"})
+    logs.tell(logging.getLogger("burnish.access"), f"GET {evil} 404", {"request_id": "a\x1bb"})
+    for line in out.getvalue().splitlines():
+        assert re.match(r"\d\d:\d\d:\d\d info    access: GET /x$|    ", line), line
+    assert not set(out.getvalue()) & set("\x1b\r\u2028\x9b")
+    logs.configure("info", "json", lines)
 
 
 def test_a_log_that_cannot_be_written_stops_nobody(

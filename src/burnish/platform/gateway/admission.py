@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from burnish.core.configuration import Current
@@ -38,13 +38,22 @@ class Stopping(Unavailable):
     code = "stopping"
 
 
-def priority_of(method: str, path: str, headers: Mapping[str, str], *, upload: bool) -> Priority:
+def priority_of(
+    method: str, path: str, headers: Mapping[str, str], *, upload: bool, registers: Callable[[], bool] = lambda: True
+) -> Priority:  # fmt: skip
     """Return the class of a request: what ``Burnish-Priority`` says, else batch for uploads and for runs of workflows.
+
+    Args:
+        method: the request's.
+        path: the request's.
+        headers: the request's.
+        upload: whether its body is one.
+        registers: tells whether the caller is one whose registrations and heartbeats are taken.
 
     Raises:
         MalformedRequest: the header says something else.
     """
-    if path in PROBES or (path.startswith(_COMPONENTS) and method not in {"GET", "HEAD"}):
+    if path in PROBES or (path.startswith(_COMPONENTS) and method not in {"GET", "HEAD"} and registers()):
         return "control"
     given = headers.get(PRIORITY_HEADER)
     if given is None:

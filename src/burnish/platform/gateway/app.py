@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
 from burnish.core.configuration import Current, GatewayConfiguration, of_settings
-from burnish.core.errors import BurnishError, Unauthenticated, Unavailable
+from burnish.core.errors import BurnishError, Forbidden, Unauthenticated, Unavailable
 from burnish.core.settings import Settings
 from burnish.infra import signals
 from burnish.infra.asgi import ASGIApp, Receive, Send
@@ -50,8 +50,12 @@ _in_progress = signals.Level(signals.REQUESTS_IN_PROGRESS)
 class Authenticates(Protocol):
     """Finds out who calls."""
 
-    async def authenticate(self, headers: Mapping[str, str], *, method: str) -> Principal:
+    async def authenticate(
+        self, headers: Mapping[str, str], *, method: str, unknown: Callable[[], Awaitable[None]] | None = None
+    ) -> Principal:
         """Return who shows the credential in these headers (names in lower case).
+
+        Before one is looked up of which this process knows nothing, ``unknown`` is awaited; it may refuse.
 
         Raises:
             BurnishError: no credential, or one that is not good, or not good for this.
@@ -166,7 +170,8 @@ class Gateway:
         await self._within_limits(exchange, caller)
         component = None if exchange.is_openai else self._integrator.route_of(exchange.path)
         upload = is_upload(exchange.path, exchange.headers, component is not None)
-        priority = priority_of(exchange.method, exchange.path, exchange.headers, upload=upload)
+        registers = partial(caller.may, "component:register")
+        priority = priority_of(exchange.method, exchange.path, exchange.headers, upload=upload, registers=registers)
         anonymous = caller is ANONYMOUS
         if anonymous and priority != "control":
             priority = "anonymous"
@@ -174,22 +179,31 @@ class Gateway:
         who = None if self._open else _address(exchange) if anonymous else caller.subject
         await self._admission.enter(priority, who)
         try:
-            exchange.body = body_of(receive, exchange.headers, gateway, upload=upload, anonymous=anonymous)
+            control = priority == "control"
+            exchange.body = body_of(
+                receive, exchange.headers, gateway, upload=upload, anonymous=anonymous, control=control
+            )
             exchange.response_limit = gateway.max_response_bytes
             await self._in_time(exchange, caller, exchange.body, gateway, component, upload)
         finally:
             self._admission.leave(priority, who)
 
     async def _known(self, exchange: Exchange) -> Principal:
-        """Return who asks. Whoever is not known is counted by where it comes from, as if it showed no credential."""
+        """Return who asks. Whoever is not known is counted by where it comes from."""
         try:
             return await self._authenticated(exchange)
         except Unavailable:
             raise
         except BurnishError:
-            if exchange.path not in PROBES:
+            if not exchange.strange and exchange.path not in PROBES:
                 self._hold_to(await self._rates.check_address(_address(exchange)), exchange)
             raise
+
+    async def _count_stranger(self, exchange: Exchange) -> None:
+        """Count a credential before it is looked up: guesses take the time of whoever shows a new one that is good."""
+        if exchange.path not in PROBES:
+            exchange.strange = True
+            self._hold_to(await self._rates.check_stranger(_address(exchange)), exchange)
 
     async def _authenticated(self, exchange: Exchange) -> Principal:
         if self._open:
@@ -199,7 +213,8 @@ class Gateway:
             return ANONYMOUS
         if self._authenticator is None:
             raise Unauthenticated("authentication is on, and this request carries no credential that is known here")
-        return await self._authenticator.authenticate(headers, method=exchange.method)
+        unknown = partial(self._count_stranger, exchange)
+        return await self._authenticator.authenticate(headers, method=exchange.method, unknown=unknown)
 
     async def _within_limits(self, exchange: Exchange, caller: Principal) -> None:
         if exchange.path in PROBES and is_open(exchange.path, exchange.method):
@@ -227,7 +242,8 @@ class Gateway:
         waits = patience_of(exchange.headers)
         lateness = _Lateness(exchange, at_once=component is None and not exchange.is_openai)
         pace = self._pace_of(caller, gateway)
-        watchdog = Watchdog(exchange, gateway, pace, waits, lateness.call, upload=upload)
+        look_again = partial(self._look_again, exchange, caller, lateness)
+        watchdog = Watchdog(exchange, gateway, pace, waits, lateness.call, upload=upload, look_again=look_again)
         try:
             await self._route(exchange, caller, body, component, None if waits is None else time.time() + waits)
         except asyncio.CancelledError:
@@ -237,8 +253,32 @@ class Gateway:
             raise lateness.error from None
         finally:
             watchdog.stop()
+            if lateness.looking is not None:
+                lateness.looking.cancel()
             if lateness.answering is not None:
                 await lateness.answering
+
+    def _look_again(self, exchange: Exchange, caller: Principal, lateness: "_Lateness") -> None:
+        """See whether whoever gets an answer that goes on may still have it."""
+        if self._authenticator is not None and caller not in (ANONYMOUS, LOCAL) and lateness.looking is None:
+            looking = self._still_known(exchange, caller, lateness)
+            lateness.looking = asyncio.create_task(looking, name="look-again")
+
+    async def _still_known(self, exchange: Exchange, caller: Principal, lateness: "_Lateness") -> None:
+        assert self._authenticator is not None, "only then somebody is looked at again"
+        error: BurnishError | None = None
+        try:
+            now = await self._authenticator.authenticate(exchange.headers, method="GET")
+        except Unavailable:
+            pass  # whoever was let in goes on: that the database is away says nothing of them
+        except BurnishError as refused:
+            error = refused
+        else:
+            if not caller.permissions() <= now.permissions():
+                error = Forbidden("what you may do has changed since this answer began", hint="ask for it again")
+        lateness.looking = None
+        if error is not None and not exchange.ended:
+            lateness.call(error)
 
     def _pace_of(self, caller: Principal, gateway: GatewayConfiguration) -> Pace:
         if caller is not ANONYMOUS:
@@ -285,6 +325,8 @@ class _Lateness:
         self.error: BurnishError | None = None
         self.cancelled = False
         self.answering: asyncio.Task[None] | None = None
+        self.looking: asyncio.Task[None] | None = None
+        """Whether the caller may still have the answer."""
         self._exchange = exchange
         self._at_once = at_once
 

@@ -14,6 +14,8 @@ from burnish.infra.asgi import Message, Receive
 TIMEOUT_HEADER = "x-request-timeout"
 """A client's own: seconds until it no longer waits for the answer."""
 _LONGEST_SECONDS = 86_400.0
+CONTROL_BYTES = 1 << 20
+"""Of a registration or a heartbeat: they are let in however full the process is."""
 
 
 class Misdirected(BurnishError):
@@ -217,7 +219,8 @@ class LimitedBody:
 
 
 def body_of(
-    receive: Receive, headers: Mapping[str, str], gateway: GatewayConfiguration, *, upload: bool, anonymous: bool
+    receive: Receive, headers: Mapping[str, str], gateway: GatewayConfiguration, *, upload: bool, anonymous: bool,
+    control: bool = False,
 ) -> LimitedBody:  # fmt: skip
     """Return the body with the limit of its kind.
 
@@ -228,6 +231,9 @@ def body_of(
     if anonymous:
         limit = min(gateway.anonymous.max_body_bytes, gateway.max_body_bytes)
         return LimitedBody(receive, headers, limit, "gateway.anonymous.max_body_bytes")
+    if control:
+        limit = min(CONTROL_BYTES, gateway.max_body_bytes)
+        return LimitedBody(receive, headers, limit, "the protocol of components")
     if upload:
         return LimitedBody(receive, headers, gateway.max_upload_bytes, "gateway.max_upload_bytes")
     return LimitedBody(receive, headers, gateway.max_body_bytes, "gateway.max_body_bytes")

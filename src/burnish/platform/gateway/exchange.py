@@ -70,6 +70,8 @@ class Exchange:
         self.sent_at = 0.0
         self.route = "unmatched"
         self.caller: Principal | None = None
+        self.strange = False
+        """It shows a credential that had to be looked up, and was counted for that."""
         self.priority = ""
         self.status = 0
         """0 until the answer began."""

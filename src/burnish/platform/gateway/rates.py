@@ -58,6 +58,12 @@ class Rates:
         buckets = tuple(_buckets("gateway.anonymous.per_address", address, rate))
         return await self._limiter.take(buckets) if buckets else None
 
+    async def check_stranger(self, address: str) -> Verdict | None:
+        """Count a request whose credential has to be looked up, by where it comes from."""
+        rate = self._configuration().gateway.anonymous.unknown_keys
+        buckets = tuple(_buckets("gateway.anonymous.unknown_keys", address, rate))
+        return await self._limiter.take(buckets) if buckets else None
+
     def _follow(self, configuration: Configuration) -> None:
         self._of = configuration
         self._plans = {}

@@ -35,7 +35,7 @@ class Watchdog:
 
     def __init__(
         self, progress: Progress, gateway: GatewayConfiguration, pace: Pace, waits: float | None,
-        too_late: Callable[[BurnishError], None], *, upload: bool,
+        too_late: Callable[[BurnishError], None], *, upload: bool, look_again: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._progress = progress
         self._pace = pace
@@ -43,6 +43,7 @@ class Watchdog:
         self._begin = gateway.request_timeout_seconds if waits is None else min(waits, gateway.request_timeout_seconds)
         self._setting = "gateway.request_timeout_seconds" if self._begin != waits else "X-Request-Timeout"
         self._too_late = too_late
+        self._look_again = look_again
         self._body_ended = not upload
         self._since = progress.began
         self._received = 0
@@ -69,7 +70,9 @@ class Watchdog:
             self._too_late(error)
             return
         pause = self._look
-        if not self._progress.sent_at:
+        if self._progress.sent_at:
+            self._look_again()
+        else:
             pause = max(0.001, min(pause, self._since + self._begin - now)) if self._body_ended else pause
         self._timer = asyncio.get_running_loop().call_later(pause, self.due)
 

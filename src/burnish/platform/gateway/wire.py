@@ -27,6 +27,8 @@ HEADER_BYTES = 64 << 10
 HEADER_COUNT = 200
 HEADER_SECONDS = 20.0
 """From the first byte of a request to the end of its headers; on a new connection, also until that byte."""
+PIPELINED = 8
+"""Requests of one connection that wait while another is answered. Clients hardly send one; each takes some kilobytes."""
 DISCARDED_BYTES = 64 << 20
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """Beside CR and LF; a tab is allowed."""
@@ -144,6 +146,8 @@ class HttpProtocol(HttpToolsProtocol):
     _idle_since: float | None = None
     """Since when it waits for another request."""
     _idle_look: asyncio.TimerHandle | None = None
+    _current: RequestResponseCycle | None = None
+    """The request that is being answered; ``cycle`` is the one that came last, which may wait behind it."""
     _refusal: tuple[int, str, str] = (400, "malformed_request", "what came is no HTTP/1.1 request")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -157,6 +161,11 @@ class HttpProtocol(HttpToolsProtocol):
         for timer in (self._lingering, self._idle_look):
             if timer is not None:
                 timer.cancel()
+        # uvicorn tells the request that came last alone, not the one that is being answered before it.
+        if self._current is not None and not self._current.response_complete:
+            self._current.disconnected = True
+            self._current.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -216,9 +225,15 @@ class HttpProtocol(HttpToolsProtocol):
         if problem is not None:
             self._refusal = (400, "malformed_request", problem)
             raise _Refused
+        if len(self.pipeline) >= PIPELINED:
+            self._refusal = (400, "too_many_requests_at_once", f"more than {PIPELINED} requests wait on the connection")
+            raise _Refused
         super().on_headers_complete()
+        if self.pipeline:
+            self.flow.resume_reading()  # paused by uvicorn; but then nobody would notice a client that hangs up
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._current = cycle
         cycle.transport = cast(asyncio.Transport, _HeadAndBody(self.transport, self.loop))
         super()._start_asgi_task(cycle, partial(_answered, app, partial(_send, cycle)))
 
@@ -303,7 +318,8 @@ class HttpProtocol(HttpToolsProtocol):
         log.info("a connection was refused: %s", detail)
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        unspoilt = self.cycle is None or self.cycle.response_complete or not self.cycle.response_started
+        if unspoilt and not self.pipeline:
             if self.cycle is not None:
                 self.cycle.disconnected = True  # what its app still says comes too late
             body = orjson.dumps({

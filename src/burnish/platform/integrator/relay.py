@@ -21,10 +21,11 @@ _NOT_ITS_OWN = frozenset(
     {
         "set-cookie", "set-cookie2", "clear-site-data", "service-worker-allowed", "strict-transport-security", "alt-svc",
         "nel", "report-to", "reporting-endpoints", "x-content-type-options", "content-security-policy",
-        "content-security-policy-report-only",
+        "content-security-policy-report-only", "refresh", "www-authenticate", "x-sendfile", "x-lighttpd-send-file",
     }
 )  # fmt: skip
-"""What an answer says about the whole origin, which is the platform's and not its component's; nor may it loosen ours."""
+"""What an answer says about the whole origin, which is the platform's and not its component's; nor may it loosen ours, ask
+for a password in our name, or tell a proxy before us which of its files to send (so does ``x-accel-``)."""
 _SANDBOX = (b"content-security-policy", b"sandbox; default-src 'none'")
 """A page that a component answers with runs no script, and is of no origin: a browser would take it for one of ours."""
 _unwatched = Delay(0.02)
@@ -95,7 +96,7 @@ def _of_an_answer(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [
         (name.encode("latin-1"), value.encode("latin-1"))
         for name, value in headers.items()
-        if name not in _NOT_ITS_OWN and not name.startswith("access-control-")
+        if name not in _NOT_ITS_OWN and not name.startswith(("access-control-", "x-accel-"))
     ] + [_SANDBOX]
 
 

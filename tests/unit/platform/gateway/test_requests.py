@@ -6,16 +6,18 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from burnish.infra import signals
 from burnish.platform.gateway import HttpProtocol
-from burnish.platform.gateway.checks import Pace
+from burnish.platform.gateway.admission import priority_of
+from burnish.platform.gateway.checks import CONTROL_BYTES, Pace
 from burnish.platform.gateway.proxies import address_of, over_https
 from burnish.platform.identity import Principal
-from tests.support.gateway import Stand, gateway_stand
+from tests.support.gateway import Keys, Stand, gateway_stand
 
 ENGINEER = Principal("user_1", "red", frozenset({"engineer"}), credential="key_1")
 VIEWER = Principal("user_2", "red", frozenset({"viewer"}), credential="key_2")
@@ -92,6 +94,7 @@ async def test_a_components_page_is_no_page_of_ours(stand: Stand) -> None:
     kept = [(b"content-type", b"text/html"), (b"etag", b'"1"'), (b"cache-control", b"no-store")]
     stand.component.said = [
         *kept, (b"Set-Cookie", b"burnish_session=theirs; Path=/"), (b"clear-site-data", b'"*"'),
+        (b"x-accel-redirect", b"/etc/passwd"), (b"x-sendfile", b"/etc/passwd"), (b"refresh", b"0"), (b"www-authenticate", b"Basic"),
         (b"service-worker-allowed", b"/"), (b"access-control-allow-origin", b"*"),
         (b"access-control-allow-credentials", b"true"), (b"content-security-policy", b"default-src *"),
         (b"content-security-policy-report-only", b"default-src *"), (b"x-content-type-options", b"sniff"),
@@ -102,7 +105,18 @@ async def test_a_components_page_is_no_page_of_ours(stand: Stand) -> None:
         assert answer.headers["content-security-policy"] == "sandbox; default-src 'none'"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert all(answer.headers[name.decode()] == value.decode() for name, value in kept)
-        bad = ("set-cookie", "clear-site", "service-worker", "access-control", "report-only", "strict")
+        bad = (
+            "set-cookie",
+            "x-accel",
+            "x-sendfile",
+            "refresh",
+            "www-authenticate",
+            "clear-site",
+            "service-worker",
+            "access-control",
+            "report-only",
+            "strict",
+        )
         assert not [name for name in answer.headers if name.startswith(bad) or name.endswith(bad)]
 
 
@@ -239,15 +253,66 @@ async def test_nobody_takes_every_place(stand: Stand) -> None:
 
 async def test_whoever_is_not_known_has_the_rate_of_an_address(stand: Stand) -> None:
     """Breaks with: guesses at keys, each of them a question to the database, without end."""
-    stand.configure(anonymous={"per_address": {"requests_per_second": 0.01, "burst": 3}})
+    few = {"requests_per_second": 0.01, "burst": 3}
+    stand.configure(anonymous={"per_address": few, "unknown_keys": few})
+    for shown in ({"authorization": "Bearer sk-unknown"}, {}):
+        answers = [await stand.client.get("/platform/things", headers=shown) for _ in range(5)]
+        assert [one.status_code for one in answers] == [401, 401, 401, 429, 429]
+        limit = "unknown_keys" if shown else "per_address"
+        assert answers[-1].json()["where"] == f"gateway.anonymous.{limit}"
     wrong = {"authorization": "Bearer sk-unknown"}
-    answers = [(await stand.client.get("/platform/things", headers=wrong)).status_code for _ in range(5)]
-    assert answers == [401, 401, 401, 429, 429]
-    assert (await stand.client.get("/platform/things")).status_code == 429, "with no credential, too"
     assert (await stand.client.get("/platform/things", headers=ONE)).status_code == 200, "a good key is not held up"
     assert (await stand.client.get("/platform/health", headers=wrong)).status_code == 401, "what asks often: a probe"
     elsewhere = {**wrong, "x-forwarded-for": "192.0.2.7"}
     assert (await stand.client.get("/platform/things", headers=elsewhere)).status_code == 401
+
+
+async def to_its_end(chunks: AsyncIterator[bytes]) -> None:
+    async for _ in chunks:
+        pass
+
+
+async def test_a_stream_ends_with_what_its_reader_may(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks with: a key that was revoked, or a role that was taken, and events that go on to be told."""
+    stand.configure(idle_timeout_seconds=0.4)  # then it is looked at each 0.2 s
+    keys = stand.gateway._authenticator
+    assert isinstance(keys, Keys)
+    less = replace(ENGINEER, roles=frozenset({"viewer"}))
+    for now in (None, less):
+        keys.keys["sk-one"] = ENGINEER
+        async with stand.client.stream("GET", "/platform/datasets/x/stream", headers=ONE) as answer:
+            assert answer.status_code == 200
+            chunks = answer.aiter_raw()
+            for _ in range(20):
+                await anext(chunks)
+            if now is None:
+                del keys.keys["sk-one"]
+            else:
+                keys.keys["sk-one"] = now
+            with pytest.raises(httpx.RemoteProtocolError):
+                await asyncio.wait_for(to_its_end(chunks), 5)
+        await until(lambda: stand.component.running == 0)
+    keys.keys["sk-one"] = replace(ENGINEER, roles=ENGINEER.roles | {"administrator"})
+    async with stand.client.stream("GET", "/platform/datasets/x/stream", headers=ONE) as answer:
+        began = time.monotonic()
+        async for _ in answer.aiter_raw():
+            if time.monotonic() - began > 0.7:
+                break
+    await until(lambda: stand.component.running == 0)
+
+
+async def test_heartbeats_of_whoever_may_not_send_them_take_places_as_others_do(stand: Stand) -> None:
+    """Breaks with: what is let in however full the process is, with bodies of any size, from anybody."""
+    path = "/platform/components/x/heartbeat"
+    assert priority_of("POST", path, {}, upload=False, registers=lambda: False) == "interactive"
+    assert priority_of("POST", path, {}, upload=False, registers=lambda: True) == "control"
+    stand.gateway._authenticator.keys["sk-boss"] = replace(  # type: ignore[union-attr]
+        ENGINEER, roles=frozenset({"administrator"}), everywhere=frozenset({"administrator"})
+    )
+    body = b"x" * (CONTROL_BYTES + 1)
+    refused = await stand.client.post(path, headers={"authorization": "Bearer sk-boss"}, content=body)
+    assert (refused.status_code, "the protocol of components" in refused.json()["hint"]) == (413, True)
+    assert (await stand.client.post(path, headers=ONE, content=body)).status_code == 404
 
 
 async def test_without_a_credential_a_body_is_small(stand: Stand) -> None:
