@@ -1,12 +1,13 @@
 """Just enough of JSON Schema to check a reference before anything runs: what lies at a path, and can it fit there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
 
 _OF_VALUE = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-_MAX_DEPTH = 20
+_MAX_OPTIONS = 100
+"""Of what may lie at one place; where there are more, anything may."""
 
 
 class NoSuchField(Exception):
@@ -19,27 +20,30 @@ class NoSuchField(Exception):
 
 
 def at(root: Schema, path: Sequence[str | int]) -> list[Schema] | None:
-    """Return what may lie at ``path``; None where the schema allows anything.
+    """Return what may lie at ``path``; None where the schema allows anything, or too much to follow.
 
     Raises:
         NoSuchField: nothing can lie there.
     """
-    options: list[Schema] = list(_options(root, root))
+    options = _options(root, [root])
     for part in path:
-        found: list[Schema] = []
+        if options is None:
+            return None
+        found: list[Any] = []
         known: list[str] = []
         for option in options:
-            below = _below(root, option, part, known)
+            below = _below(option, part, known)
             if below is None:
                 return None
             found += below
         if not found:
             raise NoSuchField(part, known)
-        options = found
+        options = _options(root, found)
     return options
 
 
-def _below(root: Schema, option: Schema, part: str | int, known: list[str]) -> list[Schema] | None:
+def _below(option: Schema, part: str | int, known: list[str]) -> list[Any] | None:
+    """Return the schema of a part, if there can be one; None for any."""
     types = _types(option)
     if types is None or (
         not option.get("properties") and "object" in types and option.get("additionalProperties", True) is True
@@ -47,33 +51,50 @@ def _below(root: Schema, option: Schema, part: str | int, known: list[str]) -> l
         return None
     if isinstance(part, int):
         items = option.get("items")
-        return [] if "array" not in types else None if not isinstance(items, Mapping) else list(_options(root, items))
+        return [] if "array" not in types else None if not isinstance(items, Mapping) else [items]
     properties = option.get("properties", {})
     known += properties
     if part in properties:
-        return list(_options(root, properties[part]))
+        return [properties[part]]
     extra = option.get("additionalProperties", False)
     if "object" in types and isinstance(extra, Mapping):
-        return list(_options(root, extra))
+        return [extra]
     return None if "object" in types and extra is True else []
 
 
-def _options(root: Schema, schema: Schema, depth: int = 0) -> Iterator[Schema]:
-    """Yield the alternatives of a schema, references followed."""
-    if depth > _MAX_DEPTH:
-        yield {}
-    elif "$ref" in schema:
-        target: Any = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            target = target.get(part, {}) if isinstance(target, Mapping) else {}
-        yield from _options(root, target, depth + 1)
-    elif isinstance(alternatives := schema.get("anyOf") or schema.get("oneOf"), list):
-        for alternative in alternatives:
-            yield from _options(root, alternative, depth + 1)
-    elif isinstance(parts := schema.get("allOf"), list) and len(parts) == 1:
-        yield from _options(root, parts[0], depth + 1)
-    else:
-        yield schema
+def _options(root: Schema, schemas: Sequence[Any]) -> list[Schema] | None:
+    """Return the alternatives of schemas, references followed; None where they allow anything, or too much.
+
+    Schemas come from third parties. No reference is followed twice, which would tell nothing new: so this takes no
+    longer than to read the schema once, however often it refers to itself.
+    """
+    found: list[Schema] = []
+    followed: set[str] = set()
+    waiting = list(reversed(schemas))
+    while waiting:
+        schema = waiting.pop()
+        if not isinstance(schema, Mapping):  # a boolean
+            return None
+        if "$ref" in schema:
+            if (reference := str(schema["$ref"])) not in followed:
+                followed.add(reference)
+                waiting.append(_target(root, reference))
+        elif isinstance(alternatives := schema.get("anyOf") or schema.get("oneOf"), list):
+            waiting += reversed(alternatives)
+        elif isinstance(parts := schema.get("allOf"), list) and len(parts) == 1:
+            waiting.append(parts[0])
+        else:
+            found.append(schema)
+            if len(found) > _MAX_OPTIONS:
+                return None
+    return found or None
+
+
+def _target(root: Schema, reference: str) -> Any:
+    target: Any = root
+    for part in reference.removeprefix("#/").split("/"):
+        target = target.get(part, {}) if isinstance(target, Mapping) else {}
+    return target
 
 
 def _types(schema: Schema) -> set[str] | None:
