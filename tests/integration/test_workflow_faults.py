@@ -130,3 +130,22 @@ async def test_an_answer_that_is_none_is_shown_and_asked_for_again(by_hand: Engi
     by_hand.finish(await by_hand.until_step(workflow_id, "a", "running"), "a")
     await by_hand.nudge(workflow_id)
     await by_hand.until(workflow_id, "succeeded")
+
+
+async def test_what_steps_hand_on_cannot_grow_without_end(wf: Engine) -> None:
+    """Breaks with: a definition of a few kilobytes that takes the server's memory, and that of whoever claims it next."""
+
+    def handing_on(step: str, times: int) -> dict[str, Any]:
+        return {"kind": "noop", "with": {"value": f"${{{{ steps.{step}.result.value }}}}" * times}}
+
+    texts = {"a": {"kind": "noop", "with": {"value": "x" * 1000}}, "b": handing_on("a", 100), "c": handing_on("b", 100)}
+    view = await wf.until(await wf.submit({"name": "laughs", "steps": texts}), "failed")
+    assert states_of(view) == {"a": "succeeded", "b": "succeeded", "c": "failed"}
+    assert step_of(view, "c").error.code == "bad_expression"
+    many = {f"s{number}": handing_on("b", 15) for number in range(8)}
+    view = await wf.until(
+        await wf.submit({"name": "many", "steps": {**texts, "c": {"kind": "noop"}, **many}}), "failed"
+    )
+    failed = [name for name, state in states_of(view).items() if state == "failed"]
+    assert 0 < len(failed) < 8, "what fits is kept"
+    assert step_of(view, failed[0]).error.code == "limit_exceeded"

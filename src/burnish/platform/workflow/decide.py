@@ -17,7 +17,7 @@ from typing import Any
 from burnish.core.errors import ErrorBody, InvalidRequest, LimitExceeded
 from burnish.core.states import ExecutionState, StepState
 from burnish.platform.workflow.definition import MAX_ITEMS, Definition, Step
-from burnish.platform.workflow.expressions import ExpressionError, Scope, condition, resolve
+from burnish.platform.workflow.expressions import ExpressionError, Room, Scope, condition, resolve
 from burnish.platform.workflow.records import (
     ENDED,
     FINAL,
@@ -259,10 +259,11 @@ def spec_of(view: View, name: str, index: int) -> dict[str, Any]:
     """Return the spec of an item, every expression resolved.
 
     Raises:
-        ExpressionError: a reference leads nowhere.
+        ExpressionError: a reference leads nowhere, or they stand for too much.
     """
     step = view.definition.steps[name]
-    resolved: dict[str, Any] = resolve(step.spec, item_scope(view, name, index))
+    room = Room(len(view.steps[name].items))
+    resolved: dict[str, Any] = resolve(step.spec, item_scope(view, name, index), room)
     return resolved
 
 

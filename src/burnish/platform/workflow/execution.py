@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from burnish.core.errors import BurnishError, InvalidRequest
+from burnish.core.errors import BurnishError, InvalidRequest, LimitExceeded
 from burnish.core.protocol import Progress
 from burnish.core.specs.base import ArtifactRef, digest_of
 from burnish.core.states import ExecutionState, JobState, StepState
@@ -22,6 +22,7 @@ from burnish.platform.workflow import store
 from burnish.platform.workflow.decide import Facts, View, decide
 from burnish.platform.workflow.definition import ENGINE, Definition, check_storable, read
 from burnish.platform.workflow.engine_kinds import EngineKind, EngineStep, Rejected
+from burnish.platform.workflow.expressions import size_of
 from burnish.platform.workflow.faults import Faults
 from burnish.platform.workflow.library import definitions
 from burnish.platform.workflow.reading import check_value
@@ -45,6 +46,8 @@ from burnish.platform.workflow.records import (
 )  # fmt: skip
 from burnish.platform.workflow.tables import WorkflowExecutionRow
 
+_MOST_RESULTS = 8 << 20
+"""Characters and values of all results that an execution's row keeps, when a kind of ours adds one."""
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -189,6 +192,8 @@ class Execution:
         self._events: list[event_log.NewEvent] = []
         self._refs: dict[str, tuple[str, ArtifactRef]] = {}
         self._counts: list[tuple[str, str]] = []
+        self._room: int | None = None
+        """What results of our own kinds may still come to; None: not measured yet."""
 
     @property
     def ended(self) -> bool:
@@ -307,7 +312,7 @@ class Execution:
             spec = kind.parse(attempt.spec, attempt.step)
             async with session.begin_nested() if kind.writes else nullcontext():
                 result = await kind.apply(session, self.engine_step(attempt), spec, attempt.prepared)
-            outcome = Outcome("succeeded", result=result.model_dump(mode="json"))
+                outcome = Outcome("succeeded", result=self._fitting(attempt, result.model_dump(mode="json")))
         except Rejected as error:
             found = None if error.result is None else error.result.model_dump(mode="json")
             outcome = Outcome("failed", result=found, error=error.body())
@@ -315,6 +320,23 @@ class Execution:
             outcome = Outcome("failed", error=error.body())
         self.applying = None  # after any other exception it stays: that is to be counted
         return outcome
+
+    def _fitting(self, attempt: Attempt, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the result of a kind of ours, if there is room for it in the execution's row.
+
+        Raises:
+            LimitExceeded: steps that hand on what others gave may double it with each step.
+        """
+        if self._room is None:
+            kept = [item.result for record in self.steps.values() for item in record.items]
+            self._room = _MOST_RESULTS - size_of(kept, _MOST_RESULTS)
+        self._room -= size_of(result, max(0, self._room))
+        if self._room < 0:
+            raise LimitExceeded(
+                f"the results of the execution's steps have more than {_MOST_RESULTS:,} characters and values together",
+                where=f"steps.{attempt.step}", hint="hand data on as an artifact",
+            )  # fmt: skip
+        return result
 
     def engine_step(self, attempt: Attempt) -> EngineStep:
         """Return what a kind of ours is told about where it runs."""

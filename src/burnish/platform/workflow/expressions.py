@@ -24,6 +24,10 @@ from burnish.core.errors import BurnishError
 
 MAX_EXPRESSION = 2_000
 _MAX_NESTING = 50
+MAX_WRITTEN = 2 << 20
+"""Characters and values that the expressions of one spec may come to: steps that name steps could double without end."""
+_LEAST_WRITTEN = 32 << 10
+"""What each of many specs has, however many share that."""
 
 Scope = Mapping[str, Any]
 """The roots: ``parameters``, ``steps``, ``execution``, and inside ``foreach`` also ``item`` and ``index``."""
@@ -346,27 +350,66 @@ def place_of(parts: Iterable[str | int], where: str = "") -> str:
     return where
 
 
-def resolve(value: Any, scope: Scope) -> Any:
+def resolve(value: Any, scope: Scope, room: "Room | None" = None) -> Any:
     """Return ``value`` with every expression in it replaced by what it stands for.
 
     Raises:
-        ExpressionError: see :func:`evaluate`.
+        ExpressionError: see :func:`evaluate`; or there is no ``room`` for what they stand for together.
     """
+    return _resolve(value, scope, room or Room())
+
+
+class Room:
+    """What is left for what expressions stand for: :data:`MAX_WRITTEN`, or a part of it where ``shares`` specs share it."""
+
+    def __init__(self, shares: int = 1) -> None:
+        self._most = self._left = max(_LEAST_WRITTEN, MAX_WRITTEN // max(1, shares))
+
+    def take(self, value: Any) -> Any:
+        """Return the value if there is room for it."""
+        self._left -= size_of(value, self._left)
+        if self._left < 0:
+            raise ExpressionError(
+                f"its expressions stand for more than {self._most:,} characters and values",
+                hint="refer to single fields, or hand data on as an artifact",
+            )
+        return value
+
+
+def size_of(value: Any, most: int) -> int:
+    """Return how many characters and values JSON data has; of more than ``most``, only that it is more."""
+    size, level = 0, [value]
+    while level and size <= most:
+        one = level.pop()
+        size += 1
+        if isinstance(one, str):
+            size += len(one)
+        elif isinstance(one, int):
+            size += one.bit_length() // 3
+        elif isinstance(one, Mapping):
+            size += sum(len(str(key)) for key in one)
+            level += one.values()
+        elif isinstance(one, list | tuple):
+            level += one
+    return size
+
+
+def _resolve(value: Any, scope: Scope, room: Room) -> Any:
     if isinstance(value, str):
-        return _resolve_text(value, scope) if "${{" in value else value
+        return _resolve_text(value, scope, room) if "${{" in value else value
     if isinstance(value, Mapping):
-        return {key: resolve(child, scope) for key, child in value.items()}
+        return {key: _resolve(child, scope, room) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [resolve(child, scope) for child in value]
+        return [_resolve(child, scope, room) for child in value]
     return value
 
 
-def _resolve_text(text: str, scope: Scope) -> Any:
+def _resolve_text(text: str, scope: Scope, room: Room) -> Any:
     whole = single(text)
     if whole is not None:
-        return evaluate(parse(whole), scope)
+        return room.take(evaluate(parse(whole), scope))
     pieces = _pieces(text)
-    pieces[1::2] = [_written(evaluate(parse(expression), scope)) for expression in pieces[1::2]]
+    pieces[1::2] = [_written(room.take(evaluate(parse(expression), scope))) for expression in pieces[1::2]]
     return "".join(pieces)
 
 

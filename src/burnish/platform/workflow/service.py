@@ -27,6 +27,7 @@ from burnish.platform.workflow.library import definition_named
 from burnish.platform.workflow.live import live_steps, outdated
 from burnish.platform.workflow.offers import Known
 from burnish.platform.workflow.parameters import ModelFinder, Resolver
+from burnish.platform.workflow.reading import check_value
 from burnish.platform.workflow.records import (
     FINAL,
     StepRecord,
@@ -103,9 +104,11 @@ class WorkflowService:
         """Return the submission with all that is wrong with it.
 
         Raises:
-            InvalidRequest: text in the parameters cannot be kept.
+            InvalidRequest: text in the parameters cannot be kept, or they are nested too deep.
+            TooLarge: the parameters have more than 256 KiB of text.
         """
         check_storable(given, "parameters")
+        check_value(given, "parameters")
         parameters, problems = await self._resolver.resolve(definition, given, principal)
         wrong = {problem.where.removeprefix("parameters.") for problem in problems}
         known = {name: value for name, value in parameters.items() if name not in wrong}

@@ -32,6 +32,7 @@ from burnish.platform.workflow.engine_kinds import EngineKind
 from burnish.platform.workflow.expressions import (
     ExpressionError,
     Path,
+    Room,
     Scope,
     bare,
     condition,
@@ -302,9 +303,10 @@ def _asks(name: str, step: Step, scope: Scope, problems: list[FieldProblem]) -> 
     found = []
     for one in scopes:
         unresolved: list[str] = []
-        spec = _partly(step.spec, one, "", unresolved, f"steps.{name}.with", problems)
+        room = Room(len(scopes))
+        spec = _partly(step.spec, one, "", unresolved, f"steps.{name}.with", problems, room)
         later: list[str] = []
-        resources = _partly(step.resources or {}, one, "", later, f"steps.{name}.resources", problems)
+        resources = _partly(step.resources or {}, one, "", later, f"steps.{name}.resources", problems, room)
         found.append(Ask(name, spec, tuple(unresolved), resources if step.resources and not later else None))
     return found
 
@@ -313,14 +315,14 @@ _LATER = object()
 
 
 def _partly(
-    value: Any, scope: Scope, path: str, unresolved: list[str], place: str, problems: list[FieldProblem]
+    value: Any, scope: Scope, path: str, unresolved: list[str], place: str, problems: list[FieldProblem], room: Room
 ) -> Any:
     """Resolve what the scope reaches. Fields that wait for a step are left out and named in ``unresolved``."""
     if isinstance(value, Mapping):
         found = {}
         for key, child in value.items():
             below = f"{path}.{key}" if path else str(key)
-            inner = _partly(child, scope, below, unresolved, f"{place}.{key}", problems)
+            inner = _partly(child, scope, below, unresolved, f"{place}.{key}", problems, room)
             if inner is _LATER:
                 unresolved.append(below)
             else:
@@ -328,7 +330,9 @@ def _partly(
         return found
     if isinstance(value, list | tuple):
         before = len(unresolved)
-        items = [_partly(v, scope, f"{path}[{i}]", unresolved, f"{place}[{i}]", problems) for i, v in enumerate(value)]
+        items = [
+            _partly(v, scope, f"{path}[{i}]", unresolved, f"{place}[{i}]", problems, room) for i, v in enumerate(value)
+        ]
         if any(item is _LATER for item in items) or len(unresolved) > before:
             del unresolved[before:]
             return _LATER  # a list with a hole has other positions: the whole list comes later
@@ -336,7 +340,7 @@ def _partly(
     if not isinstance(value, str) or "${{" not in value:
         return value
     try:
-        return resolve(value, scope)
+        return resolve(value, scope, room)
     except ExpressionError as error:
         if _later(expressions(value), scope):
             return _LATER
