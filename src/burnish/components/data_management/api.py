@@ -1,7 +1,7 @@
 """The routes of datasets."""
 
-import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from burnish.components.data_management import contents, service
 from burnish.components.data_management.adding import Adding
+from burnish.components.data_management.reading import RowReading
 from burnish.components.data_management.schemas import (
     NAME_PATTERN,
     REFERENCE_PATTERN,
@@ -199,11 +200,15 @@ def _reading(routes: APIRouter, database: Database) -> None:
 
 
 def _looking(routes: APIRouter, database: Database, store: ArtifactStore) -> None:
+    reading = RowReading()
+
     async def find(caller: Principal, dataset: str, version: str) -> DatasetVersionView:
         async with database.read() as session:
             return await service.version(session, caller.project_id, dataset, version)
 
-    @routes.get("/{dataset}/versions/{version}/preview", summary="Look at rows", responses=problems(401, 404, 422, 503))
+    @routes.get(
+        "/{dataset}/versions/{version}/preview", summary="Look at rows", responses=problems(401, 404, 422, 429, 503)
+    )
     async def preview_rows(
         caller: Reader,
         dataset: Name,
@@ -213,19 +218,22 @@ def _looking(routes: APIRouter, database: Database, store: ArtifactStore) -> Non
     ) -> Preview:
         """Give rows as they are stored. Fewer than `limit` come when they are long; `next` says where to go on."""
         found = await find(caller, dataset, version)
-        folder = await asyncio.to_thread(store.open, found.artifact, verify=False)
-        return await asyncio.to_thread(contents.preview, folder, found.card.rows, offset, limit)
+
+        def look() -> Preview:
+            return contents.preview(store.open(found.artifact, verify=False), found.card.rows, offset, limit)
+
+        return await reading.run(caller.project_id, look)
 
     @routes.get(
         "/{dataset}/versions/{version}/download",
         summary="Download the rows",
         response_class=FileResponse,
-        responses={200: {"description": "One row a line", **_LINES}, **problems(401, 404, 422, 500, 503)},
+        responses={200: {"description": "One row a line", **_LINES}, **problems(401, 404, 422, 429, 500, 503)},
     )
     async def download_rows(caller: Reader, dataset: Name, version: Number) -> FileResponse:
         """Stream the version as JSON Lines, after checking that its bytes are those that were published."""
         found = await find(caller, dataset, version)
-        folder = await asyncio.to_thread(store.open, found.artifact)
+        folder = await reading.run(caller.project_id, partial(store.open, found.artifact))
         headers = {"etag": f'"{found.card.rows_hash}"', "x-content-type-options": "nosniff"}
         name = f"{found.name}-{found.version}.jsonl"
         return FileResponse(folder / DATA_FILE, media_type="application/x-ndjson", filename=name, headers=headers)
@@ -233,10 +241,14 @@ def _looking(routes: APIRouter, database: Database, store: ArtifactStore) -> Non
     @routes.get(
         "/{dataset}/versions/{version}/diff/{other}",
         summary="Compare two versions",
-        responses=problems(401, 404, 413, 422, 503),
+        responses=problems(401, 404, 413, 422, 429, 503),
     )
     async def compare_versions(caller: Reader, dataset: Name, version: Number, other: Number) -> Difference:
         """Count the rows that `other` has and `version` has not, and the other way round, and show the first 20."""
         a, b = await find(caller, dataset, version), await find(caller, dataset, other)
-        pairs = [(view.version, await asyncio.to_thread(store.open, view.artifact, verify=False)) for view in (a, b)]
-        return await asyncio.to_thread(contents.difference, pairs[0], pairs[1])
+
+        def compare() -> Difference:
+            one, two = ((view.version, store.open(view.artifact, verify=False)) for view in (a, b))
+            return contents.difference(one, two)
+
+        return await reading.run(caller.project_id, compare)

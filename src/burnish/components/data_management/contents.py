@@ -22,7 +22,7 @@ def preview(folder: Path, total: int, offset: int, limit: int) -> Preview:
     """Return up to ``limit`` rows from ``offset`` on, and at most four megabytes of them (one row at least)."""
     rows: list[dict[str, Any]] = []
     size = 0
-    for line in islice(_lines(folder), offset, offset + limit):
+    for line in islice(_lines(folder) if offset < total else (), offset, offset + limit):
         size += len(line)
         if rows and size > _PREVIEW_BYTES:
             break

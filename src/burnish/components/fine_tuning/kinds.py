@@ -57,10 +57,13 @@ async def check_import(check: Check) -> list[FieldProblem]:
 
 def _problem_with(source: str, store: ArtifactStore) -> FieldProblem | None:
     """Return what is wrong with a source: artifacts are named by reference, so that each project reads its own alone."""
-    path = Path(source).expanduser()
-    if path.is_absolute() and store.holds(path):
+    try:
+        path = Path(source).expanduser()
+        if path.is_absolute() and store.holds(path):
+            return no_model_at(source)
+        return problem_with(source)
+    except (OSError, RuntimeError):  # it may not be looked at, its name is none, or `~` has no home
         return no_model_at(source)
-    return problem_with(source)
 
 
 async def check_training(check: Check) -> list[FieldProblem]:

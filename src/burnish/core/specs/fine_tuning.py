@@ -10,7 +10,9 @@ from burnish.core.specs.base import ArtifactRef, Spec
 class ImportModelSpec(Spec):
     """Make a base model an artifact: safetensors, config and tokenizer."""
 
-    source: str = Field(description="Hub name (`org/name`), a folder of safetensors, or a GGUF file", min_length=1)
+    source: str = Field(
+        description="Hub name (`org/name`), a folder of safetensors, or a GGUF file", min_length=1, max_length=4096
+    )
     revision: str | None = Field(default=None, description="Hub revision; resolved to a commit and recorded")
     licence: str | None = None
     name: str | None = Field(default=None, description="Short name; from the source by default")

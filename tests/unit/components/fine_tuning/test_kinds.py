@@ -149,3 +149,21 @@ def test_recipes_have_manuals_and_unknown_ones_are_refused() -> None:
 def test_kinds_load_no_torch() -> None:
     code = "import sys, burnish.components.fine_tuning.kinds; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("source", ["/" + "a" * 5000, "/" + "a/" * 2500, "~nobody-of-this-name/model"])
+async def test_a_source_that_cannot_be_looked_at_is_no_model(source: str) -> None:
+    """Breaks with: a failure of the component, which counts against it for everybody."""
+    assert [problem.message for problem in await check_import(_check({"source": source}))] == [
+        f"there is no model at {source}"
+    ]
+
+
+async def test_a_source_that_may_not_be_looked_at_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    assert [problem.message for problem in await check_import(_check({"source": str(tmp_path)}))] == [
+        f"there is no model at {tmp_path}"
+    ]
