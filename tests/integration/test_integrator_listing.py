@@ -210,3 +210,28 @@ async def test_the_same_id_registered_anew_is_another(client: httpx.AsyncClient,
         await store.remove(session, "one")
     await register(database, {"one": {}})
     assert (await listed(client))["one"]["id"] != first["id"]
+
+
+def _nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+async def test_an_instance_that_cannot_be_shown_whole_hides_no_other(
+    client: httpx.AsyncClient, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Breaks with: writing what was stored before there was a bound; one row's fault that ends the whole list."""
+    await register(database, {
+        "broken": {"kinds": ["sft", _nested(300)]}, "deep": {"metadata_": {"x": _nested(253)}}, "well": {},
+    })  # fmt: skip
+    answer = await client.get(ALL)
+    assert answer.status_code == 200, answer.text
+    shown = {one["component_id"]: one for one in answer.json()["data"]}
+    assert (shown["deep"]["metadata"], shown["deep"]["status"]) == ({}, "starting")
+    assert (shown["broken"]["kinds"], shown["broken"]["name"]) == ([], "broken")
+    assert shown["well"]["metadata"] == {"gpus": 2}
+    assert [record.args for record in caplog.records if "cannot be shown" in record.message] == [("broken",)]
+    one = await client.get(f"{ALL}/deep")
+    assert (one.status_code, one.json()["metadata"]) == (200, {})

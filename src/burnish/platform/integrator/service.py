@@ -1,6 +1,7 @@
 """Rules of instances: register, heartbeat, deregister, and how they are shown."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,12 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import Busy, Conflict, NotFound
 from burnish.core.pages import Page
-from burnish.core.protocol import Health, Registration
+from burnish.core.protocol import MAX_METADATA_DEPTH, Health, Registration, is_deeper
 from burnish.core.states import InstanceState
 from burnish.infra.database import Database, utcnow
 from burnish.platform.integrator import store
 from burnish.platform.integrator.schemas import ActionView, ComponentView, Heartbeat
 from burnish.platform.integrator.tables import ComponentTable
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded://"
 MOST_INSTANCES = 10_000
@@ -294,9 +297,18 @@ class Listing:
         shown = {one: written[1] for one, state, written in kept if written is not None and written[0] == state}
         if changed := [one for one, _ in states if one not in shown]:
             for state, row in await store.listed(session, wanted, changed):
-                shown[row.component_id] = _json_of(row, names=self._names)
+                shown[row.component_id] = _json_however(row, names=self._names)
                 self._written[row.component_id] = (state, shown[row.component_id])
         return [shown[one] for one, _ in states if one in shown]
+
+
+def _json_however(row: store.Listed, *, names: bool) -> bytes:
+    """Return what is shown of a row; of one that cannot be written, what is not its documents: the others are shown."""
+    try:
+        return _json_of(row, names=names)
+    except (TypeError, ValueError, RecursionError):
+        log.exception("the documents of the instance %s cannot be shown", row.component_id)
+        return _json_of(row._replace(metadata_=None, kinds=None, health=None), names=names)
 
 
 def _json_of(row: store.Listed, *, names: bool) -> bytes:
@@ -305,7 +317,7 @@ def _json_of(row: store.Listed, *, names: bool) -> bytes:
         "id": row.id, "component_id": row.component_id, "component_type": row.component_type, "name": row.name,
         "version": row.version, "status": row.status or InstanceState.STARTING,
         "health_endpoint": row.health_endpoint or "", "api_endpoint": row.api_endpoint or "",
-        "metadata": _as_written(json.loads(row.metadata_ or "null") or {}), "registered_at": row.registered_at,
+        "metadata": _as_written(_metadata(json.loads(row.metadata_ or "null"))), "registered_at": row.registered_at,
         "last_heartbeat": row.last_heartbeat, "embedded": row.embedded, "source": row.source, "node": row.node,
         "generation": row.generation, "protocol_version": row.protocol_version, "since": _since(row.state_since),
         "weight": 1.0 if row.weight is None else row.weight, "kinds": _kinds(row.kinds),
@@ -341,7 +353,7 @@ def view_of(row: ComponentTable, *, names: bool = True) -> ComponentView:
         id=row.id, component_id=row.component_id, component_type=row.component_type, name=row.name,
         version=row.version, status=InstanceState(row.status or InstanceState.STARTING),
         health_endpoint=row.health_endpoint or "", api_endpoint=row.api_endpoint or "",
-        metadata=row.metadata_ or {}, registered_at=row.registered_at, last_heartbeat=row.last_heartbeat,
+        metadata=_metadata(row.metadata_), registered_at=row.registered_at, last_heartbeat=row.last_heartbeat,
         embedded=row.embedded, kinds=tuple(row.kinds or ()),
         health=_health_view(row.health, names=names),
         failures=row.failures, problem=row.problem, problem_kind=row.problem_kind, source=row.source, node=row.node,
@@ -349,6 +361,11 @@ def view_of(row: ComponentTable, *, names: bool = True) -> ComponentView:
         weight=1.0 if row.weight is None else row.weight, since=_since(row.state_since),
         restarts=row.restarts, restart_requested_at=row.restart_requested_at,
     )  # fmt: skip
+
+
+def _metadata(stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the metadata to show: none where it is from before there was a bound, and too deep to be written."""
+    return {} if stored is None or is_deeper(stored, MAX_METADATA_DEPTH) else stored
 
 
 def _since(stored: float | None) -> datetime | None:
