@@ -50,7 +50,8 @@ def answer(asked: Asked) -> Answer:
     if path == "/platform/components":
         return Answer(body={"data": [LOST, HEALTHY, WAITING], "next": None})
     if path == "/platform/components/tuning-1":
-        return Answer(body={**HEALTHY, **DETAIL})
+        moment_ago = datetime.now(UTC) - timedelta(seconds=5)  # the file may have been read long before
+        return Answer(body={**HEALTHY, **DETAIL, "last_heartbeat": moment_ago.isoformat()})
     if path == "/platform/components/data-1":
         return Answer(body=WAITING | {"problem": "the database", "problem_kind": "degraded"})
     assert path == "/platform/components/tuning-2"
