@@ -7,8 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 from fastapi import Depends, FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from burnish.core.errors import FieldProblem
 from burnish.core.settings import Settings
@@ -16,6 +17,7 @@ from burnish.core.version import __version__
 from burnish.infra import logging as own_logging
 from burnish.infra import signals
 from burnish.infra.asgi import ASGIApp, Receive, Send
+from burnish.infra.fresh import Fresh
 from burnish.platform.configuration import api as configuration_api
 from burnish.platform.configuration import check_file, secret_api
 from burnish.platform.documentation import api as documentation
@@ -45,6 +47,7 @@ from burnish.wiring import PlatformParts, Process, build, listens_locally, open_
 
 log = logging.getLogger(__name__)
 
+_DOCUMENT_SECONDS = 1.0
 
 __all__ = [
     "Application", "Finding", "HttpProtocol", "check_configuration_file", "create_app", "examine", "port_finding",
@@ -226,10 +229,15 @@ def platform_app(process: Process, parts: PlatformParts) -> FastAPI:
 
     routes = ComponentRoutes(process.integrator)
 
-    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(requires("component:read"))])
-    async def openapi() -> JSONResponse:
+    async def written() -> bytes:
         document = await merged(app.openapi(), openai_document(), routes, parts.offers.kinds())
-        return JSONResponse(document if process.authenticator is None else secured(document))
+        return orjson.dumps(document if process.authenticator is None else secured(document))
+
+    found = Fresh(written, _DOCUMENT_SECONDS, "openapi")  # putting it together asks every component
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(requires("component:read"))])
+    async def openapi() -> Response:
+        return Response(await found.get(), media_type="application/json")
 
     document_permissions(app)
     return app

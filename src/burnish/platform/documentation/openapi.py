@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import orjson
+
 from burnish.core.errors import BurnishError
 from burnish.core.protocol import COMPONENT_TYPES, KindOffer
 from burnish.infra.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problems
@@ -81,7 +83,7 @@ class ComponentRoutes:
 def _fits(own: Mapping[str, Any], part: Part) -> bool:
     """Tell whether a third party's routes can be written into the document at all."""
     try:
-        completed(merge(own, [part]))
+        orjson.dumps(completed(merge(own, [part])))
     except Exception:
         log.warning("the routes of %s are left out: its /openapi.json is none", part[0], exc_info=True)
         return False

@@ -72,12 +72,16 @@ async def test_a_third_partys_routes_stand_under_its_own_tag_and_name() -> None:
 
 
 SOUND = GREET["paths"]["/platform/greetings"]
+HUGE = {
+    "parameters": [{"name": "a", "in": "query", "schema": {"maximum": 10**400}}],
+    "responses": {"200": {"description": "x"}},
+}
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        None, [], "no", 7, {}, {"paths": []}, {"paths": {"/platform/greetings": []}}, {"paths": {"/platform/greetings": {"get": 1}}},
+        None, [], "no", 7, {}, {"paths": {"/platform/greetings": {"get": HUGE}}}, {"paths": []}, {"paths": {"/platform/greetings": []}}, {"paths": {"/platform/greetings": {"get": 1}}},
         {"paths": {"/platform/greetings": {"get": {"responses": []}}}}, {"paths": {"/platform/greetings": {"get": {}}}},
         {"paths": {"/platform/greetings": {"get": {"responses": {"abc": {}}}}}},
         {"paths": {"/platform/greetings": {"get": {"responses": {"200": "x"}}}}},
