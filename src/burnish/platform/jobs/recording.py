@@ -14,9 +14,11 @@ from burnish.infra.event_log import NewEvent
 from burnish.infra.processes import ProcessId
 from burnish.infra.storable import cleaned
 from burnish.platform.jobs import store
-from burnish.platform.jobs.files import HostEvent, HostResult
+from burnish.platform.jobs.files import HostEvent, HostResult, shortened
 from burnish.platform.jobs.service import CHECKPOINT_OWNER, OUTPUT_OWNER, release_unfinished, requeue_paused
 from burnish.platform.jobs.tables import NEW_FOLDER, JobTable
+
+_MOST_PROBLEMS = 100
 
 
 async def attached(session: AsyncSession, job: JobTable, process: ProcessId) -> None:
@@ -111,7 +113,10 @@ async def cancelled(session: AsyncSession, job: JobTable, reason: str) -> None:
 
 
 async def failed(session: AsyncSession, job: JobTable, error: ErrorBody, figures: dict[str, Any] | None = None) -> None:
-    """The job failed for good."""
+    """The job failed for good. What it says of that is bounded: an error's text may hold all that the job worked on."""
+    texts = {"message": error.message, "hint": error.hint, "where": error.where}
+    told = {name: shortened(text) for name, text in texts.items() if text is not None}
+    error = error.model_copy(update={**told, "problems": error.problems[:_MOST_PROBLEMS]})
     job.error = cleaned(error.model_dump())
     await release_unfinished(session, job)
     reason = f"{error.code}: {error.message}"
