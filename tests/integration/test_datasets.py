@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -359,6 +359,29 @@ async def test_a_client_that_hangs_up_leaves_nothing(small: Bench) -> None:
     await until(lambda: not descriptors_of_uploads())
     assert small.remains() == []
     assert await small.counts() == (0, 0)
+
+
+async def test_one_project_does_not_take_the_places_of_all_uploads(small: Bench) -> None:
+    """Breaks with: 32 uploads of one that hardly come, and nobody else's is accepted."""
+    host, port = small.client.base_url.host, small.client.base_url.port
+    head = (
+        f"POST {URL}?name=slow&filename=a.jsonl HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n"
+        f"{CALLER_HEADER}: {headers()[CALLER_HEADER]}\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(socket.create_connection((host, port))).sendall(head.encode() + b"{")
+        await until(lambda: len(descriptors_of_uploads()) == 16)
+        own = await small.upload(lines(3), status=429, name="reviews")
+        assert own["detail"] == "16 uploads of this project are under way"
+        other = headers(Principal("eve", "other", frozenset({"engineer"})))
+        content = {"content-type": "application/octet-stream"}
+        answer = await small.client.post(
+            URL, params={"name": "reviews", "filename": "a.jsonl"}, content=lines(3).encode(), headers=other | content
+        )
+        assert answer.status_code == 201, answer.text
+    await until(lambda: not descriptors_of_uploads())
+    await small.upload(lines(3), name="reviews")
 
 
 async def test_a_cancelled_request_ends_the_reading_process(small: Bench) -> None:

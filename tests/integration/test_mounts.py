@@ -60,6 +60,24 @@ async def test_with_authentication_off_no_other_site_reaches_a_component(tmp_pat
         assert (await client.get(f"{MOUNT}/describe", headers={"host": "node7"})).status_code == 200
 
 
+async def test_a_component_that_crashes_answers_and_keeps_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Breaks with: a server that closes the connection behind the answer, on which another request is on its way."""
+
+    async def fails(*_: Any) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(component_app, "validate", fails)
+    async with edge_of(tmp_path, components="evaluation", auth="on") as (client, tokens, _):
+        caller = tokens.sign(LOCAL.acting(), "evaluation")
+        body = {"kind": "evaluate", "spec": {}, "project_id": "default"}
+        answer = await client.post(f"{MOUNT}/jobs/validate", json=body, headers={CALLER_HEADER: caller})
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "ZeroDivisionError: nobody thought of this" in caplog.text
+    assert "ZeroDivisionError" not in answer.text
+
+
 async def test_a_component_says_what_it_holds_to_the_platform_alone(tmp_path: Path) -> None:
     """Breaks with: names of other people's models, or a document, for whoever can reach the port."""
     async with edge_of(tmp_path, components="platform,evaluation") as (client, tokens, _):

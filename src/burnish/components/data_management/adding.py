@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -33,10 +34,11 @@ _FIELDS = {"name", "filename", *OPTION_FIELDS}
 _RESERVED = {"resolve", "latest"}
 _AT_ONCE = 2
 _WAITING = 32
+_OF_A_PROJECT = 16
 
 
 class Adding:
-    """Adds versions: at most two files are read at once, and 32 uploads may be under way.
+    """Adds versions: at most two files are read at once, and 32 uploads may be under way, 16 of them a project's.
 
     Nothing of an upload remains when it fails or its request is cancelled.
     """
@@ -49,7 +51,7 @@ class Adding:
         self._settings = settings
         self._configuration = configuration or of_settings(settings)
         self._turns = asyncio.Semaphore(_AT_ONCE)
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()
 
     async def add(
         self, project_id: str, body: AsyncIterator[bytes], content_type: str, given: Mapping[str, str], key: str | None
@@ -68,9 +70,11 @@ class Adding:
         """
         if key is not None:
             idempotency.check_key(key)
-        if self._under_way >= _WAITING:
-            raise Busy(f"{_WAITING} uploads are under way", hint="send it again in a while", retry_after=5)
-        self._under_way += 1
+        own = self._under_way[project_id]
+        if own >= _OF_A_PROJECT or self._under_way.total() >= _WAITING:
+            whose = f"{own} uploads of this project" if own >= _OF_A_PROJECT else f"{_WAITING} uploads"
+            raise Busy(f"{whose} are under way", hint="send it again in a while", retry_after=5)
+        self._under_way[project_id] += 1
         try:
             async with self._spool() as spool:
                 fields = {**given, **await receive(body, content_type, spool)}
@@ -79,7 +83,9 @@ class Adding:
                 async with self._turns:
                     return await self._read(project_id, spool, name, options, key, body_digest)
         finally:
-            self._under_way -= 1
+            self._under_way[project_id] -= 1
+            if not self._under_way[project_id]:
+                del self._under_way[project_id]
 
     def _spool(self) -> AbstractAsyncContextManager[Spool]:
         now = self._configuration()

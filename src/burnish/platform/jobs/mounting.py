@@ -22,6 +22,7 @@ from burnish.infra.problems import problem_body
 log = logging.getLogger(__name__)
 
 PREFIX = "/components/"
+_SEE_LOG = "the log of the component's server has more under this trace id"
 _PATH = re.compile(r"/components/([a-z][a-z0-9_]*)(/.*)?", re.DOTALL)
 
 
@@ -39,12 +40,14 @@ class MountedComponents:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request. A failure after the answer began is raised: the server breaks the connection."""
-        started = False
+        started = crashed = False
 
         async def noted(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
+            nonlocal started, crashed
+            crashed = crashed or (not started and _says_crash(message))
+            if not crashed:
+                started = started or message["type"] == "http.response.start"
+                await send(message)
 
         try:
             self._check({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
@@ -54,6 +57,11 @@ class MountedComponents:
             if started:
                 raise
             await _answer(error, scope, send)
+        except Exception:  # raised on, the server would close a connection on which others' requests come as well
+            if started:
+                raise
+            log.exception("%s %s failed", scope["method"], scope["path"][:200])
+            await _answer(BurnishError("something went wrong here that should not", hint=_SEE_LOG), scope, send)
 
     def _find(self, scope: MutableMapping[str, Any]) -> tuple[ASGIApp, MutableMapping[str, Any]]:
         path: str = scope["path"]
@@ -67,6 +75,14 @@ class MountedComponents:
         prefix = f"{PREFIX}{match[1]}"
         raw: bytes = scope.get("raw_path") or path.encode()
         return app, {**scope, "path": match[2] or "/", "raw_path": raw.removeprefix(prefix.encode()) or b"/"}
+
+
+def _says_crash(message: Message) -> bool:
+    """Tell whether this is the head of the framework's own answer to an exception, which it raises besides."""
+    if message["type"] != "http.response.start" or message["status"] != 500:
+        return False
+    kinds = (value for name, value in message.get("headers", ()) if name.lower() == b"content-type")
+    return any(kind.startswith(b"text/plain") for kind in kinds)
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
