@@ -105,6 +105,26 @@ async def test_a_health_beyond_its_bounds_is_told_and_not_kept(server: Server) -
     assert not (found["health"] or {}).get("warm")
 
 
+class Telling(PlainComponent):
+    """Answers one of its paths with an error that says more than others should read."""
+
+    async def _refused(self, request: Request) -> Response:
+        return JSONResponse({"code": "unauthenticated", "detail": "the word is sesame", "where": "sesame"}, 401)
+
+
+@pytest.mark.parametrize("path", ["health", "describe"])
+async def test_of_an_error_answer_its_status_is_told_alone(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: showing to every viewer what the platform alone could ask for."""
+    jwks = await ask(server, "GET", "/platform/identity/jwks")
+    monkeypatch.setattr(Telling, path, Telling._refused)
+    async with registered(server, Telling(jwks).app, "telling"):
+        found = await shown(server, "telling", lambda view: view["problem"])
+    assert (found["problem"], found["problem_kind"]) == (f"its /{path} answers with status 401", "broken")
+    assert "sesame" not in json.dumps(found)
+
+
 async def test_an_honest_one_of_another_language_runs_a_step(server: Server) -> None:
     jwks = await ask(server, "GET", "/platform/identity/jwks")
     async with registered(server, PlainComponent(jwks).app, "plain-1"):

@@ -278,6 +278,16 @@ async def test_an_endpoint_that_swallows_the_path_or_climbs_cannot_be_registered
     assert (await routes.get()).status_code == 404
 
 
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost", "[::1]"])
+async def test_health_is_not_asked_at_another_host(routes: Api, host: str) -> None:
+    """Breaks with: a path, a query and a host of the caller's choice, asked by the platform again and again."""
+    answer = await routes.register(health_endpoint=f"http://{host}:9/health")
+    assert (answer.status_code, answer.json()["where"]) == (422, "health_endpoint")
+    assert (await routes.get()).status_code == 404
+    same = {"api_endpoint": "http://LocalHost:9", "health_endpoint": "http://localhost:10/up"}
+    assert (await routes.register(**same)).status_code == 200
+
+
 async def test_an_endpoint_may_lie_below_a_path(routes: Api) -> None:
     endpoint = {"api_endpoint": "http://127.0.0.1:9/a/b..c/", "health_endpoint": "http://127.0.0.1:9/up?deep=1"}
     assert (await routes.register(**endpoint)).status_code == 200

@@ -213,7 +213,7 @@ class Registration(Message):
     name: str = Field(min_length=1, max_length=255, pattern=_PRINTABLE)
     version: str = Field(min_length=1, max_length=50, pattern=_PRINTABLE)
     health_endpoint: Annotated[str, AfterValidator(_no_dots)] = Field(
-        max_length=500, pattern=_ADDRESS, description="Its health check"
+        max_length=500, pattern=_ADDRESS, description="Its health check; at the same host as `api_endpoint`"
     )
     api_endpoint: Annotated[str, AfterValidator(_no_dots)] = Field(
         max_length=500, pattern=_BASE, description="What the protocol's paths are below"

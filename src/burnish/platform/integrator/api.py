@@ -18,7 +18,7 @@ from burnish.platform.identity import Principal
 from burnish.platform.identity.permission import requires, requires_unlogged
 from burnish.platform.integrator import service
 from burnish.platform.integrator.credentials import RegistrationRate, check_credential
-from burnish.platform.integrator.network import check_endpoint
+from burnish.platform.integrator.network import check_endpoint, check_same_host
 from burnish.platform.integrator.schemas import ComponentView, Heartbeat, Registered
 from burnish.platform.integrator.store import Wanted
 
@@ -83,7 +83,7 @@ async def _check(registration: Registration, networks: tuple[str, ...]) -> None:
     """Check what the schema does not say.
 
     Raises:
-        InvalidRequest: it cannot be stored.
+        InvalidRequest: it cannot be stored, or its endpoints name different hosts.
         Forbidden: an endpoint leads where nothing may be sent.
     """
     if odd := tuple(unstorable(registration.model_dump(), "body")):
@@ -91,6 +91,7 @@ async def _check(registration: Registration, networks: tuple[str, ...]) -> None:
     for where in ("api_endpoint", "health_endpoint"):
         with suppress(InvalidRequest, Unavailable):  # until it can be called it is not healthy, and says why
             await check_endpoint(getattr(registration, where), where, networks)
+    check_same_host(registration.health_endpoint, registration.api_endpoint)
 
 
 def _listing(routes: APIRouter, database: Database) -> None:

@@ -71,6 +71,25 @@ async def check_endpoint(url: str, where: str, networks: Sequence[str]) -> list[
     return allowed(found, networks, where)
 
 
+def check_same_host(health_endpoint: str, api_endpoint: str) -> None:
+    """Check that an instance's health is asked where its calls go, and nowhere else that can be reached from here.
+
+    Raises:
+        InvalidRequest: the two name different hosts; their ports may differ.
+    """
+    if _named(health_endpoint) != _named(api_endpoint):
+        raise InvalidRequest(
+            f"health_endpoint names another host than api_endpoint: {_named(health_endpoint)}", where="health_endpoint",
+            hint="write the same host in both; port and path may differ",
+        )  # fmt: skip
+
+
+def _named(url: str) -> str:
+    """Return the host as it is written in an endpoint."""
+    found = re.match(r"\w+://(\[[^\]]*\]|[^/:?#]*)", url)
+    return "" if found is None else found[1].lower()
+
+
 def check_literal(url: str, networks: Sequence[str]) -> None:
     """Check an endpoint that names an address itself; such a one is never resolved.
 

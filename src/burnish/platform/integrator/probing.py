@@ -121,13 +121,15 @@ async def get_health(transport: Transport, caller: str, timeout: float, path: st
 async def get(
     transport: Transport, path: str, model: type[_Model], timeout: float, headers: Mapping[str, str] = MappingProxyType({})
 ) -> _Model:  # fmt: skip
-    """Return what an instance answers at ``path``.
+    """Return what an instance answers at ``path``. Of an error its status is told, and no word that stands in it.
 
     Raises:
         BurnishError: it does not answer, or not that.
     """
     request = Request("GET", path, {"accept": "application/json", **headers}, deadline=time.time() + timeout)
     async with transport.send(request) as response:
+        if response.status >= 400:  # whoever reads the list may not be who may read what is answered there
+            raise UpstreamFailed(f"its {path.partition('?')[0]} answers with status {response.status}", where=path)
         document = await read_json(response, path, _LIMIT)
     try:
         return model.model_validate(document)
@@ -219,6 +221,7 @@ class Prober:
             return Look(Sight.NOT_LOOKED)
         settings = self._settings()
         try:
+            network.check_same_host(row.health_endpoint or endpoint, endpoint)
             addresses = await network.check_endpoint(endpoint, "api_endpoint", settings.allowed_networks)
             await network.check_endpoint(row.health_endpoint or endpoint, "health_endpoint", settings.allowed_networks)
         except (Forbidden, InvalidRequest) as error:
