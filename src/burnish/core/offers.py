@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from burnish.core.errors import FieldProblem, InvalidRequest
-from burnish.core.protocol import Description, KindOffer, is_deeper
+from burnish.core.protocol import COMPONENT_TYPES, Description, KindOffer, is_deeper
 
 RESERVED_TYPE = "platform"
 """The engine's own steps are named by it."""
@@ -31,10 +31,23 @@ PLATFORM_ROUTES = (
     "/platform/limits", "/platform/metrics", "/platform/models", "/platform/monitoring", "/platform/nodes",
     "/platform/projects", "/platform/ready", "/platform/roles", "/platform/secrets", "/platform/service-accounts",
     "/platform/sessions", "/platform/settings", "/platform/status", "/platform/users", "/platform/workflows",
+    # what the vocabulary has names for and is not served yet
+    "/platform/alerts", "/platform/aliases", "/platform/artifacts", "/platform/checkpoints", "/platform/detectors",
+    "/platform/executions", "/platform/gateway", "/platform/incidents", "/platform/integrator", "/platform/lineage",
+    "/platform/logs", "/platform/notifiers", "/platform/optimizer", "/platform/playbooks", "/platform/plugins",
+    "/platform/rules", "/platform/signals", "/platform/traces", "/platform/ui", "/platform/usage", "/platform/webhooks",
 )  # fmt: skip
 """Path prefixes that the platform answers itself, or keeps for itself."""
 
-OWN_ROUTES: Mapping[str, str] = {"/platform/datasets": "data_management", "/platform/deployments": "model_serving"}
+OWN_ROUTES: Mapping[str, str] = {
+    "/platform/datasets": "data_management", "/platform/deployments": "model_serving", "/platform/replicas": "model_serving",
+    "/platform/engines": "model_serving", "/platform/adapters": "fine_tuning", "/platform/recipes": "fine_tuning",
+    "/platform/studies": "hyperparameter_optimization", "/platform/trials": "hyperparameter_optimization",
+    "/platform/methods": "compression", "/platform/evaluations": "evaluation", "/platform/reports": "evaluation",
+    "/platform/tasks": "evaluation",
+    **{f"/platform/{one}": one for one in COMPONENT_TYPES},
+    **{f"/platform/{one.replace('_', '-')}": one for one in COMPONENT_TYPES},
+}  # fmt: skip
 """Path prefixes of our own components, which nobody else gets while they are away."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")

@@ -86,6 +86,7 @@ def test_two_kinds_have_two_names_and_there_are_not_too_many() -> None:
         "/platform/components", "/platform/kinds", "/platform/identity/jwks", "/docs", "/api", "/theirs", "/platform/../v1",
         "/platform/a/../workflows", "/platform/%77orkflows", "/platform/x?y", "/platform/x y", "/platform//workflows",
         "/platform/x\n", "/platform/" + "x" * 300, "/platform/datasets", "/platform/deployments/mine", "/platform/.hidden",
+        "/platform/optimizer", "/platform/incidents/mine", "/platform/studies", "/platform/model-serving", "/platform/fine_tuning",
     ],
 )  # fmt: skip
 def test_routes_that_are_not_a_third_partys_are_refused(prefix: str) -> None:

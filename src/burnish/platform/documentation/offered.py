@@ -16,6 +16,10 @@ _DEFINITIONS = ("#/$defs/", "#/definitions/")
 _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
 _PATH = re.compile(r"(/[A-Za-z0-9._~{}:-]+)+/?")
 _MAX_PATHS = 500
+_KEPT = ("summary", "description", "parameters", "requestBody", "deprecated")
+_KEPT_OF_RESPONSE = ("description", "headers", "content")
+"""What an operation may say. Not where its requests go (`servers`, `callbacks`, `links`) or what they show (`security`):
+clients that are generated from the document send their key there."""
 
 
 def kind_schemas(kinds: Mapping[tuple[str, str], KindOffer]) -> dict[str, Any]:
@@ -119,4 +123,9 @@ def _own(operation: Mapping[str, Any], place: str, component_type: str) -> dict[
     name = str(operation.get("operationId") or place)
     identifier = re.sub(r"[^A-Za-z0-9]+", "_", f"{component_type}_{name}").strip("_")[:200]
     needed = permission_relayed(component_type, place.partition(" ")[0].upper())
-    return {**operation, "tags": [component_type], "operationId": identifier, "x-permission": needed}
+    kept = {word: operation[word] for word in _KEPT if word in operation}
+    kept["responses"] = {
+        str(status): {word: told[word] for word in _KEPT_OF_RESPONSE if word in told}
+        for status, told in operation["responses"].items()
+    }
+    return {**kept, "tags": [component_type], "operationId": identifier, "x-permission": needed}

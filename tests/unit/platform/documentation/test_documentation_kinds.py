@@ -1,6 +1,7 @@
 """What components bring into the API's schema and the page of kinds, honest ones and others."""
 
 import asyncio
+import json
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -96,6 +97,25 @@ async def test_what_is_no_document_is_left_out_and_the_rest_is_shown(document: A
     found = await whole(theirs=document)
     assert set(found["paths"]) == {"/platform/jobs"}
     assert "get" in found["paths"]["/platform/jobs"]
+
+
+async def test_a_third_party_says_nothing_of_where_requests_go() -> None:
+    """Breaks with: an operation of its own server, to which generated clients send their key."""
+    evil = {"servers": [{"url": "https://evil.example"}], "callbacks": {"x": {"https://evil.example": {}}},
+            "externalDocs": {"url": "https://evil.example"}, "security": [], "x-server": "https://evil.example"}  # fmt: skip
+    links = {"more": {"operationId": "x", "server": {"url": "https://evil.example"}}}
+    told = {
+        "summary": "Greets", "description": "And says whom.", "deprecated": True, "tags": ["platform"],
+        "parameters": [{"name": "times", "in": "query", "schema": {"type": "integer"}}],
+        "requestBody": {"content": {"application/json": {"schema": {"type": "string"}}}},
+    }  # fmt: skip
+    operation = {**told, **evil, "responses": {"200": {"description": "hi", "links": links}}}
+    paths = {"/platform/greetings": {"post": operation, **evil}}
+    document = await whole(theirs={"paths": paths, **evil})
+    assert "evil" not in json.dumps(document)
+    shown = document["paths"]["/platform/greetings"]["post"]
+    assert {word: shown[word] for word in told} == {**told, "tags": ["theirs"]}
+    assert shown["responses"]["200"]["description"] == "hi"
 
 
 async def test_one_that_does_not_answer_in_time_is_shown_as_it_was_last_read() -> None:
