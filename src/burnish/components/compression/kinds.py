@@ -11,6 +11,7 @@ from burnish.core.errors import FieldProblem
 from burnish.core.plug_points import none_called
 from burnish.core.specs import CompressionResult, CompressionSpec, Resources
 from burnish.platform.jobs.schemas import Check, Kind
+from burnish.platform.jobs.validation import MAX_PROBLEMS
 
 
 def method_of(spec: CompressionSpec) -> Method:
@@ -60,7 +61,7 @@ def _params_problems(method: Method, check: Check) -> list[FieldProblem]:
     try:
         method.params.model_validate(params)
     except ValidationError as error:
-        return [_param_problem(method, dict(problem)) for problem in error.errors(include_url=False)]
+        return [_param_problem(method, dict(problem)) for problem in error.errors(include_url=False)[:MAX_PROBLEMS]]
     return []
 
 

@@ -61,6 +61,8 @@ class Composed:
 
 Path = tuple[str, ...]
 
+MAX_PROBLEMS = 50
+
 REFERENCES = frozenset({"identity.oidc.client_secret"})
 """Keys whose value refers to a secret."""
 _REFER = "it is kept as a secret, never as it is: set it by `burnish secret set NAME` and write secret://NAME here"
@@ -98,7 +100,9 @@ def parse(values: Mapping[str, JsonValue]) -> Configuration:
 def flatten(
     given: Mapping[str, JsonValue], place: Callable[[Path], str], prefix: Path = ()
 ) -> tuple[dict[str, Placed], list[FieldProblem]]:
-    """Return the values of sections within sections by key, and a problem for each name that is none.
+    """Return the values of sections within sections by key, and a problem for each name that is none, of 50 at most.
+
+    Beyond those nothing is read: what has problems is refused as a whole.
 
     Args:
         given: sections; a name may also be a whole key (``gateway.per_key.burst``).
@@ -108,6 +112,8 @@ def flatten(
     values: dict[str, Placed] = {}
     problems: list[FieldProblem] = []
     for path, key, value in _fields(given, prefix, ""):
+        if len(problems) == MAX_PROBLEMS:  # what is near a name takes long to find
+            break
         if key in schema():
             if key in values:
                 problems.append(FieldProblem(where=place(path), message=f"{key} is given twice"))
@@ -116,7 +122,9 @@ def flatten(
             hint = f"its keys: {', '.join(sorted(_below(key)))}"
             problems.append(FieldProblem(where=place(path), message=f"{key} is a section, not a value", hint=hint))
         else:
-            problems.append(FieldProblem(where=place(path), message=f"there is no key {key!r}", hint=suggestion(key)))
+            problems.append(
+                FieldProblem(where=place(path), message=f"there is no key {key[:100]!r}", hint=suggestion(key))
+            )
     return values, problems
 
 

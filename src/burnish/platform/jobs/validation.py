@@ -4,6 +4,7 @@ import asyncio
 import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -20,6 +21,9 @@ from burnish.infra.storable import unstorable
 from burnish.platform.jobs import store
 from burnish.platform.jobs.admission import Capacity, never_fits
 from burnish.platform.jobs.schemas import Check, Kind
+
+MAX_PROBLEMS = 50
+"""Told of what a spec's form has wrong; to find what is near a name takes long."""
 
 
 async def validate(
@@ -68,7 +72,8 @@ def _parse(kind: Kind, given: dict[str, Any], unresolved: Sequence[str]) -> tupl
         return kind.spec.model_validate(given), []
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        return None, [_problem(kind.spec, detail) for detail in details if not _excused(detail, unresolved)]
+        told = (_problem(kind.spec, detail) for detail in details if not _excused(detail, unresolved))
+        return None, list(islice(told, MAX_PROBLEMS))
 
 
 def _excused(detail: ErrorDetails, unresolved: Sequence[str]) -> bool:

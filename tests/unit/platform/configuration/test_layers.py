@@ -1,6 +1,7 @@
 """Putting a configuration together from its layers, whatever they hold."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,12 @@ def test_a_section_is_no_key_and_its_keys_are_named() -> None:
         "it is a section; its keys: gateway.per_key.burst, gateway.per_key.requests_per_day, gateway.per_key.requests_per_second"
     )
     assert suggestion("gatewy") == "did you mean gateway?"
+
+
+def test_of_a_section_of_names_that_there_are_not_a_few_are_told_in_little_time() -> None:
+    """Breaks with: looking for what is near each of as many names as fit into a request."""
+    began = time.process_time()
+    _, problems = flatten({"gateway": {f"max_in_fligth{n}": 1 for n in range(5_000)}}, ".".join)
+    assert time.process_time() - began < 0.5
+    assert len(problems) == 50
+    assert "did you mean gateway.max_in_flight?" in str(problems[0].hint)
