@@ -119,7 +119,7 @@ class Following:
         made = self._made.get(row.component_id)
         if made is not None and made[0] == row and made[1] == weight:
             return made
-        health = None if row.health is None else service.health_of(row.health)
+        health = service.told_health(row.health)
         instance = Instance.model_construct(
             component_id=row.component_id, component_type=row.component_type, api_endpoint=row.api_endpoint or "",
             status=self._status(row), description=self._descriptions.get(row.description_digest or ""),

@@ -379,6 +379,12 @@ def _health_view(stored: dict[str, Any] | None, *, names: bool) -> Health | None
     return health if names else health.model_copy(update={"waiting_for": None, "warm": ()})
 
 
+def told_health(text: str | None) -> Health | None:
+    """Return the health that a row keeps, from its text."""
+    stored = json.loads(text or "null")
+    return None if stored is None else health_of(stored)
+
+
 def health_of(stored: dict[str, Any]) -> Health:
     """Return the health that a row keeps."""
     return Health.model_construct(None, **{**stored, "warm": tuple(stored.get("warm") or ())})

@@ -57,7 +57,12 @@ class Listed(NamedTuple):
 
 
 _SHOWN = tuple(getattr(_C, name).property.columns[0] for name in Listed._fields)
-_LISTED = tuple(cast(column, Text) if isinstance(column.type, JSON) else column for column in _SHOWN)
+
+
+def _as_text(names: Sequence[str]) -> list[ColumnElement[Any]]:
+    """Return columns by their attributes' names, documents as their text."""
+    columns = (getattr(_C, name).property.columns[0] for name in names)
+    return [cast(column, Text) if isinstance(column.type, JSON) else column for column in columns]
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Wanted:
 
 
 class Known(NamedTuple):
-    """What a process reads, again and again, of every instance."""
+    """What a process reads, again and again, of every instance; documents as their text: few have changed."""
 
     component_id: str
     component_type: str
@@ -91,7 +96,7 @@ class Known(NamedTuple):
     status: str | None
     embedded: bool
     description_digest: str | None
-    health: dict[str, Any] | None
+    health: str | None
     weight: float | None
     failures: int
     problem: str | None
@@ -203,9 +208,9 @@ async def remove(session: AsyncSession, component_id: str) -> None:
 
 async def known(session: AsyncSession) -> list[Known]:
     """Return every instance as a process needs it to call them; their descriptions apart."""
-    columns = tuple(getattr(_C, name) for name in Known._fields)
-    found = (await session.execute(select(*columns).order_by(_C.component_id))).all()
-    return [Known(*row) for row in found]
+    statement = select(*_as_text(Known._fields)).order_by(_C.component_id)
+    connection = await session.connection()  # without the ORM, which has nothing to add
+    return [Known(*row) for row in (await connection.execute(statement)).all()]
 
 
 async def descriptions(session: AsyncSession, digests: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -223,12 +228,15 @@ async def states(session: AsyncSession, wanted: Wanted, limit: int) -> list[tupl
     """
     statement = select(_C.component_id, _state(session)).where(*wanted.conditions)
     statement = statement.order_by(_C.component_id).limit(limit)
-    return [(component_id, state) for component_id, state in await session.execute(statement)]
+    connection = await session.connection()  # without the ORM, which has nothing to add
+    return [(component_id, state) for component_id, state in (await connection.execute(statement)).all()]
 
 
 async def listed(session: AsyncSession, wanted: Wanted, component_ids: Sequence[str]) -> list[tuple[str, Listed]]:
     """Return those of these instances that still are wanted, each with the text that :func:`states` gives of it."""
-    statement = select(_state(session), *_LISTED).where(*wanted.conditions, _C.component_id.in_(component_ids))
+    statement = select(_state(session), *_as_text(Listed._fields)).where(
+        *wanted.conditions, _C.component_id.in_(component_ids)
+    )
     return [(state, Listed(*shown)) for state, *shown in await session.execute(statement)]
 
 
