@@ -12,6 +12,7 @@ from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidReques
 from burnish.core.permissions import PLATFORM_WIDE, ROLES
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import Principal, service, store
+from burnish.platform.identity import credentials as credentials_module
 from burnish.platform.identity.credentials import bootstrap, keys
 from burnish.platform.identity.permission import authorize
 from burnish.platform.identity.schemas import (
@@ -378,6 +379,44 @@ async def test_a_key_is_rotated_with_an_overlap_and_revoked_at_once(people: Peop
         await people.credentials.revoke(session, ada, newest.id)
     with pytest.raises(Unauthenticated):
         await people.come_in(newest.key)
+
+
+async def test_a_new_key_tells_nobody_and_one_that_is_rotated_does(people: People) -> None:
+    """Breaks with: whoever makes keys has every process ask the database for everybody anew."""
+    ada = await people.user("ada", "engineer", "ml")
+    topic = people.database.topic(store.TOPIC)
+    before = topic.version
+    key = await people.key(ada)
+    assert topic.version == before
+    assert (await people.come_in(key.key)).subject == "ada"
+    async with people.database.write() as session:
+        await people.credentials.rotate(session, ada, key.id, RotateRequest(overlap_seconds=0))
+    assert topic.version > before
+
+
+async def test_a_subject_has_so_many_keys_that_work_and_no_more(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a table that grows with what any viewer sends."""
+    monkeypatch.setattr(credentials_module, "MOST_KEYS", 3)
+    ada = await people.user("ada", "viewer", "ml")
+    made = [await people.key(ada, NewKeyRequest(days=days)) for days in (30, 30, 1 / 86_400_000)]
+    made.append(await people.key(ada))  # one has expired
+    with pytest.raises(Conflict, match="ada has 3 keys that work"):
+        await people.key(ada)
+    await people.key(await people.user("bob", "viewer", "ml"))
+    for _ in range(3):
+        async with people.database.write() as session:
+            made.append(await people.credentials.rotate(session, ada, made[-1].id, RotateRequest(overlap_seconds=600)))
+    async with people.database.write() as session:
+        with pytest.raises(Conflict, match="6 keys that work"):
+            await people.credentials.rotate(session, ada, made[-1].id, RotateRequest())
+        for one in made[:-2]:
+            await people.credentials.revoke(session, ada, one.id)
+    await people.key(ada)
+    boss = await people.user("boss", "administrator", "*")
+    for number in range(5):  # of instances each has its own
+        await people.key(boss, NewKeyRequest(component=InstanceOf(component_id=f"e{number}", component_type="echo")))
 
 
 async def test_the_credential_of_an_instance_is_for_that_instance_and_nothing_else(people: People) -> None:

@@ -26,6 +26,8 @@ from burnish.platform.identity.tables import ApiKeyRow, RoleBindingRow, SubjectR
 
 FIRST_ADMINISTRATOR = "administrator"
 FIRST_KEY_HOURS = 24
+MOST_KEYS = 100
+"""Of one owner that work at once; of an instance as many. Rotating goes on up to twice as many, while the old ones end."""
 _ITSELF = "burnish"
 """Made the first administrator and their key: a name that nobody else can have."""
 
@@ -44,7 +46,7 @@ class Credentials:
             InvalidRequest: a scope is no permission.
             NotFound: there is no such subject or project for the caller.
             Forbidden: the key could do what the caller may not, or would let them act as somebody else.
-            Conflict: the owner is disabled, has no role there, or may not register the instance.
+            Conflict: the owner is disabled, has no role there, may not register the instance, or has too many keys.
             Unauthenticated: the credential that was shown is gone.
         """
         _check_scopes(asked.scopes)
@@ -149,8 +151,9 @@ class Credentials:
     async def _insert(self, session: AsyncSession, caller: Principal, row: ApiKeyRow, action: str) -> MintedKey:
         new = self._digests.new()
         row.prefix, row.digest = new.prefix, new.digest
-        await store.insert_row(session, row)
-        await store.changed(session)
+        if row.created_by != _ITSELF:
+            await _refuse_many(session, row)
+        await store.insert_row(session, row)  # told to nobody: of a key that was not there nobody remembers anything
         await audit.note(
             session, caller, action, row.id,
             {"subject": row.subject, "project": row.project_id, "scopes": None if row.scopes is None else [*row.scopes],
@@ -175,7 +178,7 @@ class Credentials:
 
         Raises:
             NotFound: there is no such key for the caller.
-            Conflict: the key is revoked, has expired or was rotated already.
+            Conflict: the key is revoked, has expired or was rotated already, or its owner has too many.
             Forbidden: it can do what the caller may not, or would let them act as somebody else.
             Unauthenticated: the credential that was shown is gone.
         """
@@ -201,6 +204,7 @@ class Credentials:
             authorize_everywhere(caller, "component:register")
         end = now + timedelta(seconds=asked.overlap_seconds)
         old.expires_at = end if old.expires_at is None else min(end, old.expires_at)
+        await store.changed(session)
         return await self._insert(session, caller, row, "key:rotate")
 
     async def revoke(self, session: AsyncSession, caller: Principal, key_id: str) -> None:
@@ -249,6 +253,7 @@ class Credentials:
             id=new_id("key"), name="first start", subject=row.id, project_id=EVERY_PROJECT, created_at=now,
             created_by=_ITSELF, expires_at=now + timedelta(hours=FIRST_KEY_HOURS),
         )  # fmt: skip
+        await store.changed(session)
         minted = await self._insert(session, Principal(_ITSELF), key, "key:mint")
         assert minted.key is not None, "just made"
         return minted.key
@@ -328,6 +333,20 @@ def _refuse_impersonation(caller: Principal, owner: SubjectRow) -> None:
             "project makes one", where="identity:write",
             hint="they make their own (`burnish key create`); for a program add a service account of the project "
             "(`burnish service-account add`)",
+        )  # fmt: skip
+
+
+async def _refuse_many(session: AsyncSession, row: ApiKeyRow) -> None:
+    """Refuse one more key where there are many already.
+
+    Raises:
+        Conflict: the owner (or the instance) has as many as may work at once.
+    """
+    most = MOST_KEYS if row.rotated_from is None else 2 * MOST_KEYS
+    if await store.living_keys(session, row.subject, row.component_id) >= most:
+        raise Conflict(
+            f"{row.component_id or row.subject} has {most} keys that work; there can be no more", where="subject",
+            hint="revoke some that nobody uses: `burnish key list`, then `burnish key revoke KEY`",
         )  # fmt: skip
 
 

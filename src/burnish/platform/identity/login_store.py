@@ -87,6 +87,15 @@ async def on_their_way(session: AsyncSession, now: datetime) -> int:
     return int(await session.scalar(select(func.count()).where(LoginStateRow.expires_at > now)) or 0)
 
 
+async def forget_oldest(session: AsyncSession, number: int, later_than: datetime) -> None:
+    """Forget so many of what was kept, what ends first before the rest; nothing that ends before ``later_than``."""
+    oldest = select(LoginStateRow.id).where(LoginStateRow.expires_at > later_than).order_by(LoginStateRow.expires_at)
+    chosen = oldest.limit(number).with_for_update(skip_locked=True)
+    await session.execute(
+        delete(LoginStateRow).where(LoginStateRow.id.in_(chosen)).execution_options(synchronize_session=False)
+    )
+
+
 async def look(session: AsyncSession, key: str, now: datetime) -> Mapping[str, Any] | None:
     """Return what was kept under a key; None: nothing, it was taken, or its time is over."""
     statement = select(LoginStateRow.payload).where(LoginStateRow.id == key, LoginStateRow.expires_at > now)

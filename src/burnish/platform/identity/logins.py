@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.configuration import Current, defaults
-from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidRequest, Unauthenticated, Unavailable
+from burnish.core.errors import BurnishError, Conflict, Forbidden, InvalidRequest, Unauthenticated
 from burnish.core.permissions import EVERY_PROJECT
 from burnish.infra.database import Database, utcnow
 from burnish.platform.identity import arrivals, audit, login_store, store
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 LOGIN_SECONDS = 600.0
 """How long the user may take at the provider."""
 MOST_PENDING = 10_000
-"""Logins on their way at once; anybody can begin one."""
+"""Logins on their way at once; anybody can begin one, so where there are more the oldest are forgotten."""
 CODE_SECONDS = 60.0
 """How long the command line may take to turn its code into a key."""
 
@@ -167,18 +167,11 @@ class Logins:
         Raises:
             InvalidRequest: it would lead to another host.
             NotFound: no provider is configured.
-            Unavailable: the provider does not answer, or too many logins are on their way.
+            Unavailable: the provider does not answer.
         """
         local_path(next_path)
         if command_line is not None:
             command_line = command_line.model_copy(update={"url": loopback_url(command_line.url)})
-        async with self._database.read() as session:
-            pending_now = await login_store.on_their_way(session, utcnow())
-        if pending_now >= MOST_PENDING:
-            raise Unavailable(
-                f"the server is busy: {pending_now} logins have begun and not ended", retry_after=30,
-                hint=f"try again soon: a login that is not ended is forgotten after {LOGIN_SECONDS / 60:g} minutes; keys go on working",
-            )  # fmt: skip
         attempt = await self._provider.begin(redirect_uri)
         browser = secrets.token_urlsafe(32)
         pending = Pending(
@@ -189,6 +182,9 @@ class Logins:
         now = utcnow()
         async with self._database.write() as session:
             await store.prune(session)
+            more = await login_store.on_their_way(session, now) - MOST_PENDING + 1
+            if more > 0:  # not the codes of command lines, which end sooner than any login that is new
+                await login_store.forget_oldest(session, more, now + timedelta(seconds=CODE_SECONDS))
             await login_store.keep(
                 session, digest_of(attempt.state), pending.model_dump(), now + timedelta(seconds=LOGIN_SECONDS)
             )

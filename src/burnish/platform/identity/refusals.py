@@ -1,7 +1,7 @@
 """What was refused, on its way into the audit log: bounded, so that whoever is refused a lot fills nothing."""
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -11,6 +11,8 @@ from burnish.infra.database import utcnow
 
 _A_MINUTE = 60.0
 _PER_MINUTE = 120
+_PER_ACTOR = 30
+"""Of one actor: nobody keeps what others are refused out of the log."""
 _STRANGERS_PER_MINUTE = 20
 """Of those who did not come in: whoever sends made-up keys takes no room from what users are refused."""
 _DISTINCT = 500
@@ -38,7 +40,7 @@ class Refusals:
     """Collects refusals until they are written.
 
     The same refusal again within a minute is counted, not kept; of different ones, 120 a minute are kept of those who
-    came in and 20 of strangers, and the rest is counted.
+    came in (30 of each) and 20 of strangers, and the rest is counted.
     """
 
     def __init__(self) -> None:
@@ -46,6 +48,7 @@ class Refusals:
         self._written: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._minute = 0.0
         self._kept = {True: 0, False: 0}
+        self._kept_of: Counter[tuple[str, bool]] = Counter()
         self.dropped = 0
         """Refusals that were only counted since the last :meth:`take`."""
 
@@ -54,15 +57,21 @@ class Refusals:
         now = time.monotonic()
         if now - self._minute >= _A_MINUTE:
             self._minute, self._kept = now, {True: 0, False: 0}
+            self._kept_of.clear()
         key = (refusal.actor, refusal.action, refusal.project_id, refusal.object_id, refusal.credential or "")
         most = _STRANGERS_PER_MINUTE if refusal.stranger else _PER_MINUTE
         waiting = self._waiting.get(key)
         if waiting is not None:
             self._waiting[key] = replace(waiting, times=waiting.times + 1)
-        elif now - self._written.get(key, -_A_MINUTE) < _A_MINUTE or self._kept[refusal.stranger] >= most:
+        elif (
+            now - self._written.get(key, -_A_MINUTE) < _A_MINUTE
+            or self._kept[refusal.stranger] >= most
+            or self._kept_of[refusal.actor, refusal.stranger] >= _PER_ACTOR
+        ):
             self.dropped += 1
         else:
             self._kept[refusal.stranger] += 1
+            self._kept_of[refusal.actor, refusal.stranger] += 1
             self._waiting[key] = replace(refusal, at=utcnow())
             self._written[key] = now
             while len(self._written) > _DISTINCT:

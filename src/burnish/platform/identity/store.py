@@ -208,6 +208,15 @@ async def api_keys(
     return await _page(session, ApiKeyRow, ApiKeyRow.id, conditions, after, limit)
 
 
+async def living_keys(session: AsyncSession, subject_id: str, component_id: str | None) -> int:
+    """Count the keys of a subject that work now: those for an instance, or (None) those for none."""
+    statement = select(func.count()).where(
+        ApiKeyRow.subject == subject_id, ApiKeyRow.component_id == component_id, ApiKeyRow.revoked_at.is_(None),
+        or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > utcnow()),
+    )  # fmt: skip
+    return int(await session.scalar(statement) or 0)
+
+
 async def end_credentials(session: AsyncSession, subject_id: str, at: datetime) -> None:
     """Revoke every key and session of a subject."""
     for table in (ApiKeyRow, SessionRow):

@@ -110,8 +110,8 @@ def test_strangers_take_no_room_from_what_users_are_refused() -> None:
     for number in range(1000):
         refusals.add(Refusal(f"stranger{number}", "login:failed", stranger=True))
     for number in range(100):
-        refusals.add(Refusal("ada", "request:refused", object_id=str(number)))
+        refusals.add(Refusal(f"ada{number}", "request:refused"))
     kept, dropped = refusals.take()
     assert sum(one.stranger for one in kept) == 20
-    assert sum(one.actor == "ada" for one in kept) == 100
+    assert sum(one.actor.startswith("ada") for one in kept) == 100
     assert dropped == 980
