@@ -11,6 +11,7 @@ import pytest
 from burnish.core.errors import Unavailable
 from burnish.infra.http import Request
 from burnish.platform.identity import LOCAL
+from burnish.platform.integrator import Integrator
 from tests.support.integrating import TYPE, World, load, wait_for, world
 from tests.support.tiny_component import ComponentProcess, component_processes
 
@@ -53,10 +54,19 @@ async def test_shares_follow_weights_that_are_changed_under_load(database_url: s
                 found.rules["weights"] = weights
                 known = found.integrator
                 await wait_for(lambda: all(known.instances[one].weight == weights[one] for one in weights), SECOND)
-                async with load(found.call, workers=4, pause=0.0) as calls:
-                    await wait_for(lambda: calls.calls > 200)
-                assert not calls.failures
-                return calls.share("b")
+                deadline = time.monotonic() + 60
+                while True:
+                    async with load(found.call, workers=4, pause=0.0) as calls:
+                        await wait_for(lambda: calls.calls > 200)
+                    assert not calls.failures
+                    if not all(weights.values()) or alike(known):
+                        return calls.share("b")
+                    # One slow answer counts for ten seconds, and for more than weights do: that is another test's.
+                    assert time.monotonic() < deadline
+
+            def alike(known: Integrator) -> bool:
+                took = [known._routing.latency(one, time.monotonic()) or 0.0 for one in known.instances]
+                return max(took) < 3 * min(took)
 
             assert 0.2 < await share(a=1, b=1) < 0.8
             assert await share(a=1, b=0.1) < 0.2

@@ -76,6 +76,8 @@ async def test_the_integrators_own_calls_say_it(sqlite_url: str, tmp_path: Path)
     body: Any = SimpleNamespace(content=b"")
     with logs.tracing(f"00-{TRACE}-{SPAN}-00", "vendor=1"):
         sent = integrator._addressed(Request("GET", "/x", {}), body).headers
-        relayed = integrator._addressed(Request("GET", "/x", {"traceparent": "its own"}), body).headers
+        relayed = integrator._addressed(
+            Request("GET", "/x", {"traceparent": "its own", "Idempotency-Key": "k"}), body
+        ).headers
     assert (sent["traceparent"][3:35], sent["traceparent"][-2:], sent["tracestate"]) == (TRACE, "00", "vendor=1")
-    assert relayed == {"traceparent": "its own"}
+    assert relayed == {"traceparent": "its own", "idempotency-key": "k"}, "what is safe to repeat is seen by its name"

@@ -58,6 +58,8 @@ class Exchange:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.is_openai = self.path.startswith("/v1/") or self.path == "/v1"
+        """Whether its errors go into OpenAI's envelope."""
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = self.headers.get("x-request-id")
         self._named = given is not None and _REQUEST_ID.fullmatch(given) is not None
@@ -89,11 +91,6 @@ class Exchange:
         self._client = client
         self._allow: bytes | None = None
         self._counts_bytes = False
-
-    @property
-    def is_openai(self) -> bool:
-        """Whether its errors go into OpenAI's envelope."""
-        return self.path == "/v1" or self.path.startswith("/v1/")
 
     @property
     def passed_on(self) -> tuple[str, str | None]:

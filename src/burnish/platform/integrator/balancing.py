@@ -91,6 +91,8 @@ def _two(
 ) -> tuple[Instance | None, Instance | None]:
     """Return two different instances of a group at random, or those that there are."""
     size, found = len(group), dict[str, Instance]()
+    if size == 1:
+        return (group[0] if may(group[0]) else None), None
     if size > _SAMPLES:
         for _ in range(_SAMPLES):
             one = group[int(random() * size)]

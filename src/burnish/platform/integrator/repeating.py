@@ -40,7 +40,7 @@ class Body:
 
 
 def is_repeatable(request: Request) -> bool:
-    """Tell whether the same request twice does what it does once."""
+    """Tell whether the same request twice does what it does once. Names of its headers are in lower case."""
     method = request.method.upper()
     if method in _IDEMPOTENT:
         return True
@@ -48,7 +48,7 @@ def is_repeatable(request: Request) -> bool:
         return False
     if _PROTOCOL.fullmatch(request.path.partition("?")[0]):
         return True
-    return any(name.lower() == "idempotency-key" for name in request.headers)
+    return "idempotency-key" in request.headers
 
 
 def class_of(request: Request) -> str:
