@@ -25,7 +25,7 @@ Part = tuple[str, tuple[str, ...], Mapping[str, Any]]
 _ASK_SECONDS = 3.0
 _SCHEMAS = "#/components/schemas/"
 _METHODS = frozenset({"get", "put", "post", "delete", "patch"})
-_ANY = (400, 401, 403, 421, 500)
+_ANY = (400, 401, 403, 421, 429, 500)
 """What the gateway may answer to any request."""
 _WITH_BODY = (413, 422)
 _RELAYED = (502, 503, 504)

@@ -44,12 +44,12 @@ _ERRORS = {
     404: "No deployment goes by this name (`model_not_found`)",
     413: "The body is too large",
     421: "The request names a host that this server is not",
-    429: "The deployment's queue is full; `Retry-After` says when to come back",
+    429: "A limit is reached, or the deployment's queue is full; `Retry-After` says when to come back",
     500: "A fault of ours; the server's log has more under `x-request-id`",
     502: "The engine failed",
     503: "No replica is ready",
 }
-_ANY = (401, 403, 421, 500, 503)
+_ANY = (401, 403, 421, 429, 500, 503)
 _HEADERS = {
     "x-burnish-revision": {"schema": {"type": "integer"}, "description": "The revision that answered"},
     "x-burnish-model-version": {"schema": {"type": "string"}, "description": "The registry version that answered"},
