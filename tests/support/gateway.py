@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -27,6 +28,13 @@ from burnish.platform.identity import Principal
 from burnish.platform.integrator import Integrator
 from burnish.platform.jobs.component_app import install_problems
 from burnish.platform.openai_api import OpenAIFace
+
+ENGINEER = Principal("user_1", "red", frozenset({"engineer"}), credential="key_1")
+VIEWER = Principal("user_2", "red", frozenset({"viewer"}), credential="key_2")
+KEYS = {"sk-one": ENGINEER, "sk-two": VIEWER}
+ONE = {"authorization": "Bearer sk-one"}
+TWO = {"authorization": "Bearer sk-two"}
+ECHO = "/platform/datasets/x/echo"
 
 
 class Component:
@@ -243,3 +251,19 @@ async def gateway_stand(
                 yield stand
         finally:
             await way.transport.close()
+
+
+async def slowly(stand: Stand, places: int) -> AsyncIterator[bytes]:
+    """An upload that ends when the test has changed the number of places."""
+    yield b"x" * 10
+    while stand.configuration.gateway.max_in_flight != 10:
+        await asyncio.sleep(0.01)
+    yield b"y" * places
+
+
+async def until(condition: object, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
