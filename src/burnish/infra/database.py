@@ -5,7 +5,8 @@ one writer at a time (the write pool holds one connection and begins with ``BEGI
 never fails half-way for want of the lock). On PostgreSQL a frozen server holds nobody up, wherever in a transaction it
 froze: between two statements ``idle_in_transaction_session_timeout`` ends it. Between preparing a statement and running
 it, which the driver does in two messages, PostgreSQL calls the session active and no limit of PostgreSQL 15 applies (a
-``statement_timeout`` is held back while a message is read): there the other servers end it.
+``statement_timeout`` is held back while a message is read): there the other servers end it. Whoever waits for a lock
+waits longer than either takes, so that it has the lock in the end and is not refused together with the frozen holder.
 
 A PostgreSQL that is away (stopped, frozen, cut off) is noticed by :mod:`burnish.infra.outage`: units of work then fail
 at once, and as it answers again every topic is notified, so that loops which wait for one go on.
@@ -45,7 +46,9 @@ log = logging.getLogger(__name__)
 _CHANNEL = "burnish"
 _CALLBACKS = "burnish_after_commit"
 _HOOKS = "burnish_before_commit"
-_LOCK_SECONDS = 5.0
+_FROZEN_SECONDS = 5.0
+_LOOKS = 4
+"""For transactions of frozen servers, within the time that one may last."""
 _CONNECT_SECONDS = 5.0
 
 _END_FROZEN = """
@@ -151,11 +154,18 @@ class Topic:
 class Database:
     """One database, opened by URL (``sqlite+aiosqlite:///...`` or ``postgresql+asyncpg://...``)."""
 
-    def __init__(self, url: str, *, pool_size: int = 10, lock_seconds: float = _LOCK_SECONDS) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, frozen_seconds: float = _FROZEN_SECONDS) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: SQLAlchemy's address of it.
+            pool_size: connections at most.
+            frozen_seconds: how long a transaction may stand between two statements; locks are waited for twice as long.
+        """
         self.url = url
         self.info: dict[str, object] = {}
         """What parts of this process keep with the database, by names of their own."""
-        self._lock_seconds = lock_seconds
+        self._frozen_seconds = frozen_seconds
         self._topics: dict[str, Topic] = {}
         self._outgoing: set[str] = set()
         self._notifier: asyncio.Task[None] | None = None
@@ -186,10 +196,10 @@ class Database:
     @property
     def server_settings(self) -> dict[str, str]:
         """What every connection to PostgreSQL sets, so that none of them holds others up."""
-        milliseconds = round(self._lock_seconds * 1000)
+        milliseconds = round(self._frozen_seconds * 1000)
         return {
             "application_name": f"burnish {os.getpid()}@{socket.gethostname()}"[:63],  # one a process, to count them by
-            "lock_timeout": str(milliseconds),
+            "lock_timeout": str(2 * milliseconds),
             "idle_in_transaction_session_timeout": str(milliseconds),
             "jit": "off",
         }
@@ -312,8 +322,8 @@ class Database:
                 connection = await self._outage.open(self._connect())
                 self._outage.given_back(connection)  # broken off as soon as any other is found dead
                 await connection.add_listener(_CHANNEL, heard)
-                while not connection.is_closed() and not await self._pause(self._lock_seconds / 2):
-                    ended = await connection.fetch(_END_FROZEN, self._lock_seconds, timeout=2)
+                while not connection.is_closed() and not await self._pause(self._frozen_seconds / _LOOKS):
+                    ended = await connection.fetch(_END_FROZEN, self._frozen_seconds, timeout=2)
                     if ended:
                         log.warning("ended %d transactions of a server that froze within a statement", len(ended))
             except CONNECTION_TROUBLE:
