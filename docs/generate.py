@@ -351,10 +351,9 @@ def api(schema: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     tags: dict[str, list[str]] = {}
     for path, item in schema["paths"].items():
-        for method in METHODS:
-            if method in item:
-                tag = (item[method].get("tags") or ["other"])[0]
-                tags.setdefault(tag, []).extend(_operation(method, path, item[method], schema))
+        for method in [one for one in METHODS if one in item]:
+            tag = (item[method].get("tags") or ["other"])[0]
+            tags.setdefault(tag, []).extend(_operation(method, path, item[method], schema))
     for tag, lines in sorted(tags.items()):
         parts += [f"## {tag}", "", *lines]
     return "\n".join(parts)
@@ -382,9 +381,7 @@ def openapi() -> dict[str, Any]:
             answer = await client.get("/openapi.json")
         to_app.put_nowait({"type": "lifespan.shutdown"})
         await life
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        return found
+        return dict(answer.raise_for_status().json())
 
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(ask(Path(folder)))
@@ -392,10 +389,9 @@ def openapi() -> dict[str, Any]:
 
 def decisions() -> str:
     """Return the index of decisions with a line for each."""
-    lines = []
-    for file in sorted((DOCS / "decisions").glob("[0-9]*.md")):
-        title = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        lines.append(f"- [{title}]({file.name})")
+    files = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+    titles = [file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for file in files]
+    lines = [f"- [{title}]({file.name})" for title, file in zip(titles, files, strict=True)]
     text = (DOCS / "decisions" / "index.md").read_text(encoding="utf-8")
     return text.replace("<!-- generated: decisions -->", "\n".join(lines))
 
@@ -408,10 +404,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any], schema: Map
         lines += ["| parameter | in | type | |", "|---|---|---|---|"]
         for found in parameters:
             p = _resolved(found, schema)
-            star = " *(required)*" if p.get("required") else ""
-            lines.append(
-                f"| `{p['name']}`{star} | {p['in']} | {_type(p.get('schema', {}))} | {_cell(p.get('description', ''))} |"
-            )
+            name = f"`{p['name']}`" + (" *(required)*" if p.get("required") else "")
+            lines.append(f"| {name} | {p['in']} | {_type(p.get('schema', {}))} | {_cell(p.get('description', ''))} |")
         lines += [""]
     for kind, content in (operation.get("requestBody") or {}).get("content", {}).items():
         lines += [f"Body: {_type(content.get('schema', {}))} as `{kind}`.", ""]
@@ -433,9 +427,9 @@ def _example(content: Mapping[str, Any]) -> list[str]:
 
 
 def _resolved(value: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Any = schema
     if "$ref" not in value:
         return value
+    found: Any = schema
     for part in value["$ref"].removeprefix("#/").split("/"):
         found = found[part]
     return dict(found)
@@ -458,9 +452,8 @@ def _field_rows(model: type[BaseModel]) -> list[str]:
     properties = model.model_json_schema(by_alias=True).get("properties", {})
     rows = ["| field | type | default | |", "|---|---|---|---|"]
     for name, found in properties.items():
-        rows.append(
-            f"| `{name}` | {_type(found)} | {_value(found.get('default'))} | {_cell(found.get('description', ''))} |"
-        )
+        what = _cell(found.get("description", ""))
+        rows.append(f"| `{name}` | {_type(found)} | {_value(found.get('default'))} | {what} |")
     return rows
 
 

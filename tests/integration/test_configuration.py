@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.support.configured import (
     Configured,
     configured,
 )
+from tests.support.waiting import until
 
 BURST = "gateway.per_key.burst"
 
@@ -30,16 +30,6 @@ BURST = "gateway.per_key.burst"
 async def one(database: Database, home: Path) -> AsyncIterator[Configured]:
     async with configured(database, home) as found:
         yield found
-
-
-async def until(condition: Any, seconds: float = 5.0) -> None:
-    """Wait until it holds: so long, and what a busy machine adds to a few pauses of ten milliseconds."""
-    start, longest = time.monotonic(), 0.0
-    while not condition():
-        paused = time.monotonic()
-        await asyncio.sleep(0.01)
-        longest = max(longest, time.monotonic() - paused)
-        assert time.monotonic() - start < seconds + 4 * longest, f"not within {seconds} s"
 
 
 async def rows(database: Database, statement: str) -> list[Any]:
@@ -431,7 +421,7 @@ async def test_without_notices_a_change_is_found_by_polling(database_url: str, h
         async with configured(first, home) as one, configured(second, home, process="second") as other:
             for burst in (5, 6, 7):
                 await one.change({BURST: burst})
-                await until(lambda burst=burst: other.live.current().gateway.per_key.burst == burst, 1)
+                await until(lambda burst=burst: other.live.current().gateway.per_key.burst == burst, 1)  # type: ignore[misc]
     finally:
         await first.dispose()
         await second.dispose()

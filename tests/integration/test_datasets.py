@@ -30,6 +30,7 @@ from burnish.platform.jobs.component_app import submit
 from burnish.platform.jobs.runtime import JobRuntime
 from tests.support.asgi_server import served
 from tests.support.uploads import descriptors_of_uploads, readers
+from tests.support.waiting import until
 
 URL = "/platform/datasets"
 TOKENS = CallerTokens(b"k" * 32)
@@ -495,10 +496,3 @@ async def test_the_schema_documents_every_route_and_error(small: Bench) -> None:
     post = operations[URL, "post"]
     assert {"200", "201", "413", "415", "507"} <= set(post["responses"])
     assert "multipart/form-data" in post["requestBody"]["content"]
-
-
-async def until(condition: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)

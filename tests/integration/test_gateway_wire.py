@@ -3,13 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from burnish.platform.gateway import wire
 from burnish.platform.identity import Principal
 from tests.support.gateway import Stand, gateway_stand
+from tests.support.waiting import until
 
 KEYS = {"sk-one": Principal("user_1", "red", frozenset({"engineer"}), credential="key_1")}
 HEAD = b"Host: x\r\nAuthorization: Bearer sk-one\r\n"
@@ -292,10 +293,3 @@ async def test_a_stream_is_not_held_back(stand: Stand) -> None:
     writer.write(GET.replace(b"echo", b"stall") + b"\r\n")
     assert await asyncio.wait_for(reader.readuntil(b"data: 0\n\n"), 5)
     writer.close()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)

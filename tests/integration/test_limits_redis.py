@@ -14,6 +14,7 @@ from burnish.platform.gateway.limits import Bucket, Limiter, MemoryLimiter, Redi
 from burnish.platform.gateway.sharing import SUBJECT, Buckets
 from burnish.testing.limiter_contract import CONTRACT
 from tests.support.redis import RedisServer, running_redis
+from tests.support.waiting import until
 
 PATIENT = 1.0
 """Where a test counts exactly, a busy machine must not make it count locally."""
@@ -171,10 +172,3 @@ async def told(database: Database, count: int) -> list[str]:
             return found
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.02)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)

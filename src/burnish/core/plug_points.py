@@ -36,9 +36,11 @@ def plugged(kind: type[Plug], group: str, ours: Iterable[Plug]) -> dict[str, Plu
 
 def none_called(field: str, name: str, known: Collection[str]) -> FieldProblem:
     """Return the problem of a spec whose ``field`` names nothing that is known; its hint names what is."""
+    hint = did_you_mean(name, known, f"there are {', '.join(sorted(known))}")
+    return FieldProblem(where=f"spec.{field}", message=f"no {field} is called {name!r}", hint=hint)
+
+
+def did_you_mean(name: str, known: Collection[str], there_are: str) -> str:
+    """Return the hint to a name that is not known: the known one that is close, if any, and ``there_are``."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    there_are = f"there are {', '.join(sorted(known))}"
-    return FieldProblem(
-        where=f"spec.{field}", message=f"no {field} is called {name!r}",
-        hint=f"did you mean {near[0]!r}? {there_are}" if near else there_are,
-    )  # fmt: skip
+    return f"did you mean {near[0]!r}? {there_are}" if near else there_are

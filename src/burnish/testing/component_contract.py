@@ -107,7 +107,7 @@ async def describe(probe: Probe) -> None:
 async def names_and_routes(probe: Probe) -> None:
     """What is said beyond the schemas."""
     try:
-        check_offer(_without_schemas(_description(probe)), {})
+        check_offer(_without_schemas(probe.described()), {})
     except InvalidRequest as error:
         first = error.problems[0]
         raise Fault(
@@ -117,7 +117,7 @@ async def names_and_routes(probe: Probe) -> None:
 
 async def schemas(probe: Probe) -> None:
     """The schemas of specs and results."""
-    for offer in _description(probe).kinds:
+    for offer in probe.described().kinds:
         for part, schema in (("spec_schema", offer.spec_schema), ("result_schema", offer.result_schema)):
             problem = schema_problem(schema)
             if problem is not None:
@@ -131,7 +131,7 @@ async def token_required(probe: Probe) -> None:
 
 async def token_garbage(probe: Probe) -> None:
     """A header that is no token."""
-    _description(probe)
+    probe.described()
     await _refused(probe, "not-a-token")
     unsigned = (
         "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4IiwicHJqIjoiZGVmYXVsdCIsInJvbCI6WyJwbGF0Zm9ybSJdLCJleHAiOjk5OTk5OTk5OTl9."
@@ -219,7 +219,7 @@ async def validate_accepts_nothing(probe: Probe) -> None:
 async def validate_finds_problems(probe: Probe) -> None:
     """Unknown kinds and wrong fields."""
     probe.token()
-    offers = _description(probe).kinds
+    offers = probe.described().kinds
     unknown = await probe.called("POST", "/jobs/validate", probe.job("no_such_kind", {}))
     _problem_at(unknown, "kind", "an unknown kind")
     for offer in offers[:3]:
@@ -232,7 +232,7 @@ async def validate_finds_problems(probe: Probe) -> None:
 async def validate_partial(probe: Probe) -> None:
     """A spec whose fields come later."""
     probe.token()
-    kinds = [(o.name, list(o.spec_schema.get("required", ()))) for o in _description(probe).kinds]
+    kinds = [(o.name, list(o.spec_schema.get("required", ()))) for o in probe.described().kinds]
     found = next(((name, required) for name, required in kinds if required), None)
     if found is None:
         raise NotApplicable("no kind has a required field")
@@ -417,16 +417,9 @@ async def still_healthy(probe: Probe) -> None:
     await health(probe)
 
 
-def _description(probe: Probe) -> Description:
-    if probe.description is None:
-        raise NotApplicable("it does not describe itself")
-    return probe.description
-
-
 def _without_schemas(description: Description) -> Description:
     plain: dict[str, Any] = {"spec_schema": {"type": "object"}, "result_schema": {"type": "object"}}
-    kinds = tuple(one.model_copy(update=plain) for one in description.kinds)
-    return description.model_copy(update={"kinds": kinds})
+    return description.model_copy(update={"kinds": tuple(one.model_copy(update=plain) for one in description.kinds)})
 
 
 def _expect(answer: Answer, status: int, what: str) -> None:
@@ -452,7 +445,7 @@ async def _settled(probe: Probe, token: str | None) -> Answer:
 
 
 async def _refused(probe: Probe, token: str | None) -> None:
-    _description(probe)
+    probe.described()
     answer = await _settled(probe, token)
     if answer.status != 401:
         raise Fault(f"GET /jobs/{{id}}: {answer.told()}", "status 401")

@@ -120,9 +120,17 @@ class Probe:
     @property
     def component_type(self) -> str:
         """Its type, by its own word."""
+        return self.described().component_type
+
+    def described(self) -> Description:
+        """Return its description.
+
+        Raises:
+            NotApplicable: it gave none.
+        """
         if self.description is None:
             raise NotApplicable("it does not describe itself")
-        return self.description.component_type
+        return self.description
 
     def token(
         self, principal: Principal = CALLER, *, audience: str | None = None, ttl: float = 60,

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from burnish.components.compression.methods import Method, methods
 from burnish.core.errors import FieldProblem
-from burnish.core.plug_points import none_called
+from burnish.core.plug_points import did_you_mean, none_called
 from burnish.core.specs import CompressionResult, CompressionSpec, Resources
 from burnish.platform.jobs.schemas import Check, Kind
 from burnish.platform.jobs.validation import MAX_PROBLEMS
@@ -70,12 +70,9 @@ def _param_problem(method: Method, problem: dict[str, Any]) -> FieldProblem:
     fields = method.params.model_fields
     hint = None
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place, fields, n=1, cutoff=0.5)
-        there_are = f"{method.name} has {', '.join(fields) or 'none'}"
-        return FieldProblem(
-            where=f"spec.params.{place}", message=f"method {method.name} has no parameter {place!r}",
-            hint=f"did you mean {near[0]!r}? {there_are}" if near else there_are,
-        )  # fmt: skip
+        hint = did_you_mean(place, fields, f"{method.name} has {', '.join(fields) or 'none'}")
+        message = f"method {method.name} has no parameter {place!r}"
+        return FieldProblem(where=f"spec.params.{place}", message=message, hint=hint)
     if problem["type"] == "literal_error":
         choices = str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.5)
