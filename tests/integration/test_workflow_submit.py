@@ -40,6 +40,17 @@ async def test_everything_wrong_is_told_at_once_with_place_and_mend(wf: Engine) 
         assert (await client.get("/platform/workflows")).json()["data"] == []
 
 
+async def test_a_component_that_came_this_moment_is_not_said_to_be_missing(wf: Engine) -> None:
+    """Breaks with: an answer from what was known a moment ago, which nobody who sees the component there can mend."""
+    wf.components.hidden.add("work")
+    body = {"definition": {"name": "x", "steps": {"a": {"component": "worker", "kind": "work"}}}}
+    async with wf.client() as client:
+        for _ in range(2):
+            answer = await client.post("/platform/workflows/validate", json=body)
+            assert answer.json()["problems"] == []
+    assert wf.components.refreshes == 1, "only where something is missing"
+
+
 async def problems_of(wf: Engine, steps: dict[str, Any], **more: Any) -> dict[str, str]:
     body = {"definition": {"name": "bad", "steps": steps, **more}}
     async with wf.client() as client:

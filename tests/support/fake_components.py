@@ -93,8 +93,16 @@ class FakeComponents:
     failures: dict[int, list[ErrorBody]] = field(default_factory=dict)
     """Errors of the next jobs whose spec has this ``number``."""
 
+    hidden: set[str] = field(default_factory=set)
+    """Kinds that are offered from the next refresh on."""
+    refreshes: int = 0
+
+    async def refresh(self) -> None:
+        self.refreshes += 1
+        self.hidden.clear()
+
     def kinds(self) -> Mapping[tuple[str, str], KindOffer]:
-        return _KINDS
+        return {key: offer for key, offer in _KINDS.items() if key[1] not in self.hidden}
 
     async def describe(self, component_type: str) -> Description:
         return Description(component_type=component_type, version="1", kinds=tuple(self.kinds().values()))

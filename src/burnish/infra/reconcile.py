@@ -49,13 +49,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from burnish.core.errors import Unavailable
 from burnish.infra import signals
+from burnish.infra.clock_watch import ClockWatch
 from burnish.infra.database import Database, epoch_now, notify
 from burnish.infra.outage import CONNECTION_TROUBLE
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
-_SET_BACK_SECONDS = 1.0
 _CLOCK_SECONDS = 2.0
 """At least so often a busy reconciler looks at the database's clock; an idle one does so with each look for due rows."""
 _NEVER = 1e12
@@ -148,7 +148,22 @@ class Reconciler:
         lease_seconds: float = 10.0,
         concurrency: int = 16,
         where: ColumnElement[bool] | None = None,
+        pace_seconds: float = 0.0,
     ) -> None:
+        """Start nothing yet.
+
+        Args:
+            database: where the rows are.
+            table: of the rows, a :class:`Reconciled` one.
+            turn: what is done with each.
+            name: of this reconciler in logs and metrics.
+            owner: begins the names of its leases.
+            lease_seconds: how long a process that fell silent keeps a row.
+            concurrency: turns at once.
+            where: which rows, all by default.
+            pace_seconds: at least so long between two claims, so that many rows which fall due one after the other are
+                claimed, and given back, together.
+        """
         self.database = database
         self.name = name
         self.beats = 0
@@ -159,6 +174,7 @@ class Reconciler:
         self._lease = lease_seconds
         self._concurrency = concurrency
         self._where = where
+        self._pace = pace_seconds
         self._claims = itertools.count(1)
         self._topic = database.topic(_topic(table))
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -277,6 +293,8 @@ class Reconciler:
                 self._start_turn(key, wakes, token)
             if claimed and len(claimed) == free:
                 seen = self._topic.version if len(self._running) >= self._concurrency else -1
+            if self._pace:
+                await asyncio.sleep(self._pace)
             await self._topic.wait(seen, _POLL_SECONDS)
 
     async def _exchange(self, free: int) -> list[tuple[str, int, str]]:
@@ -446,26 +464,6 @@ class _Renewer:
         if connection is not None:
             with suppress(*CONNECTION_TROUBLE):
                 await connection.close(timeout=1)
-
-
-class ClockWatch:
-    """Notices that a wall clock was set back, by this process's steady one, however slowly the answers come."""
-
-    def __init__(self) -> None:
-        self._ahead: float | None = None
-        """By how much the wall clock is ahead of the steady one, at least."""
-
-    def fell(self, wall: float, before: float, after: float) -> float:
-        """Return by how many seconds the wall clock was set back at least; 0 if it was not.
-
-        ``wall`` is what it showed at some moment between ``before`` and ``after`` of the steady clock.
-        """
-        known = self._ahead
-        if known is not None and wall - before < known - _SET_BACK_SECONDS:
-            self._ahead = wall - after
-            return known - (wall - before)
-        self._ahead = wall - after if known is None else max(known, wall - after)
-        return 0.0
 
 
 def in_key_order(column: Any) -> Any:

@@ -1,6 +1,6 @@
 """A wall clock that was set back is noticed; a slow answer is not mistaken for one."""
 
-from burnish.infra.reconcile import ClockWatch
+from burnish.infra.clock_watch import ClockWatch
 
 
 def test_a_fall_is_told_once() -> None:

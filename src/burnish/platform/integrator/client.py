@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _ANSWER_LIMIT = 16 << 20
 _LOOKS_AT_ONCE = 32
+_PACE_SECONDS = 0.05
+"""Between claims of instances to look at: of a thousand some ten are claimed together."""
 _OBEY_SECONDS = 0.25
 """Between looks at how often instances are to be checked."""
 _OURS = frozenset({CALLER_HEADER, DEADLINE_HEADER})
@@ -123,7 +125,7 @@ class Integrator:
             self._reconciler = Reconciler(
                 self._database, ComponentTable, self._prober.turn, name="components", owner=self._settings.node,
                 lease_seconds=self._settings.lease_seconds, concurrency=_LOOKS_AT_ONCE,
-                where=store.looked_at(sorted(self._own.ids)),
+                where=store.looked_at(sorted(self._own.ids)), pace_seconds=_PACE_SECONDS,
             )  # fmt: skip
             await self._reconciler.start()
             self._loops += [Loop(partial(self._obey, self._reconciler), "component-interval"), self._discovery]
@@ -213,6 +215,10 @@ class Integrator:
         description = self._calls.pick(component_type).description
         assert description is not None, "an instance is not called before it has described itself"
         return description
+
+    async def refresh(self) -> None:
+        """Read the instances anew: what has just been shown as there is offered then. Takes a second at most."""
+        await self._following.refresh()
 
     def kinds(self) -> Mapping[tuple[str, str], KindOffer]:
         """Return every kind that is offered at the moment, by component type and name."""

@@ -27,6 +27,7 @@ _LOOK_SECONDS = 0.25
 """Between looks at the configuration, whose weights are part of the snapshot."""
 _SHORTEST_SECONDS = 0.05
 """Between two readings, however often something changes."""
+_REFRESH_SECONDS = 1.0
 _GAP_SECONDS = 5.0
 """Not read for longer than this: the database was away, or this process stood still."""
 _SHOWN = 100
@@ -48,6 +49,10 @@ class Following:
     """Told the ids of the instances each time that they were read."""
     directory: Directory = field(default_factory=Directory)
     _read_at: float = float("-inf")
+    _begun_at: float = float("-inf")
+    """When the newest reading that has ended began."""
+    _read: Topic = field(default_factory=Topic)
+    """Notified as a reading ends."""
     _steady_since: float = float("inf")
     _descriptions: dict[str, Description] = field(default_factory=dict)
     _shown: set[str] = field(default_factory=set)
@@ -75,8 +80,19 @@ class Following:
             if await topic.wait(seen, _LOOK_SECONDS):
                 return
 
+    async def refresh(self, seconds: float = _REFRESH_SECONDS) -> None:
+        """Wait until the instances were read once from now on: what somebody has just been shown is known then.
+
+        So long at most; while the database is away they stay as they were.
+        """
+        asked, until = time.monotonic(), time.monotonic() + seconds
+        self.database.topic(store.TOPIC).notify()
+        while self._begun_at < asked and (left := until - time.monotonic()) > 0:
+            await self._read.wait(self._read.version, left)
+
     async def reread(self) -> None:
         """Read all instances."""
+        began = time.monotonic()
         async with self.database.read() as session:
             rows = await store.known(session)
             missing = sorted(
@@ -99,6 +115,8 @@ class Following:
         for told in self.on_read:
             told(ids)
         self._show(rows)
+        self._begun_at = began
+        self._read.notify()
 
     def settled(self) -> bool:
         """Tell whether the instances have been read for a whole lease without a gap."""

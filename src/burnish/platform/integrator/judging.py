@@ -76,7 +76,8 @@ class Judge:
         """Apply a look to a locked row. ``beat``: it came with the instance's own heartbeat."""
         settings = self.settings()
         now = await store.now(session)
-        _put_right(row, now, settings.lease_seconds * _LONGER)
+        for name, moment in _ahead(row, now, settings.lease_seconds * _LONGER).items():
+            setattr(row, name, moment)
         before = InstanceState(row.status or InstanceState.STARTING)
         stopped = before is InstanceState.DRAINING or (
             before is InstanceState.LOST and row.problem_kind == STOPPED
@@ -97,6 +98,30 @@ class Judge:
         if not stopped or verdict.alert is Alert.END:  # what somebody has ended is no failure
             await self._alert(session, row, verdict)
         await self._recover(session, row, before, now, settings)
+
+    def tells_nothing_new(self, row: ComponentTable, look: Look, now: float) -> bool:
+        """Whether a look changes nothing of an instance but how long its lease lasts: it was well, and is well."""
+        settings = self.settings()
+        health, old = look.health, row.health
+        if look.sight is not Sight.OK or look.description is not None or health is None or old is None:
+            return False
+        if row.status != InstanceState.HEALTHY or row.problem is not None or row.failures or row.alerted:
+            return False
+        if row.drain_until is not None or row.moved_at is not None or row.problem_kind is not None:
+            return False
+        if row.successes < settings.successes_until_healthy:
+            return False
+        verdict = judge(self._facts(row, look, InstanceState.HEALTHY, now), _rules(settings))
+        return (
+            verdict.state is InstanceState.HEALTHY
+            and not _ahead(row, now, settings.lease_seconds * _LONGER)
+            and not _differs(service.health_of(old), health)
+        )
+
+    def lease_wanted(self, row: ComponentTable, now: float) -> float | None:
+        """Return how long a lease to give after a sign of life; None: what it has is long enough."""
+        lease = self.settings().lease_seconds
+        return lease * _LONGER if (row.expires_at or 0) - now < lease else None
 
     def _facts(self, row: ComponentTable, look: Look, before: InstanceState, now: float) -> Facts:
         fresh = _fresh(row.evidence, now)
@@ -129,8 +154,8 @@ class Judge:
     ) -> None:
         """Have a whole lease left after a sign of life, and some more, so that few of them are written."""
         health, old = look.health, row.health
-        if verdict.alive and (row.expires_at or 0) - now < lease:
-            row.expires_at, row.last_heartbeat = now + lease * _LONGER, utcnow()
+        if verdict.alive and (wanted := self.lease_wanted(row, now)) is not None:
+            row.expires_at, row.last_heartbeat = now + wanted, utcnow()
         if beat and (row.beat_until or 0) - now < lease:
             row.beat_until = now + lease * _LONGER
         if health is not None and (old is None or _differs(service.health_of(old), health)):
@@ -234,18 +259,15 @@ def _is_fresh(one: dict[str, Any], now: float) -> bool:
     return -AHEAD_SECONDS < now - float(one.get("at", 0)) < _EVIDENCE_SECONDS
 
 
-def _put_right(row: ComponentTable, now: float, lease: float) -> None:
-    """Have what was written before the clock was set back count as written now: else it would hold for as long."""
-    if (row.expires_at or 0) > now + lease + AHEAD_SECONDS:
-        row.expires_at = now + lease
-    if (row.beat_until or 0) > now + lease + AHEAD_SECONDS:
-        row.beat_until = now + lease
-    if (row.state_since or 0) > now + AHEAD_SECONDS:
-        row.state_since = now
-    if (row.restart_asked_at or 0) > now + AHEAD_SECONDS:
-        row.restart_asked_at = now
-    if (row.drain_until or 0) > now + service.DRAIN_SECONDS + AHEAD_SECONDS:
-        row.drain_until = now + service.DRAIN_SECONDS
+def _ahead(row: ComponentTable, now: float, lease: float) -> dict[str, float]:
+    """Return the times that were written before the clock was set back, as if written now: else they would hold long."""
+    furthest = {
+        "expires_at": lease, "beat_until": lease, "state_since": 0.0, "restart_asked_at": 0.0,
+        "drain_until": service.DRAIN_SECONDS,
+    }  # fmt: skip
+    return {
+        name: now + most for name, most in furthest.items() if (getattr(row, name) or 0) > now + most + AHEAD_SECONDS
+    }
 
 
 def _reason(row: ComponentTable, look: Look, verdict: Verdict) -> str | None:

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from burnish.platform.integrator import network, service, store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.judging import AHEAD_SECONDS, Judge, Look
 from burnish.platform.integrator.tables import ComponentTable
+from burnish.platform.integrator.together import Rows, SignsOfLife
 
 log = logging.getLogger(__name__)
 
@@ -162,14 +163,14 @@ class Prober:
         settings: Callable[[], IntegratorConfiguration], judge: Judge, tokens: CallerTokens,
         taken: Callable[[str], Mapping[str, str]] = lambda component_type: {},
     ) -> None:  # fmt: skip
-        self._database = database
         self._transport = transport
         self._settings = settings
         self._judge = judge
         self._tokens = tokens
         self._taken = taken
         self._late: dict[str, _Probe] = {}
-        self._renewals: set[asyncio.Task[None]] = set()
+        self._rows = Rows(database)
+        self._signs = SignsOfLife(database)
         self._described: dict[str, tuple[int, float]] = {}
 
     async def stop(self) -> None:
@@ -178,7 +179,8 @@ class Prober:
         self._late.clear()
         for task in waiting:
             task.cancel()
-        await asyncio.gather(*waiting, *self._renewals, return_exceptions=True)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await self._signs.stop()
 
     def keep_only(self, component_ids: frozenset[str]) -> None:
         """Forget the instances that are no longer registered."""
@@ -189,9 +191,7 @@ class Prober:
 
     async def turn(self, turn: Turn) -> float | None:
         """Look at one instance and record what came of it."""
-        async with turn.read() as session:
-            row = await store.by_key(session, turn.key)
-            now = await store.now(session)
+        row, now = await self._rows.get(turn.key)
         if row is None:
             return None
         left = 0.0 if row.drain_until is None else row.drain_until - now
@@ -200,6 +200,10 @@ class Prober:
         look = await self._look(row)
         if look.sight not in (Sight.OK, Sight.DEGRADED, Sight.NOT_LOOKED):
             signals.PROBES_FAILED.labels(row.component_type).inc()
+        if self._judge.tells_nothing_new(row, look, now):
+            if (lease := self._judge.lease_wanted(row, now)) is not None:
+                self._signs.note(row.component_id, row.generation, lease)
+            return self._next(look, 0)
         async with turn.write() as session:
             fresh = await store.by_key(session, turn.key, lock=True)
             if fresh is None or fresh.generation != row.generation:
@@ -210,8 +214,13 @@ class Prober:
             return service.DRAIN_SECONDS if fresh.drain_until is not None else self._next(look, fresh.failures)
 
     def _next(self, look: Look, failures: int) -> float:
-        """Return when to look again: soon while it fails for the first times."""
+        """Return when to look again: soon while it fails for the first times.
+
+        A fleet that began at once is soon not looked at in step: some of the time is left out where one was described.
+        """
         usual = self._settings().probe_seconds
+        if look.description is not None:
+            usual *= random.uniform(0.5, 1)  # noqa: S311 - no secret
         soon = look.sight not in (Sight.OK, Sight.NOT_LOOKED, Sight.UNFIT, Sight.FORBIDDEN) and failures <= 10
         return usual / 5 if soon else usual
 
@@ -255,16 +264,9 @@ class Prober:
 
         def answered(task: asyncio.Task[Look]) -> None:
             if not task.cancelled() and task.result().sight in (Sight.OK, Sight.DEGRADED):
-                renewing = asyncio.create_task(self._renew(row.component_id, row.generation, lease))
-                self._renewals.add(renewing)
-                renewing.add_done_callback(self._renewals.discard)
+                self._signs.note(row.component_id, row.generation, lease)
 
         probe.task.add_done_callback(answered)
-
-    async def _renew(self, component_id: str, generation: int, lease: float) -> None:
-        with suppress(Unavailable):
-            async with self._database.write() as session:
-                await store.renew(session, component_id, generation, lease)
 
     async def _ask(self, row: ComponentTable, endpoint: str, seconds: float) -> Look:
         """Ask an instance for its health, and for its description unless that was read lately."""

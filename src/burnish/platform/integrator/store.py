@@ -5,7 +5,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, Float, Select, Text, cast, delete, func, literal_column, select, update
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Float,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
@@ -118,6 +131,12 @@ async def lock(session: AsyncSession, component_ids: Sequence[str]) -> None:
 async def by_key(session: AsyncSession, key: str, *, lock: bool = False) -> ComponentTable | None:
     """Return an instance's row by the row's id."""
     return await _one(session, select(_C).where(_C.id == key), lock=lock)
+
+
+async def by_keys(session: AsyncSession, keys: Sequence[str]) -> dict[str, ComponentTable]:
+    """Return instances' rows by the rows' ids, without what is long."""
+    rows = (await session.execute(select(_C).where(_C.id.in_(keys)))).scalars()
+    return {row.id: row for row in rows}
 
 
 async def _one(session: AsyncSession, statement: Select[Any], *, lock: bool) -> ComponentTable | None:
@@ -273,14 +292,19 @@ async def at_endpoints(session: AsyncSession, endpoints: Sequence[str]) -> dict[
     return found
 
 
-async def renew(session: AsyncSession, component_id: str, generation: int, seconds: float) -> None:
-    """Note a sign of life that came beside a turn."""
-    await session.execute(
-        update(_C)
-        .where(_C.component_id == component_id, _C.generation == generation, _C.drain_until.is_(None))
-        .values(expires_at=epoch_now() + seconds)
-        .execution_options(synchronize_session=False)
-    )
+async def renew(session: AsyncSession, seen: Mapping[str, tuple[int, float]]) -> None:
+    """Note signs of life that came beside a turn: by component_id of which incarnation, and how long its lease lasts."""
+    await lock(session, list(seen))
+    statement = (
+        update(_C.__table__)  # type: ignore[arg-type]
+        .where(
+            _C.component_id == bindparam("one"), _C.generation == bindparam("of"), _C.drain_until.is_(None),
+        )
+        .values(expires_at=epoch_now() + bindparam("seconds", type_=Float), last_heartbeat=utcnow())
+    )  # fmt: skip
+    connection = await session.connection()
+    rows = [{"one": name, "of": generation, "seconds": seconds} for name, (generation, seconds) in seen.items()]
+    await connection.execute(statement, rows)
 
 
 async def speaks_for_silent_node(session: AsyncSession, row: ComponentTable, seconds: float) -> bool:

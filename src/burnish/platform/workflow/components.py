@@ -46,6 +46,9 @@ class Components(Protocol):
     async def describe(self, component_type: str) -> Description:
         """Return what the component offers."""
 
+    async def refresh(self) -> None:
+        """Have :meth:`kinds` tell what is offered from now on, and not a moment ago."""
+
     def kinds(self) -> Mapping[tuple[str, str], KindOffer]:
         """Return every kind that is offered at the moment."""
 

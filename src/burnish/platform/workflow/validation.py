@@ -98,6 +98,9 @@ class Validator:
         ``parameters`` lacks those that were given wrongly: what hangs on them is left open.
         """
         offers, away = {**self._known.kinds(), **self._own}, self._known.away()
+        if any((s.component, s.kind) not in offers or s.component in away for s in definition.steps.values()):
+            await self._components.refresh()  # what offers it may have come this moment
+            offers, away = {**self._known.kinds(), **self._own}, self._known.away()
         findings = Findings()
         findings.forbidden = self.lacking(definition, definition.steps, principal)
         findings.problems += findings.forbidden
