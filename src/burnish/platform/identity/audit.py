@@ -1,7 +1,8 @@
 """The audit log: who did what, append-only and hash-chained.
 
 An entry is written in the transaction of the change that it tells of, as the last thing before the commit: the end of
-the chain is locked only from there to the commit, so that nothing else waits for it for long. The end bears a seal.
+the chain is locked only from there to the commit, so that nothing else waits for it for long (of a process that freezes
+there: until its transaction is ended for it, :mod:`burnish.infra.database`). The end bears a seal.
 """
 
 import hashlib
