@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from burnish.core.errors import Unavailable
+from burnish.core.errors import BurnishError
 from burnish.infra.database import Database
 from burnish.platform.integrator import store
 from burnish.platform.integrator.tables import ComponentTable
@@ -65,27 +65,20 @@ class SignsOfLife:
     def note(self, component_id: str, generation: int, seconds: float) -> None:
         """Have an incarnation's lease last so long from now on; soon, and not if it has been deregistered."""
         if not self._seen:
-            task = asyncio.create_task(self._soon(), name="component-signs-of-life")
+            task = asyncio.create_task(self._write(), name="component-signs-of-life")
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
         self._seen[component_id] = generation, seconds
 
     async def stop(self) -> None:
-        """Write what was noted."""
-        if self._seen:
-            await self._write()
-        for task in self._writing:
-            task.cancel()
+        """Return once what was noted is written: a statement that is cut off would leave its connection half-open."""
         await asyncio.gather(*self._writing, return_exceptions=True)
 
-    async def _soon(self) -> None:
-        await asyncio.sleep(_GATHER_SECONDS)
-        await self._write()
-
     async def _write(self) -> None:
+        await asyncio.sleep(_GATHER_SECONDS)
         seen, self._seen = self._seen, {}
         try:
             async with self._database.write() as session:
                 await store.renew(session, seen)
-        except Unavailable as error:
+        except BurnishError as error:
             log.info("%d signs of life were not written: %s", len(seen), error.message)  # the next looks see them, too
