@@ -74,9 +74,9 @@ class Unit:
 
     @property
     def alive(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process lives. A child's end counts once it was waited for: only then how it ended is known."""
         if self.child is not None:
-            self.child.poll()
+            return self.child.poll() is None
         return self.pid is not None and started_ticks(self.pid) == self.ticks
 
     def retry(self) -> None:

@@ -73,6 +73,16 @@ def test_one_that_was_ready_is_not_given_up_for_its_failed_starts(tmp_path: Path
     up.end()
 
 
+def test_a_child_that_ends_this_moment_lives_until_it_was_waited_for() -> None:
+    """Breaks with: a child that is let go of between its end and the look at how it ended, as a zombie."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        launch = composition.Launch("all", "platform", None, {})
+        unit = supervisor.Unit(launch, Path("home"), Path("log"), pid=child.pid, ticks=1, child=child)
+        assert unit.alive, "what is not waited for is not over"
+    assert not unit.alive
+    assert child.returncode == 1
+
+
 ERROR = """Burnish is ready at http://127.0.0.1:1 (home /x, pid 7)
 Error: of the start before (other)
   at    --old: long ago
