@@ -22,7 +22,7 @@ from burnish.platform.jobs.api import router as jobs_router
 from burnish.platform.jobs.component_app import component_app, install_problems
 from burnish.platform.jobs.mounting import MountedComponents
 from tests.support.asgi_server import served
-from tests.support.fuzzing import FULL, fuzz
+from tests.support.fuzzing import FULL, fuzz, tolerances
 from tests.support.jobs_bench import ROOT, Bench
 from tests.support.jobs_kinds import KINDS
 
@@ -114,7 +114,9 @@ async def test_forged_caller_tokens_leave_an_entry_of_a_failed_login(
 @pytest.mark.parametrize("which", [pytest.param("platform", marks=pytest.mark.full), "component"])
 async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: str, tmp_path: Path) -> None:
     tolerated: list[str] = []
+    configuration: list[str] = []
     if which == "platform":
+        configuration = tolerances()
         app: ASGIApp = platform_app(bench, bench.runtime.event_log)
     else:
         # Versions of the protocol may differ, so it is lenient; whether a job is right depends on its kind.
@@ -126,5 +128,6 @@ async def test_whatever_is_sent_is_answered_as_documented(bench: Bench, which: s
     phases = "examples,coverage,fuzzing" if FULL or bench.database.dialect == "postgresql" else "examples,fuzzing"
     async with served(app) as url:
         await asyncio.to_thread(
-            fuzz, f"{url}/openapi.json", tmp_path, *tolerated, examples=8, phases=phases, headers=headers
-        )
+            fuzz, f"{url}/openapi.json", tmp_path, *tolerated, examples=8, phases=phases, headers=headers,
+            configuration=configuration,
+        )  # fmt: skip
