@@ -17,9 +17,11 @@ from burnish.infra.database import Database
 from burnish.platform.integrator import store
 from burnish.platform.integrator.health import Sight
 from burnish.platform.integrator.judging import Judge, Look
+from burnish.platform.integrator.probing import Prober
 from burnish.platform.integrator.tables import ComponentTable
 from burnish.platform.integrator.together import Rows, SignsOfLife
-from tests.support.integrating import FAST, embedded_row, world
+from tests.support.asgi_server import served
+from tests.support.integrating import FAST, component, embedded_row, world
 from tests.support.waiting import until
 
 HEALTH = Health(load=0.5, warm=("m",))
@@ -209,6 +211,49 @@ async def test_what_came_this_moment_is_known_after_a_refresh(database_url: str,
                 assert name in here.integrator.instances
     finally:
         await other.dispose()
+
+
+async def test_who_is_well_has_its_lease_renewed_and_nothing_else(
+    database_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real instance, looked at over HTTP. Breaks with: a look that writes the whole row each time, or no lease at all."""
+    applied: list[str] = []
+    plain = Judge.apply
+
+    async def noted(self: Judge, session: AsyncSession, row: ComponentTable, look: Look, *, beat: bool = False) -> None:
+        applied.append(row.component_id)
+        await plain(self, session, row, look, beat=beat)
+
+    monkeypatch.setattr(Judge, "apply", noted)
+    async with served(component()) as url, world(database_url, home) as here:
+        await here.register("far-1", url)
+        await here.until_known("far-1")
+
+        async def row() -> ComponentTable:
+            async with here.database.read() as session:
+                found = await store.find(session, "far-1")
+            assert found is not None
+            return found
+
+        while (await row()).successes < IntegratorConfiguration().successes_until_healthy:
+            await asyncio.sleep(0.02)
+        applied.clear()
+        before = (await row()).expires_at or 0.0
+        async with asyncio.timeout(15):
+            while ((await row()).expires_at or 0.0) <= before:
+                await asyncio.sleep(0.05)
+        assert "far-1" not in applied
+        assert (await row()).status == InstanceState.HEALTHY
+
+
+async def test_a_fleet_that_began_at_once_is_not_looked_at_in_step(database: Database) -> None:
+    settings = IntegratorConfiguration(**FAST)
+    prober = Prober(database, None, lambda: settings, Judge(lambda: settings), None)  # type: ignore[arg-type]
+    described = {prober._next(Look(Sight.OK, None, DESCRIPTION, HEALTH), 0) for _ in range(20)}
+    usual = settings.probe_seconds
+    assert all(usual / 2 <= one <= usual for one in described)
+    assert max(described) - min(described) > usual / 20
+    assert {prober._next(WELL, 0) for _ in range(20)} == {usual}
 
 
 async def _fresh(session: AsyncSession, row: ComponentTable) -> ComponentTable:

@@ -198,6 +198,29 @@ async def test_two_reconcilers_never_hold_one_row_together(things: Database, dat
     assert not clashes
 
 
+async def test_rows_that_fall_due_one_after_the_other_are_claimed_together(things: Database) -> None:
+    """Breaks with: a claim, and a giving back, for each of them."""
+    turns = Counter[str]()
+
+    async def turn(one: Turn) -> float | None:
+        turns[one.key] += 1
+        return None
+
+    reconciler = Reconciler(things, Thing, turn, name="paced", pace_seconds=0.5)
+    await reconciler.start()
+    for number in range(20):
+        await add(things, f"t{number}")
+
+    async def all_had_one() -> bool:
+        return len(turns) == 20
+
+    await until(all_had_one)
+    looks = reconciler.beats
+    await reconciler.stop()
+    assert set(turns.values()) == {1}
+    assert looks < 10
+
+
 @pytest.mark.postgres
 async def test_no_transaction_of_a_frozen_server_outlives_its_limit(postgres_url: str) -> None:
     """A server may freeze between two statements, or between preparing one and running it: PostgreSQL then calls the
