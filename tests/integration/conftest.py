@@ -7,6 +7,7 @@ import pytest
 from burnish.infra.artifact_store.files import FileArtifactStore
 from burnish.infra.database import Database
 from tests.support.fake_components import FakeComponents
+from tests.support.identity import People
 from tests.support.oidc import Provider, real_provider
 from tests.support.site import Site, running_site
 from tests.support.workflow_engine import Engine, engine
@@ -38,3 +39,11 @@ def provider(site: Site) -> Iterator[Provider]:
         site.register_with(running)
         running.set_user("ada", email="ada@example.org", email_verified=True, name="Ada", groups=["ml"])
         yield running
+
+
+@pytest.fixture
+async def people(database: Database) -> People:
+    """Users and keys of two projects."""
+    found = People(database)
+    await found.begin("ml", "other")
+    return found

@@ -8,7 +8,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from burnish.core.errors import BurnishError, Conflict, Forbidden, NotFound
 from burnish.core.permissions import PLATFORM_WIDE, ROLES
-from burnish.infra.database import Database
 from burnish.platform.identity import Principal, service, store
 from burnish.platform.identity.credentials import keys
 from burnish.platform.identity.permission import authorize
@@ -21,13 +20,6 @@ from burnish.platform.identity.schemas import (
     RotateRequest,
 )
 from tests.support.identity import ROOT, People
-
-
-@pytest.fixture
-async def people(database: Database) -> People:
-    found = People(database)
-    await found.begin("ml", "other")
-    return found
 
 
 async def refused(people: People, error: type[BurnishError], caller: Principal, asked: NewBinding) -> BurnishError:

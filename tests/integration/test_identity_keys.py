@@ -22,13 +22,6 @@ from burnish.platform.identity.sessions import Sessions
 from tests.support.identity import ROOT, People
 
 
-@pytest.fixture
-async def people(database: Database) -> People:
-    found = People(database)
-    await found.begin("ml", "other")
-    return found
-
-
 async def test_nobody_becomes_somebody_else_but_by_an_administrator_of_every_project(people: People) -> None:
     """Breaks with: keys that the administrator of one project makes for its users. What is done with them is in the
     audit log as theirs."""
