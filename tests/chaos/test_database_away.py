@@ -195,6 +195,50 @@ async def test_a_database_that_answers_garbage_is_refused_soon(own_server: Postg
             await disturbed(own_server, database, lambda: proxy.set("garbage"), lambda: proxy.set("pass"))
 
 
+READY = "5a0000000549"
+UNREADABLE = {
+    "ready, with a length below zero": "5a80000000",
+    "ready, without the state": "5a00000004",
+    "rows of more columns than are told": "5400000006" + "7fff" + READY,
+    "a value longer than its message": "440000000a0001000000ff" + READY,
+    "a setting without an end": "5300000006ffff" + READY,
+    "done, in no UTF-8": "4300000006ff00" + READY,
+    "a notice of another process cut short": "4100000005ff" + READY,
+    "a warning without an end": "4e00000006ffff" + READY,
+    "an error with a code that there is not": "450000000f" + "435858305858004d780000" + READY,
+    "an error without an end": "450000000643ff" + READY,
+    "done, before anything was": READY,
+    "more authentication": "5200000008000000ff" + READY,
+}
+
+
+@pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
+async def test_an_answer_that_cannot_be_read_is_trouble_of_the_connection(
+    own_server: PostgresServer, answer: str
+) -> None:
+    """Breaks with: what the driver stumbles over in an answer, passed on as a fault of ours; a connection that is used
+    again with the rest of such an answer on it; a task of notices that ends of it."""
+    with Proxy(("127.0.0.1", own_server.port)) as proxy:
+        async with opened(own_server, proxy.port) as database, opened(own_server) as other:
+            proxy.set(f"answer {answer}")
+            for attempt in range(4):
+                with pytest.raises(Unavailable):
+                    await insert(database, f"unreadable-{attempt}")
+                with pytest.raises(Unavailable):
+                    async with database.read() as session:
+                        await session.execute(text("SELECT id FROM kept"))
+                database.publish("sent")
+            proxy.set("pass")
+            async with asyncio.timeout(BACK_SECONDS):
+                while database.away:
+                    await asyncio.sleep(0.01)
+                await asyncio.gather(*(insert(database, f"read-{answer}-{number}") for number in range(6)))
+                for sender, hearer in ((database, other), (other, database)):
+                    version = hearer.topic("after").version
+                    while not await hearer.topic("after").wait(version, 0.1):
+                        sender.publish("after")
+
+
 async def test_half_open_connections_are_found_while_the_database_lives(own_server: PostgresServer) -> None:
     """Breaks with: a database that counts as living on one connection while all others wait for ever."""
     with Proxy(("127.0.0.1", own_server.port)) as proxy:

@@ -14,6 +14,7 @@
 ``trickle``    answers come a byte at a time, 20 bytes a second
 ``half-close`` the server's side of each connection is ended towards the client; what the client sends still passes
 ``garbage``    random bytes come instead of answers
+``answer HEX`` these bytes come instead of each answer
 ``endless``    after each answer more comes, without end
 ``unending``   in place of each answer comes the head of one, and a body in chunks that never ends
 =============  ===========================================================================================================
@@ -32,7 +33,7 @@ from types import TracebackType
 _PIECE = 1 << 16
 _OVER_SECONDS = 0.1
 """An answer of which nothing more came for so long is over."""
-_MODES = ("stall", "delay", "trickle", "garbage", "endless", "unending")
+_MODES = ("stall", "delay", "trickle", "garbage", "answer", "endless", "unending")
 _ENDLESS = b"x" * 1000
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -99,7 +100,7 @@ class _Relay:
 
     def __init__(self, host: str, port: int) -> None:
         self.target = (host, port)
-        self.mode, self.seconds = "pass", 0.0
+        self.mode, self.seconds, self.answer = "pass", 0.0, b""
         self.connections: set[_Connection] = set()
         self.server: asyncio.Server | None = None
         self.port = 0
@@ -152,6 +153,8 @@ class _Relay:
             await asyncio.sleep(self.seconds)
         if answers and self.mode == "garbage":
             data = os.urandom(len(data))
+        if answers and self.mode == "answer":
+            data = self.answer
         if answers and self.mode == "trickle":
             for byte in data:
                 sink.write(bytes([byte]))
@@ -180,8 +183,11 @@ class _Relay:
             await asyncio.sleep(0.02)
 
     async def change(self, line: str) -> str:
-        mode, _, number = line.strip().partition(" ")
-        self.seconds = float(number or 0)
+        mode, _, operand = line.strip().partition(" ")
+        if mode == "answer":
+            self.answer = bytes.fromhex(operand)
+        elif mode == "delay":
+            self.seconds = float(operand)
         if mode == "half-open":
             for connection in self.connections:
                 connection.swallowed = True

@@ -27,8 +27,8 @@ from typing import Any, Literal, cast
 import asyncpg
 from sqlalchemy import JSON, DateTime, MetaData, event
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Connection, Dialect, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.engine import Connection, Dialect, ExceptionContext, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -39,7 +39,7 @@ from sqlalchemy.types import Float, TypeDecorator
 
 from burnish.core.errors import OutOfDisk, Unavailable
 from burnish.infra import signals
-from burnish.infra.outage import CONNECTION_TROUBLE, Outage
+from burnish.infra.outage import Outage, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,8 @@ class Database:
                 await connection.executemany(
                     "SELECT pg_notify($1, $2)", [(_CHANNEL, topic) for topic in topics], timeout=5
                 )
-            except CONNECTION_TROUBLE:
+            except Exception as error:
+                _tell_unreadable(error)
                 await _close(connection)
                 connection = None
                 await self._pause(0.5)
@@ -326,7 +327,8 @@ class Database:
                     ended = await connection.fetch(_END_FROZEN, self._frozen_seconds, timeout=2)
                     if ended:
                         log.warning("ended %d transactions of a server that froze within a statement", len(ended))
-            except CONNECTION_TROUBLE:
+            except Exception as error:
+                _tell_unreadable(error)
                 await self._pause(0.5)
             finally:
                 await _close(connection)
@@ -340,8 +342,13 @@ class Database:
 
 async def _close(connection: asyncpg.Connection | None) -> None:
     if connection is not None:
-        with suppress(*CONNECTION_TROUBLE):
+        with suppress(Exception):
             await connection.close(timeout=1)
+
+
+def _tell_unreadable(error: Exception) -> None:
+    if unreadable(error):
+        log.warning("notices between processes are interrupted by an answer that cannot be read", exc_info=error)
 
 
 BeforeCommit = Callable[[AsyncSession], Awaitable[None]]
@@ -436,7 +443,19 @@ def _watched(engine: AsyncEngine, outage: Outage) -> None:
     event.listen(sync, "after_cursor_execute", lambda connection, *_: tell(outage.heard, connection))
     event.listen(sync, "commit", lambda connection: tell(outage.asks, connection))
     event.listen(sync, "rollback", lambda connection: tell(outage.asks, connection))
-    event.listen(sync, "handle_error", lambda context: tell(outage.settled, context.connection))
+
+    @event.listens_for(sync, "handle_error")
+    def _failed(context: ExceptionContext) -> Exception | None:
+        tell(outage.settled, context.connection)
+        error, wrapped = context.original_exception, context.sqlalchemy_exception
+        if isinstance(error, SQLAlchemyError) or not (wrapped is None or isinstance(wrapped, DBAPIError)):
+            return None  # what came before the driver: a value that cannot be stored
+        if wrapped is not None:
+            error = error.__cause__ or error
+        if not unreadable(error):
+            return None
+        context.is_disconnect = True  # whatever else lies on it answers nothing that was asked
+        return ConnectionError(f"its answer cannot be read ({type(error).__name__}: {error})")
 
     @event.listens_for(sync, "checkin")
     def _given_back(connection: Any, _record: Any) -> None:

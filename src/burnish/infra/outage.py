@@ -21,13 +21,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import asyncpg
+from asyncpg.exceptions import UnknownPostgresError
 
 from burnish.core.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-CONNECTION_TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
-"""What may come of using a connection directly when the database, or the way to it, is disturbed."""
+_TOLD = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+"""What the driver raises on purpose."""
 
 _TICK_SECONDS = 0.1
 _DOUBT_SECONDS = 0.4
@@ -40,14 +41,26 @@ _RETRY_AFTER = 2.0
 
 _NOT_LIVING = (
     asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
+    UnknownPostgresError,
 )  # fmt: skip
-"""Answers of a database that starts or stops. Any other error that it sends proves that it lives."""
+"""Answers of a database that starts or stops, or of something else. Any other error proves that it lives."""
 
 _IDLE_SINCE = """
 SELECT pid, CASE WHEN wait_event = 'ClientRead' THEN extract(epoch FROM clock_timestamp() - state_change) ELSE 0 END
 FROM pg_stat_activity WHERE pid = ANY($1::int[]) OR pid = pg_backend_pid()
 """
 """For how long each session has been waiting for its client; our own proves that the pids are the database's own."""
+
+
+def unreadable(error: BaseException) -> bool:
+    """Tell whether the driver stumbled over an answer: what disturbs the way to a database may answer anything.
+
+    The driver does not distrust what it reads. A message that is too short, a text that is no UTF-8 or a column that
+    was not announced come out as the ``BufferError``, ``UnicodeDecodeError`` or ``IndexError`` that they cause, and as
+    errors with a code that PostgreSQL does not have. Who uses a connection directly, with statements that are known to
+    be right, therefore takes every ``Exception`` for trouble of the connection.
+    """
+    return isinstance(error, Exception) and (not isinstance(error, _TOLD) or isinstance(error, UnknownPostgresError))
 
 
 class _Line:
@@ -156,7 +169,7 @@ class Outage:
             if self.away and not _cancelled():
                 raise ConnectionError("it is away") from None
             raise
-        except CONNECTION_TROUBLE as error:
+        except Exception as error:
             self.suspect()
             raise ConnectionError(str(error) or type(error).__name__) from error
         finally:
@@ -255,7 +268,7 @@ class Outage:
     async def _ask_anew(self) -> str | None:
         try:
             connection = await self._connect()
-        except CONNECTION_TROUBLE as error:
+        except Exception as error:
             return _why_away(error)
         problem: str | None = "nobody waited for its answer"
         try:
@@ -276,11 +289,11 @@ class Outage:
         self._asking.add(connection)
         try:
             rows = await connection.fetch(_IDLE_SINCE, [one.get_server_pid() for one in waiting])
-        except CONNECTION_TROUBLE as error:
+            idle = {row[0]: float(row[1]) for row in rows}
+        except Exception as error:
             return _why_away(error)
         finally:
             self._asking.discard(connection)
-        idle = {row[0]: float(row[1]) for row in rows}
         if connection.get_server_pid() in idle:  # else a pooler stands between, and its pids are its own
             await asyncio.sleep(0)  # what has arrived meanwhile is read first
             self._break_off(waiting, idle)
@@ -342,5 +355,5 @@ def _cancelled() -> bool:
 
 async def _close(connection: asyncpg.Connection | None) -> None:
     if connection is not None:
-        with suppress(*CONNECTION_TROUBLE):
+        with suppress(Exception):
             await connection.close(timeout=1)

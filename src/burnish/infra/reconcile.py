@@ -51,7 +51,6 @@ from burnish.core.errors import Unavailable
 from burnish.infra import signals
 from burnish.infra.clock_watch import ClockWatch
 from burnish.infra.database import Database, epoch_now, notify
-from burnish.infra.outage import CONNECTION_TROUBLE
 
 log = logging.getLogger(__name__)
 
@@ -456,13 +455,13 @@ class _Renewer:
                     self._sql, [(key, token, self._lease) for key, token in held], timeout=self._lease / 3
                 )
                 pause = self._lease / 3
-            except CONNECTION_TROUBLE as error:
+            except Exception as error:
                 log.warning("leases were not renewed: %s", error)
                 if connection is not None:
                     connection.terminate()
                 connection = None
         if connection is not None:
-            with suppress(*CONNECTION_TROUBLE):
+            with suppress(Exception):
                 await connection.close(timeout=1)
 
 
