@@ -1,6 +1,7 @@
 """Limits that several gateways share in one Redis, and what happens when it is gone."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -13,6 +14,7 @@ from burnish.infra.redis import Redis, RedisGone, Script
 from burnish.platform.gateway.limits import Bucket, Limiter, MemoryLimiter, RedisLimiter, SharedLimiter
 from burnish.platform.gateway.sharing import SUBJECT, Buckets
 from burnish.testing.limiter_contract import CONTRACT
+from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer, running_redis
 from tests.support.waiting import until
 
@@ -136,6 +138,34 @@ async def test_a_start_without_redis(database: Database) -> None:
     assert (await buckets.limiter.take([Bucket("a", "k", 1, 1)])).allowed
     assert await told(database, 1) == ["limits fell back"]
     await buckets.stop()
+
+
+@pytest.mark.parametrize("answer", ["+OK\r\n", ":x\r\n", "*1\r\n:1\r\n", "*1\r\n*5\r\n:1\r\n:9\r\n:1\r\n:1\r\n:1\r\n",
+                                    "$-7\r\n", "-LOADING\r\n", "\x80\xff\r\n"])  # fmt: skip
+async def test_an_answer_that_is_none_counts_as_gone(
+    answer: str, own_redis: RedisServer, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests are counted here, nothing dies of it, and it is over with the disturbance. Breaks with: an answer that is
+    unpacked as if only Redis could send one; one that counts as there for answering anything at all."""
+    with Proxy(("127.0.0.1", own_redis.port)) as proxy:
+        buckets = Buckets(database, f"redis://127.0.0.1:{proxy.port}/0", node="here")
+        await buckets.start()
+        bucket = Bucket("gateway.per_key", "k", 1_000_000, 1000)
+        assert (await buckets.limiter.take([bucket])).allowed
+        proxy.set(f"answer {answer.encode('latin-1').hex()}")
+        for _ in range(20):
+            assert (await buckets.limiter.take([bucket])).allowed
+            await asyncio.sleep(0.01)
+        if answer != "+OK\r\n":  # that is what the question whether it is there is to be answered with
+            await until(lambda: not buckets.limiter._shared._redis.available)  # type: ignore[attr-defined]
+        proxy.set("pass")
+        await until(lambda: buckets.limiter._shared._redis.available)  # type: ignore[attr-defined]
+        before = shared_size(own_redis)
+        assert (await buckets.limiter.take([Bucket("gateway.per_key", "other", 10, 1)])).allowed
+        assert shared_size(own_redis) == before + 1
+        await buckets.stop()
+    gc.collect()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_what_refuses_writes_is_gone(own_redis: RedisServer) -> None:

@@ -14,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as Client
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import InvalidResponse, NoScriptError
 
 from burnish.core.errors import Unavailable
 from burnish.infra.loop import Loop
@@ -70,7 +70,7 @@ class Redis:
         """Close the connections."""
         await self._watch.stop()
         self.available = False
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(Exception):
             await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
@@ -92,10 +92,17 @@ class Redis:
                     return await self._client.evalsha(script.digest, len(keys), *keys, *arguments)
                 except NoScriptError:  # it was restarted, or its scripts were flushed
                     return await self._client.eval(script.source, len(keys), *keys, *arguments)
-        except (RedisError, OSError, TimeoutError) as error:
-            why = f"no answer within {self._patience} s" if isinstance(error, TimeoutError) else str(error)
+        except Exception as error:  # an answer that is none makes the client stumble in any way
+            why = self._why(error)
             self._change(False, why)
             raise RedisGone(f"Redis does not answer: {why}", retry_after=1) from error
+
+    def _why(self, error: Exception) -> str:
+        return (
+            f"no answer within {self._patience} s"
+            if isinstance(error, TimeoutError)
+            else str(error) or type(error).__name__
+        )
 
     async def _keep_looking(self) -> None:
         pause = _FIRST_RETRY_SECONDS
@@ -114,11 +121,12 @@ class Redis:
     async def _look(self) -> None:
         try:
             async with asyncio.timeout(self._patience):
-                await self._client.set("burnish:seen", 1, px=60_000)  # one that takes no writes is none for us
-        except (RedisError, OSError, TimeoutError) as error:
+                if not await self._client.set("burnish:seen", 1, px=60_000):  # one that takes no writes is none for us
+                    raise InvalidResponse("it does not say that it wrote")
+        except Exception as error:
             # Connections that were open when it froze or went are not used again.
             await self._client.connection_pool.disconnect()
-            self._change(False, str(error) or f"no answer within {self._patience} s")
+            self._change(False, self._why(error))
         else:
             self._change(True, "it answers")
 

@@ -257,10 +257,13 @@ class RedisLimiter:
             for bucket in asked.buckets:
                 arguments += (bucket.size, -1 if bucket.rate is None else bucket.rate)
         found: list[list[int]] = await self._redis.run(_TAKE, keys, arguments)
-        return [
-            Verdict(bool(allowed), asked.buckets[index - 1], left, full / 1000, wait / 1000)
-            for asked, (allowed, index, left, full, wait) in zip(batch, found, strict=True)
-        ]
+        try:
+            return [
+                Verdict(bool(allowed), asked.buckets[index - 1], left, full / 1000, wait / 1000)
+                for asked, (allowed, index, left, full, wait) in zip(batch, found, strict=True)
+            ]
+        except (TypeError, ValueError, IndexError) as error:
+            raise RedisGone("Redis answered something that is no answer", retry_after=1) from error
 
     def _expire(self, batch: list[_Asked], since: float) -> None:
         """Let go whom Redis keeps waiting. Time in which this process did not run does not count."""
