@@ -124,6 +124,28 @@ async def test_a_frozen_one_is_routed_around_within_the_deadline_and_its_return_
     assert frozen.problem_kind == "silent"
 
 
+async def test_one_that_is_slow_and_one_that_is_frozen_are_asked_in_turn(database_url: str, home: Path) -> None:
+    """Each is given up for the other, and the one that was only slow is asked again: what a lock of a frozen server costs.
+
+    Breaks with: the last that nobody had asked is waited for to the deadline, whatever becomes of the others.
+    """
+    with component_processes("a", "b") as (a, b):
+        async with world(database_url, home, probe_seconds=60.0) as found:
+            await two(found, a, b)
+            a.control(delay=20)
+            b.signal(signal.SIGSTOP)
+            began = time.monotonic()
+            call = asyncio.create_task(found.call(timeout=30))
+            await wait_for(lambda: found.integrator._routing.latency("a", time.monotonic()) is not None)
+            a.control(delay=0)
+            answer = await call
+            took = time.monotonic() - began
+            b.signal(signal.SIGCONT)
+    assert answer["name"] == "a"
+    print(f"answered after {took:.1f} s")
+    assert took < 10, "not the deadline of 30 s"
+
+
 @pytest.mark.parametrize("how", [{"status": 500}, {"torn": 1}, {"endless": 1}], ids=["status", "torn", "endless"])
 async def test_failing_answers_are_passed_on_and_their_instance_left_out(
     database_url: str, home: Path, how: dict[str, int]

@@ -19,12 +19,11 @@ from burnish.infra.http import Request, Response, Transport, Unreachable
 from burnish.platform.identity import CallerTokens, Principal
 from burnish.platform.integrator.balancing import OfType
 from burnish.platform.integrator.directory import Directory
-from burnish.platform.integrator.repeating import Body, class_of, is_repeatable
+from burnish.platform.integrator.repeating import MOST_TRIES, Asked, Body, class_of, is_repeatable
 from burnish.platform.integrator.routing import Routing, Try
 from burnish.platform.integrator.schemas import Instance
 from burnish.platform.integrator.ways import Way, Ways
 
-_MOST_TRIES = 4
 _PATIENCE_FACTOR = 4.0
 """An instance is given up for another after so many times its latency, and no sooner than a late health check."""
 _LOOK_SECONDS = 0.1
@@ -64,23 +63,23 @@ class Calls:
     ) -> "_Begun":
         """Send a request, to others too while that is allowed, until its answer begins."""
         call, repeatable = class_of(request), is_repeatable(request)
-        tried: frozenset[str] = frozenset()
+        asked = Asked()
         failure: BurnishError | None = None
         while True:
-            made = self._begin(component_type, tried, call, prefer, failure)
-            tried |= {made.instance.component_id}
+            made = self._begin(component_type, asked.barred, call, prefer, failure)
+            asked.begin(made.instance.component_id)
             way: Way | None = None
             try:
                 transport, way = self._way(made.instance)
-                patience = self._patience(made, tried, request, body) if repeatable else None
+                patience = self._patience(made, asked, request, body) if repeatable else None
                 sending = transport.send(self._signed(request, principal, made.instance))
                 if patience is None:
                     response = await sending.__aenter__()
                 else:
-                    response = await _answer(sending, patience, partial(self._is_worth_it, made, tried), made.instance)
+                    response = await _answer(sending, patience, partial(self._is_worth_it, made, asked), made.instance)
             except (Unreachable, GivenUp, DeadlineExceeded) as error:
                 self._learn(made, error)
-                goes_on = self._goes_on(made, error, tried, body, repeatable=repeatable)
+                goes_on = self._goes_on(made, error, asked, body, repeatable=repeatable)
                 self._end(made, way)
                 if not goes_on:
                     raise
@@ -160,23 +159,26 @@ class Calls:
         way.calls += 1
         return way.transport, way
 
-    def _patience(self, made: Try, tried: frozenset[str], request: Request, body: Body) -> float | None:
-        """Return for how long this instance is waited for; None: to the end, nobody else could be asked."""
-        if not isinstance(body.content, bytes) or len(tried) >= _MOST_TRIES or not self._others(made, tried):
+    def _patience(self, made: Try, asked: Asked, request: Request, body: Body) -> float | None:
+        """Return how long to wait until another is asked; None: to the end, nobody else ever could be."""
+        if not isinstance(body.content, bytes) or asked.tries >= MOST_TRIES or len(made.of_type.known) < 2:
             return None
         known = made.record.latencies.get(made.call)
         usual = 0.0 if known is None else _PATIENCE_FACTOR * known.value(made.began)
-        patience = max(self.settings().probe_timeout_seconds, usual)
+        patience = max(self.settings().probe_timeout_seconds * asked.patience_factor, usual)
         if request.deadline is None:
             return patience
         return min(patience, max(0.0, request.deadline - time.time()) / 2)
 
-    def _is_worth_it(self, made: Try, tried: frozenset[str]) -> bool:
-        return self.routing.is_worth_a_retry(made.of_type, tried, time.monotonic())
+    def _is_worth_it(self, made: Try, asked: Asked) -> bool:
+        component_type = made.instance.component_type
+        others = asked.others(self._usable(component_type))
+        return self.routing.is_worth_a_retry(component_type, others, time.monotonic())
 
-    def _others(self, made: Try, tried: frozenset[str]) -> bool:
-        usable = len(made.of_type.healthy) + len(made.of_type.degraded)
-        return usable > len(tried)
+    def _usable(self, component_type: str) -> frozenset[str]:
+        """Return who may be called now: more, or fewer, than as the call began."""
+        of_type = self.directory().by_type.get(component_type, _NONE)
+        return frozenset(one.component_id for one in (*of_type.healthy, *of_type.degraded))
 
     def _learn(self, made: Try, error: BurnishError) -> None:
         now = time.monotonic()
@@ -192,13 +194,17 @@ class Calls:
             self.routing.failed(made, now)
         _outcome(made.instance.component_type, "unreachable" if isinstance(error, Unreachable) else "late").inc()
 
-    def _goes_on(self, made: Try, error: BurnishError, tried: frozenset[str], body: Body, *, repeatable: bool) -> bool:
+    def _goes_on(self, made: Try, error: BurnishError, asked: Asked, body: Body, *, repeatable: bool) -> bool:
         """Tell whether another instance is asked, and take the retry from the budget."""
         unsent = isinstance(error, Unreachable) and not error.sent
         if isinstance(error, DeadlineExceeded) or not body.is_fresh or not (unsent or repeatable):
             return False
-        if len(tried) >= _MOST_TRIES or not self._others(made, tried):
+        if isinstance(error, GivenUp):
+            asked.give_up()
+        usable = self._usable(made.instance.component_type)
+        if not asked.others(usable):
             return False
+        asked.go_on(usable)
         component_type = made.instance.component_type
         if not self.routing.may_retry(component_type, time.monotonic()):
             signals.COMPONENT_RETRIES.labels(component_type, "over_budget").inc()

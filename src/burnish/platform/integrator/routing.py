@@ -271,11 +271,9 @@ class Routing:
         self._budget(component_type).add(now, 0, 1)
         return True
 
-    def is_worth_a_retry(self, of_type: OfType, tried: Set[str], now: float) -> bool:
-        """Tell whether giving up an instance that is slow leads to another: one that takes calls, within the budget."""
-        usable = [one for one in (*of_type.healthy, *of_type.degraded) if one.component_id not in tried]
-        takes = any(self.record(one.component_id).takes_calls(now) for one in usable)
-        return takes and self.has_retry(usable[0].component_type, now)
+    def is_worth_a_retry(self, component_type: str, others: Set[str], now: float) -> bool:
+        """Tell whether giving up an instance that is slow leads to one of these others: that takes calls, within the budget."""
+        return any(self.record(one).takes_calls(now) for one in others) and self.has_retry(component_type, now)
 
     def latency(self, component_id: str, now: float) -> float | None:
         """Return the latency of the slowest class of calls to an instance, None if none was called lately."""

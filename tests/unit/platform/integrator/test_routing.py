@@ -118,7 +118,7 @@ def test_a_slow_one_is_given_up_only_for_one_that_takes_calls_and_within_the_bud
     bench = Bench()
 
     def is_worth_it() -> bool:
-        return bench.routing.is_worth_a_retry(bench.found, {"a"}, bench.now)
+        return bench.routing.is_worth_a_retry("evaluation", {"b"}, bench.now)
 
     bench.begin("a")
     assert is_worth_it()
