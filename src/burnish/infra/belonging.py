@@ -31,10 +31,11 @@ async def claim(database: Database, store: ArtifactStore, home: Path, artifact_u
     Raises:
         Unavailable: the home or the store is another database's, or the database's artifacts are in another store.
     """
-    async with database.read() as session:
+    owners = await asyncio.to_thread(_owners, store, home)
+    async with database.read() as session:  # after: whoever ties them just now writes into the database first
         known = await artifacts.database_id(session)
     shown = make_url(database.url).set(query={}).render_as_string(hide_password=True)
-    _refuse_others(await asyncio.to_thread(_owners, store, home), known, shown, home, artifact_url)
+    _refuse_others(owners, known, shown, home, artifact_url)
     async with database.write() as session:
         known = await artifacts.claim_store(session, store.store_id, artifact_url)
     taken = await asyncio.to_thread(_take, store, home, f"{known} {shown}")

@@ -70,6 +70,23 @@ async def test_servers_that_start_together_agree(database: Database, home: Path,
     assert len({(one / OWNER_FILE).read_text() for one in homes}) == 1
 
 
+async def test_one_that_is_first_just_as_another_looks_is_no_other(database: Database, home: Path, tmp_path: Path) -> None:
+    """Breaks with: an owner's file that is younger than what was read of the database."""
+    folder, second = home / "artifacts", tmp_path / "second"
+    second.mkdir()
+    loop = asyncio.get_running_loop()
+
+    class Overtaken(FileArtifactStore):
+        """Another server's whole start comes before its owner is read."""
+
+        def owner(self) -> str | None:
+            asyncio.run_coroutine_threadsafe(_claim(database, home, folder), loop).result(10)
+            return super().owner()
+
+    await claim(database, Overtaken(folder), second, folder.as_uri())
+    assert (second / OWNER_FILE).read_text() == (home / OWNER_FILE).read_text()
+
+
 def _settings(url: str, home: Path) -> Settings:
     return Settings(home=home, database_url=SecretStr(url), components="data_management")
 
