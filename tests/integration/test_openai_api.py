@@ -308,7 +308,10 @@ async def test_errors_are_openais(served: Served) -> None:
     assert (broken.status_code, broken.json()["error"]["type"]) == (400, "invalid_request_error")
     assert (await served.http.post("/v1/chat/completions", json={"messages": HI})).json()["error"]["param"] == "model"
     assert (await served.http.get("/v1/chat/completions")).status_code == 405
-    assert (await served.http.get("/v1/nothing")).json()["error"]["type"] == "invalid_request_error"
+    for nowhere in ("/v1/nothing", "/v1/models/a%0Ab", "/v1/%0D%0A", "/v1/"):
+        answer = await served.http.get(nowhere)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json"), nowhere
+        assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 async def test_what_the_engine_is_asked_is_explicit(served: Served) -> None:

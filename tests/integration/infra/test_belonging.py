@@ -70,7 +70,9 @@ async def test_servers_that_start_together_agree(database: Database, home: Path,
     assert len({(one / OWNER_FILE).read_text() for one in homes}) == 1
 
 
-async def test_one_that_is_first_just_as_another_looks_is_no_other(database: Database, home: Path, tmp_path: Path) -> None:
+async def test_one_that_is_first_just_as_another_looks_is_no_other(
+    database: Database, home: Path, tmp_path: Path
+) -> None:
     """Breaks with: an owner's file that is younger than what was read of the database."""
     folder, second = home / "artifacts", tmp_path / "second"
     second.mkdir()

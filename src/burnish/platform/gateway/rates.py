@@ -137,7 +137,7 @@ def _buckets(limit: str, whose: str, rate: Rate) -> Iterator[Bucket]:
 def _pattern(template: str) -> re.Pattern[str]:
     """Return what matches the paths of a route's template: ``{name}`` stands for one segment, ``{path:path}`` for all."""
     parts = re.split(r"(\{[^}]*\})", template.rstrip("/") or "/")
-    return re.compile("".join(_part(one) for one in parts) + "/?")
+    return re.compile("".join(_part(one) for one in parts) + "/?", re.DOTALL)
 
 
 def _part(text: str) -> str:

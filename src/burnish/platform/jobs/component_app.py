@@ -115,9 +115,8 @@ def component_app(
     app.include_router(_protocol(describe(component_type, kinds, routes, version), kinds, runtime, warm))
     for router in routers:
         app.include_router(router)
-    for prefix, raw in (extra_asgi or {}).items():
-        app.mount(prefix, raw)
     document_permissions(app)
+    app.add_middleware(_DataPaths, apps=extra_asgi or {})
     app.add_middleware(_CallerCheck, component_type=component_type, runtime=runtime)
     return app
 
@@ -135,6 +134,19 @@ def describe(
         for name, kind in sorted(kinds.items())
     )  # fmt: skip
     return Description(component_type=component_type, version=version, kinds=offers, routes=tuple(routes))
+
+
+class _DataPaths:
+    """Sends what lies under a prefix to a raw ASGI app. A mounted one would not get paths with a line feed in them."""
+
+    def __init__(self, app: ASGIApp, apps: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._apps = apps
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        found = (raw for prefix, raw in self._apps.items() if path == prefix or path.startswith(f"{prefix}/"))
+        await next(found, self._app)(scope, receive, send)
 
 
 class _CallerCheck:

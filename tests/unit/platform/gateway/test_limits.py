@@ -150,6 +150,14 @@ async def test_a_request_comes_under_its_key_its_project_and_its_route() -> None
     assert [await asked(elsewhere, "/x") for _ in range(4)] == ["", "", "", "gateway.per_key"]
 
 
+async def test_no_path_under_a_routes_template_escapes_its_limit() -> None:
+    """Breaks with: a line feed in a path, which ends what a pattern matches."""
+    current = configured(per_route={"/platform/echo/{path:path}": {"requests_per_second": 1, "burst": 2}})
+    rates = Rates(MemoryLimiter(Clock()), lambda: current)
+    verdicts = [await rates.check(KEY, f"/platform/echo/{path}") for path in ("a", "a/b", "a\n/b")]
+    assert [verdict is not None and verdict.allowed for verdict in verdicts] == [True, True, False]
+
+
 async def test_keys_projects_and_routes_have_quotas_a_day() -> None:
     """Breaks with: a quota that one key uses up for another, or that a refused request is charged to."""
     nothing = {"requests_per_second": 0}
