@@ -454,6 +454,7 @@ def _watched(engine: AsyncEngine, outage: Outage) -> None:
             error = error.__cause__ or error
         if not unreadable(error):
             return None
+        log.warning("an answer of the database cannot be read; its connection is broken off", exc_info=error)
         context.is_disconnect = True  # whatever else lies on it answers nothing that was asked
         return ConnectionError(f"its answer cannot be read ({type(error).__name__}: {error})")
 
