@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -237,6 +238,21 @@ async def test_an_answer_that_cannot_be_read_is_trouble_of_the_connection(
                     version = hearer.topic("after").version
                     while not await hearer.topic("after").wait(version, 0.1):
                         sender.publish("after")
+
+
+async def test_what_does_not_even_say_its_version_leaves_no_open_socket(own_server: PostgresServer) -> None:
+    """Breaks with: a connection that the driver forgets as it stumbles over the first answer."""
+    with Proxy(("127.0.0.1", own_server.port)) as proxy:
+        proxy.set(f"answer {READY}")
+        database = Database(
+            make_url(own_server.url("postgres")).set(port=proxy.port).render_as_string(hide_password=False)
+        )
+        for attempt in range(5):
+            with pytest.raises(Unavailable):
+                await insert(database, f"nobody-{attempt}")
+        await database.dispose()
+        here = psutil.Process().net_connections("tcp")
+        assert not [one for one in here if one.raddr and one.raddr.port == proxy.port and one.status == "ESTABLISHED"]
 
 
 async def test_half_open_connections_are_found_while_the_database_lives(own_server: PostgresServer) -> None:

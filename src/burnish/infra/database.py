@@ -39,7 +39,7 @@ from sqlalchemy.types import Float, TypeDecorator
 
 from burnish.core.errors import OutOfDisk, Unavailable
 from burnish.infra import signals
-from burnish.infra.outage import Outage, unreadable
+from burnish.infra.outage import Outage, connect, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ class Database:
         await asyncio.sleep(0)  # let closed transports tell the loop so, which may end right after
 
     async def _connect(self) -> asyncpg.Connection:
-        return await asyncpg.connect(self.dsn, timeout=_CONNECT_SECONDS, server_settings=self.server_settings)
+        return await connect(self.dsn, timeout=_CONNECT_SECONDS, server_settings=self.server_settings)
 
     def _is_back(self) -> None:
         """Let whatever waits look again: notices were lost meanwhile."""
@@ -414,8 +414,8 @@ def _sqlite_engine(url: str, size: int, begin: str) -> AsyncEngine:
 
 
 def _postgresql_engine(url: str, size: int, server_settings: dict[str, str], outage: Outage) -> AsyncEngine:
-    async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
-        return await outage.open(asyncpg.connect(*arguments, **options))
+    async def watched(*arguments: Any, **options: Any) -> asyncpg.Connection:
+        return await outage.open(connect(*arguments, **options))
 
     engine = create_async_engine(
         url,
@@ -424,7 +424,7 @@ def _postgresql_engine(url: str, size: int, server_settings: dict[str, str], out
         pool_use_lifo=True,
         pool_timeout=10,
         connect_args={
-            "timeout": _CONNECT_SECONDS, "command_timeout": 30, "server_settings": server_settings, "async_creator_fn": connect,
+            "timeout": _CONNECT_SECONDS, "command_timeout": 30, "server_settings": server_settings, "async_creator_fn": watched,
         },
     )  # fmt: skip
     _watched(engine, outage)

@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import asyncpg
 from asyncpg.exceptions import UnknownPostgresError
@@ -61,6 +62,29 @@ def unreadable(error: BaseException) -> bool:
     be right, therefore takes every ``Exception`` for trouble of the connection.
     """
     return isinstance(error, Exception) and (not isinstance(error, _TOLD) or isinstance(error, UnknownPostgresError))
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it has no types
+    """Lets go of its socket where what answers does not even say which version it is: the driver forgets it open."""
+
+    __slots__ = ()
+
+    def __init__(self, protocol: Any, *more: Any, **named: Any) -> None:
+        try:
+            super().__init__(protocol, *more, **named)
+        except BaseException:
+            protocol.abort()
+            self._aborted = True  # type: ignore[misc]
+            raise
+
+
+async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
+    """Open a connection, as :func:`asyncpg.connect` does.
+
+    Raises:
+        Exception: of any kind; see :func:`unreadable`.
+    """
+    return await asyncpg.connect(*arguments, connection_class=_Connection, **options)
 
 
 class _Line:

@@ -51,6 +51,7 @@ from burnish.core.errors import Unavailable
 from burnish.infra import signals
 from burnish.infra.clock_watch import ClockWatch
 from burnish.infra.database import Database, epoch_now, notify
+from burnish.infra.outage import connect
 
 log = logging.getLogger(__name__)
 
@@ -448,7 +449,7 @@ class _Renewer:
                 continue
             try:
                 if connection is None or connection.is_closed():
-                    connection = await asyncpg.connect(
+                    connection = await connect(
                         self._database.dsn, timeout=2, server_settings=self._database.server_settings
                     )
                 await connection.executemany(
