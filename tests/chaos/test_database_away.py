@@ -244,9 +244,8 @@ async def test_what_does_not_even_say_its_version_leaves_no_open_socket(own_serv
     """Breaks with: a connection that the driver forgets as it stumbles over the first answer."""
     with Proxy(("127.0.0.1", own_server.port)) as proxy:
         proxy.set(f"answer {READY}")
-        database = Database(
-            make_url(own_server.url("postgres")).set(port=proxy.port).render_as_string(hide_password=False)
-        )
+        url = make_url(own_server.url("postgres")).set(port=proxy.port, query={"ssl": "disable"})  # the first answer
+        database = Database(url.render_as_string(hide_password=False))
         for attempt in range(5):
             with pytest.raises(Unavailable):
                 await insert(database, f"nobody-{attempt}")
