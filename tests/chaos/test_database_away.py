@@ -34,9 +34,11 @@ def own_server() -> Iterator[PostgresServer]:
 
 
 @asynccontextmanager
-async def opened(server: PostgresServer, port: int | None = None, host: str = "127.0.0.1") -> AsyncIterator[Database]:
+async def opened(
+    server: PostgresServer, port: int | None = None, host: str = "127.0.0.1", pool_size: int = 2
+) -> AsyncIterator[Database]:
     url = make_url(server.url("postgres")).set(host=host, port=port or server.port)
-    database = Database(url.render_as_string(hide_password=False), pool_size=2)
+    database = Database(url.render_as_string(hide_password=False), pool_size=pool_size)
     await database.start()
     try:
         await asyncio.gather(*(insert(database, f"first-{os.urandom(6).hex()}") for _ in range(6)))
@@ -298,6 +300,31 @@ async def test_a_statement_that_takes_long_is_no_outage(own_server: PostgresServ
             assert not database.away
         await asyncio.gather(*statements)
         await insert(database, f"slow-{ends}")
+
+
+async def test_a_process_that_is_kept_from_running_breaks_no_connection_off(own_server: PostgresServer) -> None:
+    """What it sends as it goes on is not there yet as the database says for whom it waits: its sessions are held up a little.
+
+    Breaks with: one look at the database's sessions, which is older than what this process has just sent.
+    """
+    async with opened(own_server, pool_size=8) as database:
+        load = Load(database, writers=16)
+        await load.until_written(time.monotonic(), 10)
+        while (kept := database._outage._kept) is None:
+            await asyncio.sleep(0.01)
+        own = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'burnish%'"
+        sessions = [pid for pid in map(int, own_server.execute(own).split()) if pid != kept.get_server_pid()]
+        assert len(sessions) > 10
+        for _ in range(5):
+            time.sleep(0.7)  # noqa: ASYNC251 - the process itself stands still
+            for pid in sessions:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.1)
+            for pid in sessions:
+                os.kill(pid, signal.SIGCONT)
+            await load.until_written(time.monotonic(), 10)
+        await load.stop()
+    assert not load.refusals
 
 
 async def test_a_lock_that_is_held_is_no_outage(own_server: PostgresServer) -> None:

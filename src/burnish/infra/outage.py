@@ -8,8 +8,8 @@ gets an answer again. A statement that takes long on a living database changes n
 from running: only time in which its own loop turned is counted.
 
 A living database also tells which connections are dead. One on which this process waits for an answer while the
-database waits for the next question, or does not know it at all, is *half-open*: it is broken off, and so are those that
-lie in the pool, which are opened anew at their next use.
+database waits for the next question, or does not know it at all, is *half-open*, once some looks in a row find nothing
+changed: it is broken off, and so are those that lie in the pool, which are opened anew at their next use.
 """
 
 import asyncio
@@ -36,7 +36,9 @@ _DOUBT_SECONDS = 0.4
 _ANSWER_SECONDS = 0.9
 _SECOND_WITNESS_SECONDS = 0.2
 _UNHEARD_SECONDS = 0.5
-"""So long an answer may have been on its way before a connection counts as half-open."""
+"""So long an answer may have been on its way before a connection is thought half-open."""
+_LOOKS = 3
+"""In a row that find it so, a tick apart: what a process that stood still has just sent may not be there at the first."""
 _AGAIN_SECONDS = 0.25
 _RETRY_AFTER = 2.0
 
@@ -47,10 +49,12 @@ _NOT_LIVING = (
 """Answers of a database that starts or stops, or of something else. Any other error proves that it lives."""
 
 _IDLE_SINCE = """
-SELECT pid, CASE WHEN wait_event = 'ClientRead' THEN extract(epoch FROM clock_timestamp() - state_change) ELSE 0 END
+SELECT pid, CASE WHEN wait_event = 'ClientRead' THEN extract(epoch FROM clock_timestamp() - state_change) ELSE 0 END,
+  extract(epoch FROM state_change)
 FROM pg_stat_activity WHERE pid = ANY($1::int[]) OR pid = pg_backend_pid()
 """
-"""For how long each session has been waiting for its client; our own proves that the pids are the database's own."""
+"""For how long each session has been waiting for its client, and since when; our own proves that the pids are the
+database's own."""
 
 
 def unreadable(error: BaseException) -> bool:
@@ -90,12 +94,15 @@ async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection:
 class _Line:
     """What is known of one connection."""
 
-    __slots__ = ("asked_at", "used")
+    __slots__ = ("asked_at", "doubt", "looks", "used")
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
         """Since when an answer has been waited for."""
         self.used = True
+        self.doubt: object = None
+        """What made it look half-open, and how many looks found it so."""
+        self.looks = 0
 
 
 class Outage:
@@ -313,7 +320,7 @@ class Outage:
         self._asking.add(connection)
         try:
             rows = await connection.fetch(_IDLE_SINCE, [one.get_server_pid() for one in waiting])
-            idle = {row[0]: float(row[1]) for row in rows}
+            idle = {row[0]: (float(row[1]), row[2]) for row in rows}
         except Exception as error:
             return _why_away(error)
         finally:
@@ -329,13 +336,18 @@ class Outage:
         found = {one: line.asked_at for one, line in self._lines.items() if line.asked_at and not one.is_closed()}
         return {one: asked_at for one, asked_at in found.items() if asked_at < latest}
 
-    def _break_off(self, waiting: dict[asyncpg.Connection, float], idle: dict[int, float]) -> None:
+    def _break_off(self, waiting: dict[asyncpg.Connection, float], idle: dict[int, tuple[float, object]]) -> None:
         dead = []
         for connection, asked_at in waiting.items():
             line = self._lines.get(connection)
             if line is None or line.asked_at != asked_at or connection.is_closed():
                 continue
-            if idle.get(connection.get_server_pid(), math.inf) > _UNHEARD_SECONDS:
+            seconds, since = idle.get(connection.get_server_pid(), (math.inf, None))
+            if seconds <= _UNHEARD_SECONDS:
+                continue
+            line.looks = line.looks + 1 if line.doubt == (asked_at, since) else 1
+            line.doubt = (asked_at, since)
+            if line.looks >= _LOOKS:
                 dead.append(connection)
         if dead:
             dead += [one for one, line in self._lines.items() if not line.used]

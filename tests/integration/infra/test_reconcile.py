@@ -179,10 +179,12 @@ async def test_two_reconcilers_never_hold_one_row_together(things: Database, dat
         if one.key in holding:
             clashes.append(one.key)
         holding.add(one.key)
-        async with one.write() as session:
-            (await session.get_one(Thing, one.key)).count += 1
-        await asyncio.sleep(0.005)
-        holding.discard(one.key)
+        try:
+            async with one.write() as session:
+                (await session.get_one(Thing, one.key)).count += 1
+            await asyncio.sleep(0.005)
+        finally:
+            holding.discard(one.key)
         async with one.read() as session:
             return None if (await session.get_one(Thing, one.key)).count >= 5 else 0
 
