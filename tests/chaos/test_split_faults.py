@@ -33,6 +33,8 @@ FROZEN_SECONDS = {"gateway1": 4.0, "serving1": 4.0}
 GONE_SECONDS = 30.0 if FULL else 4.0
 REDIS_GONE_SECONDS = 30.0 if FULL else 3.0
 ROUTED_SECONDS = 10.0
+_TRIES = 4
+"""Of a fault that a health check may find out before anybody is hurt by it."""
 HURT_SHARE, SLOW_SECONDS = 0.1, 1.5
 """Of the requests in the second half of a fault that lasts: those that it hurts yet. A third would, if nobody routed around."""
 RECOVERED_SECONDS = 30.0
@@ -161,17 +163,20 @@ def test_a_component_that_answers_badly_is_routed_around(fleet: Fleet, mode: str
             since = time.monotonic() - 2
             return sum(at > since for at in fleet.passed("serving2").values())
 
-        wait_for(lambda: lately() >= 5, 60, "serving2 is asked nothing")
+        wait_for(lambda: lately() >= 5, 120, "serving2 is asked nothing")
         return []
 
     blow = Blow(
         "serving2", lambda: line.disturb(mode), line.mend, fleet.settled, lambda: fleet.passed("serving2"), asked
     )
-    harm = under_load(
-        fleet, f"{mode}:", [blow], rate=RATE, hold=lambda _: 8 if FULL else 4, pause=0.5, timeout=10
-    )  # fmt: skip
-    spared(judged(fleet, harm))
-    assert harm.with_it > 0, "it was asked nothing"
+    for _ in range(_TRIES):
+        harm = under_load(
+            fleet, f"{mode}:", [blow], rate=RATE, hold=lambda _: 8 if FULL else 4, pause=0.5, timeout=10
+        )  # fmt: skip
+        spared(judged(fleet, harm))
+        if harm.with_it:
+            return
+    pytest.fail("it was asked nothing: a health check found it out first, each time")
 
 
 def test_redis_gone_changes_nothing_for_those_who_ask(fleet: Fleet, own_redis: RedisServer) -> None:

@@ -349,6 +349,8 @@ class Outage:
             line.doubt = (asked_at, since)
             if line.looks >= _LOOKS:
                 dead.append(connection)
+            else:
+                self.suspect()  # look again a tick later
         if dead:
             dead += [one for one, line in self._lines.items() if not line.used]
             log.warning("%d connections to the database are dead, or may be; they are opened anew", len(dead))
