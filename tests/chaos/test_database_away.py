@@ -217,7 +217,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
 async def test_an_answer_that_cannot_be_read_is_trouble_of_the_connection(
-    own_server: PostgresServer, answer: str
+    own_server: PostgresServer, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Breaks with: what the driver stumbles over in an answer, passed on as a fault of ours; a connection that is used
     again with the rest of such an answer on it; a task of notices that ends of it."""
@@ -231,6 +231,9 @@ async def test_an_answer_that_cannot_be_read_is_trouble_of_the_connection(
                     async with database.read() as session:
                         await session.execute(text("SELECT id FROM kept"))
                 database.publish("sent")
+            if answer == UNREADABLE["done, in no UTF-8"]:
+                told = [one for one in caplog.records if "cannot be read" in one.message and one.exc_info]
+                assert told, "what the driver stumbled over is a fault of somebody's: it is told with its traceback"
             proxy.set("pass")
             async with asyncio.timeout(BACK_SECONDS):
                 while database.away:

@@ -10,9 +10,8 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 _PROTOCOL = re.compile(r"/jobs|/jobs/validate|/jobs/[^/]+/(cancel|pause|resume)")
 """Posts of the component protocol: the same id twice is the same job."""
 _DEEP = frozenset({"v1", "platform"})
-
-
 MOST_TRIES = 4
+"""Of one call, the first among them."""
 
 
 class Asked:
